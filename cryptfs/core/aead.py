@@ -1,0 +1,179 @@
+"""The cipher suites: seal and open runs of chunk records, and single small values.
+
+A record is nonce | ciphertext | tag. Its AAD is kind, version and chunk_index, so that a chunk moved
+within its file does not authenticate; one moved to another file fails because every file has its own
+key. Source: docs/FORMAT.md, sections 3 and 4.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+
+import nacl.exceptions
+from nacl.bindings import (
+    crypto_aead_xchacha20poly1305_ietf_decrypt,
+    crypto_aead_xchacha20poly1305_ietf_encrypt,
+)
+
+from cryptfs.core.geometry import ChunkGeometry
+from cryptfs.core.sodium import AeadCalls, Buffer, aead_calls
+from cryptfs.errors import ChunkError
+
+FORMAT_VERSION = 1
+
+
+class Kind(IntEnum):
+    """First byte of every AAD: what a sealed value is, so that none can pose as another."""
+
+    CHUNK = 1
+    HEADER = 2
+    LINK = 3
+    LINK_UNBOUND = 4
+    XATTR_OF_FILE = 5
+    XATTR_OF_DIRECTORY = 6
+    SLOT = 7
+    JOURNAL = 8
+
+
+def aad_prefix(kind: Kind) -> bytes:
+    """The first two bytes of every AAD."""
+    return bytes((kind, FORMAT_VERSION))
+
+
+@dataclass(frozen=True, slots=True)
+class CipherSuite:
+    """An AEAD that can seal chunks. `function` is libsodium's name for it; sizes are bytes."""
+
+    name: str
+    cipher_id: int
+    function: str
+    nonce_size: int
+    tag_size: int
+
+    @property
+    def overhead(self) -> int:
+        """Bytes that a record has beyond its plaintext."""
+        return self.nonce_size + self.tag_size
+
+
+AEGIS_256 = CipherSuite("aegis-256", 1, "crypto_aead_aegis256", nonce_size=32, tag_size=32)
+XCHACHA20_POLY1305 = CipherSuite(
+    "xchacha20-poly1305", 2, "crypto_aead_xchacha20poly1305_ietf", nonce_size=24, tag_size=16
+)
+SUITES = {suite.name: suite for suite in (AEGIS_256, XCHACHA20_POLY1305)}
+
+_CHUNK_AAD = struct.Struct("<BB6xQ")
+
+
+def chunk_aad(chunk_index: int) -> bytes:
+    """AAD of one chunk record: kind, version, six zero bytes, chunk_index; 16 bytes."""
+    return _CHUNK_AAD.pack(Kind.CHUNK, FORMAT_VERSION, chunk_index)
+
+
+class ChunkCipher:
+    """Seals and opens runs of chunk records; one for a vault, given the file's key in each call.
+
+    Args: suite: the AEAD.   geometry: chunk size and overhead.
+          calls: the implementation; None takes the fastest that works here.
+    """
+
+    def __init__(self, suite: CipherSuite, geometry: ChunkGeometry, calls: AeadCalls | None = None) -> None:
+        if geometry.overhead != suite.overhead:
+            raise ValueError("geometry and suite disagree about the overhead")
+        self.suite = suite
+        self.geometry = geometry
+        self._calls = aead_calls(suite.function) if calls is None else calls
+
+    def seal_run(self, key: bytes, first_index: int, plain: Buffer, nonces: bytes, out: memoryview) -> int:
+        """Seal consecutive chunks into records.
+
+        Args:    key: the file's 32-byte content key.   first_index: index of the first chunk.
+                 plain: at least one byte; whole chunks, but for the last.
+                 nonces: one fresh nonce for each chunk, end to end.
+                 out: room for the records; never overlaps `plain`.
+        Returns: bytes written to out.
+        Source:  docs/FORMAT.md, section 4.
+        """
+        geometry, calls = self.geometry, self._calls
+        chunk_size, overhead = geometry.chunk_size, geometry.overhead
+        nonce_size = self.suite.nonce_size
+        total = len(plain)
+        count = geometry.chunk_count(total)
+        if total == 0 or len(key) != 32 or len(nonces) != count * nonce_size:
+            raise ValueError("seal_run needs plaintext, a 32-byte key and one nonce for each chunk")
+        if len(out) < total + count * overhead:
+            raise ValueError("seal_run needs room for every record")
+        source, target = calls.pointer(plain), calls.pointer(out)
+        place = nonce_at = done = 0
+        for chunk_index in range(first_index, first_index + count):
+            length = min(chunk_size, total - done)
+            out[place : place + nonce_size] = nonces[nonce_at : nonce_at + nonce_size]
+            record = target + place
+            calls.seal(record + nonce_size, source + done, length, chunk_aad(chunk_index), record, key)
+            done += length
+            nonce_at += nonce_size
+            place += length + overhead
+        return place
+
+    def open_run(
+        self, key: bytes, first_index: int, sealed: memoryview, out: memoryview, *, holes: bool
+    ) -> int:
+        """Authenticate and decrypt a run of consecutive chunk records.
+
+        Args:    key: the file's 32-byte content key.   first_index: index of the first chunk.
+                 sealed: whole records, the last may be short.   out: room for the plaintext.
+                 holes: whether an all-zero record reads as zeros (the file's SPARSE flag).
+        Returns: plaintext bytes written to out.
+        Raises:  ChunkError: a record is forged, damaged, moved or of impossible length; out then holds
+                 no byte of that chunk nor of later ones.
+        Source:  docs/FORMAT.md, section 4.
+        """
+        geometry, calls = self.geometry, self._calls
+        record_size, overhead = geometry.record_size, geometry.overhead
+        nonce_size = self.suite.nonce_size
+        total = len(sealed)
+        count = -(-total // record_size)
+        if len(key) != 32 or len(out) < total - count * overhead:
+            raise ValueError("open_run needs a 32-byte key and room for the plaintext")
+        source, target = calls.pointer(sealed), calls.pointer(out)
+        place = done = 0
+        for chunk_index in range(first_index, first_index + count):
+            length = min(record_size, total - place)
+            if length <= overhead:
+                raise ChunkError("the record has no plaintext", chunk_index=chunk_index)
+            record = source + place
+            opened = calls.open(
+                target + done, record + nonce_size, length - nonce_size, chunk_aad(chunk_index), record, key
+            )
+            if not opened:
+                out[done : done + length - overhead] = bytes(length - overhead)
+                if bytes(sealed[place : place + length]) != bytes(length):
+                    raise ChunkError("the record does not authenticate", chunk_index=chunk_index)
+                if not holes:
+                    raise ChunkError("the record was zeroed, and the file has no holes", chunk_index=chunk_index)
+            place += length
+            done += length - overhead
+        return done
+
+
+SMALL_NONCE_SIZE = 24
+SMALL_TAG_SIZE = 16
+SMALL_OVERHEAD = SMALL_NONCE_SIZE + SMALL_TAG_SIZE
+
+
+def seal_small(key: bytes, plain: bytes, aad: bytes, nonce: bytes) -> bytes:
+    """Seal a small value with XChaCha20-Poly1305: nonce | ciphertext | tag (FORMAT.md, section 3)."""
+    return nonce + crypto_aead_xchacha20poly1305_ietf_encrypt(plain, aad, nonce, key)
+
+
+def open_small(key: bytes, sealed: bytes, aad: bytes) -> bytes | None:
+    """Open what seal_small made; None where it does not authenticate."""
+    if len(sealed) < SMALL_OVERHEAD:
+        return None
+    nonce, body = sealed[:SMALL_NONCE_SIZE], sealed[SMALL_NONCE_SIZE:]
+    try:
+        return crypto_aead_xchacha20poly1305_ietf_decrypt(body, aad, nonce, key)
+    except nacl.exceptions.CryptoError:
+        return None

@@ -1,0 +1,127 @@
+"""All offset and size arithmetic of the project.
+
+A backing file is empty, or a 256-byte header and the chunk records one after another:
+
+    0            256                256 + R            256 + 2R
+    | header     | record of chunk 0 | record of chunk 1 | ...     R = chunk_size + overhead
+
+where overhead is nonce plus tag. Only the last record may be shorter, and it holds at least one
+plaintext byte. Source: docs/FORMAT.md, section 4.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+HEADER_SIZE = 256
+MIN_CHUNK_SIZE = 4 * 1024
+MAX_CHUNK_SIZE = 1024 * 1024
+MAX_FILE_OFFSET = 2**63 - 1  # off_t
+
+
+class ChunkSpan(NamedTuple):
+    """The chunks that a range of plaintext touches.
+
+    first, last:   chunk indices, both included.
+    head:          plaintext bytes of chunk `first` before the range.
+    tail:          plaintext bytes of chunk `last` up to and including the range's end (1 .. chunk_size).
+    """
+
+    first: int
+    last: int
+    head: int
+    tail: int
+
+    @property
+    def count(self) -> int:
+        """Number of chunks touched."""
+        return self.last - self.first + 1
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkGeometry:
+    """Sizes and offsets for one chunk size and one cipher suite.
+
+    Args: chunk_size: plaintext bytes of a whole chunk, a power of two from 4 KiB to 1 MiB.
+          overhead: bytes of nonce and tag in each record.
+    """
+
+    chunk_size: int
+    overhead: int
+
+    def __post_init__(self) -> None:
+        size = self.chunk_size
+        if not MIN_CHUNK_SIZE <= size <= MAX_CHUNK_SIZE or size & (size - 1):
+            raise ValueError(f"chunk size {size} is not a power of two from {MIN_CHUNK_SIZE} to {MAX_CHUNK_SIZE}")
+        if not 0 < self.overhead < MIN_CHUNK_SIZE:
+            raise ValueError(f"overhead {self.overhead} is out of range")
+
+    @property
+    def record_size(self) -> int:
+        """Bytes of a whole chunk record."""
+        return self.chunk_size + self.overhead
+
+    @property
+    def max_plain_size(self) -> int:
+        """Largest plaintext size whose backing file still has an off_t length."""
+        return (MAX_FILE_OFFSET - HEADER_SIZE) // self.record_size * self.chunk_size
+
+    def span(self, plain_offset: int, length: int) -> ChunkSpan:
+        """The chunks that hold `length` (>= 1) plaintext bytes from `plain_offset` (>= 0)."""
+        if plain_offset < 0 or length < 1:
+            raise ValueError(f"no span for offset {plain_offset} and length {length}")
+        chunk_size = self.chunk_size
+        end = plain_offset + length
+        first = plain_offset // chunk_size
+        last = (end - 1) // chunk_size
+        return ChunkSpan(first, last, plain_offset - first * chunk_size, end - last * chunk_size)
+
+    def chunk_count(self, plain_size: int) -> int:
+        """Chunks in a file of `plain_size` bytes."""
+        return -(-plain_size // self.chunk_size)
+
+    def chunk_start(self, chunk_index: int) -> int:
+        """Plaintext offset of a chunk's first byte."""
+        return chunk_index * self.chunk_size
+
+    def chunk_length(self, chunk_index: int, plain_size: int) -> int:
+        """Plaintext bytes of one chunk in a file of `plain_size` bytes; 0 where it is past the end."""
+        return max(0, min(self.chunk_size, plain_size - chunk_index * self.chunk_size))
+
+    def record_offset(self, chunk_index: int) -> int:
+        """Offset in the backing file of a chunk's record."""
+        return HEADER_SIZE + chunk_index * self.record_size
+
+    def records_size(self, plain_length: int) -> int:
+        """Bytes of the records that hold `plain_length` plaintext bytes from the start of a chunk."""
+        return plain_length + self.chunk_count(plain_length) * self.overhead
+
+    def cipher_size(self, plain_size: int) -> int:
+        """Length of the backing file that holds `plain_size` bytes, header included."""
+        return HEADER_SIZE + self.records_size(plain_size)
+
+    def plain_size(self, cipher_size: int) -> int:
+        """Plaintext size of a backing file from its length alone.
+
+        Raises: ValueError: no file has that length (a cut header, or a last record without plaintext).
+        """
+        if cipher_size == 0:
+            return 0
+        if cipher_size < HEADER_SIZE:
+            raise ValueError(f"a backing file of {cipher_size} bytes has no whole header")
+        whole, rest = divmod(cipher_size - HEADER_SIZE, self.record_size)
+        if rest == 0:
+            return whole * self.chunk_size
+        if rest <= self.overhead:
+            raise ValueError(f"a backing file of {cipher_size} bytes ends in a record without plaintext")
+        return whole * self.chunk_size + rest - self.overhead
+
+    def plain_size_floor(self, cipher_size: int) -> int:
+        """As plain_size, but counts an impossible last piece as absent: what stat can say of any file."""
+        whole, rest = divmod(max(cipher_size - HEADER_SIZE, 0), self.record_size)
+        return whole * self.chunk_size + max(rest - self.overhead, 0)
+
+    def chunk_of_record_byte(self, cipher_offset: int) -> int:
+        """Index of the chunk whose record holds the byte at `cipher_offset`; 0 for the header's bytes."""
+        return max(cipher_offset - HEADER_SIZE, 0) // self.record_size

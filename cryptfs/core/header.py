@@ -1,0 +1,112 @@
+"""The 256-byte header of a backing file.
+
+    offset  bytes
+         0      7  magic "CRYPTFS"
+         7      1  version
+         8      1  cipher id
+         9      1  log2 of the chunk size
+        10      2  zeros
+        12      4  epoch
+        16     32  file_id
+        48     24  nonce                        everything before is the AAD of
+        72    152  sealed state: 136 bytes and a tag of 16
+       224     32  mac: keyed BLAKE2b-256 over bytes 0 .. 223
+
+Source: docs/FORMAT.md, section 4.
+"""
+
+from __future__ import annotations
+
+import hmac
+import struct
+from dataclasses import dataclass, replace
+from enum import IntFlag
+
+from cryptfs.core.aead import FORMAT_VERSION, SMALL_NONCE_SIZE, Kind, aad_prefix, open_small, seal_small
+from cryptfs.core.geometry import HEADER_SIZE
+from cryptfs.core.keys import FILE_ID_SIZE, Subkeys, derive
+from cryptfs.errors import HeaderError
+
+MAGIC = b"CRYPTFS"
+_CLEAR = struct.Struct("<7sBBBHI32s")
+_STATE = struct.Struct("<QQQI108s")
+_NONCE_OFFSET = _CLEAR.size
+_STATE_OFFSET = _NONCE_OFFSET + SMALL_NONCE_SIZE
+_MAC_OFFSET = 224
+_RESERVED = bytes(108)
+MAX_EPOCH = 2**32 - 1
+
+
+class HeaderFlag(IntFlag):
+    """What the sealed state says of the file. Unknown bits are refused."""
+
+    CLEAN = 1  # the file is exactly `size` long; without it, at least `size_min`
+    SPARSE = 2  # all-zero records are holes and read as zeros
+    VOID = 4  # whatever stands behind the header is left over from before a truncate to zero
+
+
+_KNOWN_FLAGS = HeaderFlag.CLEAN | HeaderFlag.SPARSE | HeaderFlag.VOID
+
+
+@dataclass(frozen=True, slots=True)
+class FileHeader:
+    """What a header says. Sizes are plaintext bytes.
+
+    epoch:      raised by each truncate to zero; part of the file's key.
+    size:       authentic length where flags has CLEAN.
+    size_min:   length below which a file that is not CLEAN has been cut.
+    generation: raised each time the file goes from CLEAN to not CLEAN.
+    """
+
+    cipher_id: int
+    log2_chunk_size: int
+    file_id: bytes
+    epoch: int = 0
+    size: int = 0
+    size_min: int = 0
+    generation: int = 0
+    flags: HeaderFlag = HeaderFlag(0)
+
+    def changed(self, **fields: object) -> FileHeader:
+        """A copy with some fields replaced."""
+        return replace(self, **fields)  # type: ignore[arg-type]
+
+    def pack(self, keys: Subkeys, nonce: bytes) -> bytes:
+        """Seal into 256 bytes. `nonce`: 24 fresh random bytes."""
+        if len(nonce) != SMALL_NONCE_SIZE:
+            raise ValueError(f"a header nonce has {SMALL_NONCE_SIZE} bytes, not {len(nonce)}")
+        if len(self.file_id) != FILE_ID_SIZE:
+            raise ValueError(f"a file_id has {FILE_ID_SIZE} bytes, not {len(self.file_id)}")
+        clear = _CLEAR.pack(
+            MAGIC, FORMAT_VERSION, self.cipher_id, self.log2_chunk_size, 0, self.epoch, self.file_id
+        )
+        state = _STATE.pack(self.size, self.size_min, self.generation, self.flags, _RESERVED)
+        body = clear + seal_small(keys.header_key, state, aad_prefix(Kind.HEADER) + clear, nonce)
+        return body + derive(keys.header_mac_key, b"hdrmac", body)
+
+    @classmethod
+    def unpack(cls, raw: bytes, keys: Subkeys, cipher_id: int, log2_chunk_size: int) -> FileHeader:
+        """Verify and decode a header of a vault with this cipher and chunk size.
+
+        Raises: HeaderError: it is cut, damaged, forged, of another vault, or from a later version.
+        """
+        if len(raw) != HEADER_SIZE:
+            raise HeaderError(f"the file header has {len(raw)} bytes instead of {HEADER_SIZE}")
+        body, mac = raw[:_MAC_OFFSET], raw[_MAC_OFFSET:]
+        if not hmac.compare_digest(derive(keys.header_mac_key, b"hdrmac", body), mac):
+            raise HeaderError("the file header does not authenticate")
+        clear = body[:_NONCE_OFFSET]
+        magic, version, header_cipher, header_log2, zeros, epoch, file_id = _CLEAR.unpack(clear)
+        if magic != MAGIC or version != FORMAT_VERSION or zeros:
+            raise HeaderError(f"the file header has version {version}, which this program does not know")
+        if (header_cipher, header_log2) != (cipher_id, log2_chunk_size):
+            raise HeaderError("the file was made with another cipher or chunk size than the vault's")
+        state = open_small(keys.header_key, body[_NONCE_OFFSET:], aad_prefix(Kind.HEADER) + clear)
+        if state is None:
+            raise HeaderError("the sealed state of the file header does not authenticate")
+        size, size_min, generation, flags, reserved = _STATE.unpack(state)
+        if flags & ~_KNOWN_FLAGS or reserved != _RESERVED:
+            raise HeaderError("the file header uses something that this program does not know")
+        return cls(
+            header_cipher, header_log2, file_id, epoch, size, size_min, generation, HeaderFlag(flags)
+        )

@@ -1,0 +1,158 @@
+"""Names: a deterministic, verified encryption that hides their length in steps of 16 bytes.
+
+    siv[16]     = keyed BLAKE2b(dir_id | length | padded name)
+    ciphertext  = padded name XOR keystream(siv)
+    cipher name = base64url(siv | ciphertext), unpadded
+
+The name alone is enough to decrypt it; dir_id verifies that it stands in its own directory. A cipher
+name over 255 bytes lives in a sidecar and its entry is called by a hash of it. Source: docs/FORMAT.md,
+section 5.
+"""
+
+from __future__ import annotations
+
+import binascii
+import hashlib
+import hmac
+
+from cryptfs.core.keys import DIR_ID_SIZE, Subkeys
+from cryptfs.errors import NameError_, NameTooLongError
+
+MAX_NAME_SIZE = 255
+SIV_SIZE = 16
+PAD_STEP = 16
+MAX_PADDED_SIZE = 256
+INTERNAL_PREFIX = "cryptfs."  # '.' is not in the alphabet of cipher names
+LONG_PREFIX = "cryptfs.long."
+SIDECAR_SUFFIX = ".name"
+TEMP_PREFIX = "cryptfs.tmp."
+XATTR_CONTEXT = b"cryptfs:xattrs\0\0"  # stands where dir_id does, for the names of xattrs
+_STREAM_BLOCK = 64
+_TO_URL = bytes.maketrans(b"+/", b"-_")
+_FROM_URL = bytes.maketrans(b"-_", b"+/")
+_ZEROS = bytes(PAD_STEP)
+
+
+def encode_text(data: bytes) -> str:
+    """Unpadded base64url (RFC 4648, section 5)."""
+    return binascii.b2a_base64(data, newline=False).translate(_TO_URL).rstrip(b"=").decode("ascii")
+
+
+def decode_text(text: str) -> bytes | None:
+    """Strict inverse of encode_text: None for whatever encode_text would have spelled differently."""
+    try:
+        raw = text.encode("ascii")
+        data = binascii.a2b_base64(raw.translate(_FROM_URL) + b"=" * (-len(raw) % 4), strict_mode=True)
+    except ValueError:
+        return None
+    return data if encode_text(data) == text else None
+
+
+def long_entry_name(cipher_name: str) -> str:
+    """Name of the entry whose cipher name does not fit: 'cryptfs.long.' and its BLAKE2b-256."""
+    return LONG_PREFIX + encode_text(hashlib.blake2b(cipher_name.encode(), digest_size=32).digest())
+
+
+class NameCipher:
+    """Seals and opens names of one vault."""
+
+    def __init__(self, keys: Subkeys) -> None:
+        self._mac = hashlib.blake2b(digest_size=SIV_SIZE, key=keys.names_mac_key, person=b"cryptfs:name")
+        self._stream = hashlib.blake2b(
+            digest_size=_STREAM_BLOCK, key=keys.names_stream_key, person=b"cryptfs:stream"
+        )
+
+    def in_directory(self, dir_id: bytes) -> DirectoryNames:
+        """The names of the directory with this dir_id (16 bytes)."""
+        if len(dir_id) != DIR_ID_SIZE:
+            raise ValueError(f"a dir_id has {DIR_ID_SIZE} bytes, not {len(dir_id)}")
+        return DirectoryNames(self, dir_id)
+
+    def of_xattrs(self) -> DirectoryNames:
+        """The names of extended attributes."""
+        return DirectoryNames(self, XATTR_CONTEXT)
+
+    def apply_stream(self, siv: bytes, data: bytes) -> bytes:
+        """XOR `data` with the keystream that belongs to `siv`."""
+        size = len(data)
+        blocks = []
+        for counter in range(-(-size // _STREAM_BLOCK)):
+            block = self._stream.copy()
+            block.update(siv + counter.to_bytes(4, "little"))
+            blocks.append(block.digest())
+        stream = b"".join(blocks)[:size]
+        mixed = int.from_bytes(data, "little") ^ int.from_bytes(stream, "little")
+        return mixed.to_bytes(size, "little")
+
+    def open_unverified(self, cipher_name: str) -> tuple[bytes, bytes]:
+        """Decrypt without a dir_id, as a repair must: (name, siv).
+
+        Raises: NameError_: it is not the canonical spelling of a name.
+        """
+        data = decode_text(cipher_name)
+        if data is None:
+            raise NameError_("the cipher name is not canonical base64url", cipher_path=cipher_name)
+        padded_size = len(data) - SIV_SIZE
+        if not PAD_STEP <= padded_size <= MAX_PADDED_SIZE or padded_size % PAD_STEP:
+            raise NameError_("the cipher name has an impossible length", cipher_path=cipher_name)
+        siv = data[:SIV_SIZE]
+        padded = self.apply_stream(siv, data[SIV_SIZE:])
+        name = padded.rstrip(b"\0")
+        if not 0 < len(name) <= MAX_NAME_SIZE or len(name) + (-len(name) % PAD_STEP) != padded_size:
+            raise NameError_("the cipher name does not decrypt to a name", cipher_path=cipher_name)
+        return name, siv
+
+    def siv_state(self, dir_id: bytes) -> hashlib.blake2b:
+        """The keyed hash of a directory's names, ready for length and padded name."""
+        state = self._mac.copy()
+        state.update(dir_id)
+        return state
+
+
+class DirectoryNames:
+    """The names of one directory (or of xattrs): seal, open, verify."""
+
+    __slots__ = ("_cipher", "_state")
+
+    def __init__(self, cipher: NameCipher, dir_id: bytes) -> None:
+        self._cipher = cipher
+        self._state = cipher.siv_state(dir_id)
+
+    def _siv(self, name: bytes, padded: bytes) -> bytes:
+        state = self._state.copy()
+        state.update(bytes((len(name),)) + padded)
+        return state.digest()
+
+    def seal(self, name: bytes) -> str:
+        """The full cipher name, of any length up to 363 characters.
+
+        Raises: NameTooLongError: over 255 bytes.   ValueError: empty, '.', '..', or with NUL or '/'.
+        """
+        if not name or name in (b".", b"..") or b"\0" in name or b"/" in name:
+            raise ValueError("not a name of a directory entry")
+        if len(name) > MAX_NAME_SIZE:
+            raise NameTooLongError(f"a name of {len(name)} bytes is over the limit of {MAX_NAME_SIZE}")
+        padded = name + _ZEROS[: -len(name) % PAD_STEP]
+        siv = self._siv(name, padded)
+        return encode_text(siv + self._cipher.apply_stream(siv, padded))
+
+    def open(self, cipher_name: str) -> bytes:
+        """Decrypt and verify a full cipher name.
+
+        Raises: NameError_: it is not canonical, forged, or belongs to another directory.
+        """
+        name, siv = self._cipher.open_unverified(cipher_name)
+        padded = name + _ZEROS[: -len(name) % PAD_STEP]
+        if not hmac.compare_digest(self._siv(name, padded), siv):
+            raise NameError_("the cipher name does not belong to this directory", cipher_path=cipher_name)
+        if b"/" in name or b"\0" in name or name in (b".", b".."):
+            raise NameError_("the cipher name decrypts to no valid name", cipher_path=cipher_name)
+        return name
+
+
+def siv_of(cipher_name: str) -> bytes:
+    """The siv at the start of a canonical cipher name."""
+    data = decode_text(cipher_name)
+    if data is None:
+        raise NameError_("the cipher name is not canonical base64url", cipher_path=cipher_name)
+    return data[:SIV_SIZE]

@@ -1,0 +1,116 @@
+"""libsodium's AEAD calls below PyNaCl's wrappers, and the same through the wrappers.
+
+PyNaCl's public functions take and return bytes: they allocate, zero and copy for each call. The cffi
+module below them seals from one buffer into another, without a copy, and releases the interpreter lock
+meanwhile. That module is not a public interface, so everything here has a second implementation on the
+public functions; `tests/unit/test_aead.py` checks that both agree.
+
+This is the one module that touches nacl._sodium.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import nacl.bindings
+import nacl.exceptions
+
+Buffer = bytes | bytearray | memoryview
+
+
+class AeadCalls(Protocol):
+    """Seal and open single records between buffers.
+
+    A pointer is what `pointer` returned, plus an offset in bytes: it keeps its buffer alive.
+    """
+
+    def pointer(self, buffer: Buffer) -> Any:
+        """Something that `+ offset` and the calls below accept as an address in `buffer`."""
+
+    def seal(self, out: Any, plain: Any, length: int, aad: bytes, nonce: Any, key: bytes) -> None:
+        """Write ciphertext and tag of `length` plaintext bytes to `out`."""
+
+    def open(self, out: Any, sealed: Any, length: int, aad: bytes, nonce: Any, key: bytes) -> bool:
+        """Verify `length` bytes of ciphertext and tag, write the plaintext; False where it is forged."""
+
+
+class DirectCalls:
+    """On the cffi module: no copies, no interpreter lock held."""
+
+    def __init__(self, function: str) -> None:
+        from nacl._sodium import ffi, lib
+
+        self._from_buffer = ffi.from_buffer
+        self._array = ffi.typeof("unsigned char[]")
+        self._null = ffi.NULL
+        self._encrypt = getattr(lib, f"{function}_encrypt")
+        self._decrypt = getattr(lib, f"{function}_decrypt")
+
+    def pointer(self, buffer: Buffer) -> Any:
+        return self._from_buffer(self._array, buffer)
+
+    def seal(self, out: Any, plain: Any, length: int, aad: bytes, nonce: Any, key: bytes) -> None:
+        null = self._null
+        if self._encrypt(out, null, plain, length, aad, len(aad), null, nonce, key):
+            raise RuntimeError("libsodium refused to seal")
+
+    def open(self, out: Any, sealed: Any, length: int, aad: bytes, nonce: Any, key: bytes) -> bool:
+        null = self._null
+        return not self._decrypt(out, null, null, sealed, length, aad, len(aad), nonce, key)
+
+
+class _Position:
+    """A place in a buffer, for WrappedCalls."""
+
+    __slots__ = ("offset", "view")
+
+    def __init__(self, view: memoryview, offset: int = 0) -> None:
+        self.view = view
+        self.offset = offset
+
+    def __add__(self, offset: int) -> _Position:
+        return _Position(self.view, self.offset + offset)
+
+    def take(self, length: int) -> bytes:
+        return bytes(self.view[self.offset : self.offset + length])
+
+    def put(self, data: bytes) -> None:
+        self.view[self.offset : self.offset + len(data)] = data
+
+
+class WrappedCalls:
+    """On PyNaCl's public functions: copies, but promised to stay."""
+
+    def __init__(self, function: str) -> None:
+        self._encrypt: Callable[[bytes, bytes, bytes, bytes], bytes]
+        self._decrypt: Callable[[bytes, bytes, bytes, bytes], bytes]
+        self._encrypt = getattr(nacl.bindings, f"{function}_encrypt")
+        self._decrypt = getattr(nacl.bindings, f"{function}_decrypt")
+        self._nonce_size: int = getattr(nacl.bindings, f"{function}_NPUBBYTES")
+
+    def pointer(self, buffer: Buffer) -> _Position:
+        return _Position(memoryview(buffer).cast("B"))
+
+    def seal(
+        self, out: _Position, plain: _Position, length: int, aad: bytes, nonce: _Position, key: bytes
+    ) -> None:
+        out.put(self._encrypt(plain.take(length), aad, nonce.take(self._nonce_size), key))
+
+    def open(
+        self, out: _Position, sealed: _Position, length: int, aad: bytes, nonce: _Position, key: bytes
+    ) -> bool:
+        try:
+            plain = self._decrypt(sealed.take(length), aad, nonce.take(self._nonce_size), key)
+        except nacl.exceptions.CryptoError:
+            return False
+        out.put(plain)
+        return True
+
+
+def aead_calls(function: str) -> AeadCalls:
+    """The fastest calls for a libsodium AEAD, such as 'crypto_aead_aegis256', that this PyNaCl offers."""
+    try:
+        return DirectCalls(function)
+    except (ImportError, AttributeError):
+        return WrappedCalls(function)

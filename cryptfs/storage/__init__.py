@@ -1,0 +1,1 @@
+"""The disk. Everything here sees ciphertext only."""

@@ -1,0 +1,1 @@
+"""The plaintext filesystem: nodes, open files, the data path. Knows nothing of FUSE."""
