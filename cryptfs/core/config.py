@@ -110,11 +110,9 @@ def decode_config(raw: bytes) -> VaultConfig:
         raise VaultConfigError(f"{CONFIG_NAME} is damaged: {error}") from None
     unknown = sorted(set(config.features) - KNOWN_FEATURES)
     if unknown:
-        raise UnsupportedFormatError(
-            f"this version does not know features of the vault: {', '.join(unknown)}"
-        )
+        raise UnsupportedFormatError(f"the vault has unknown features: {', '.join(unknown)}")
     if config.cipher not in SUITES:
-        raise UnsupportedFormatError(f"this version does not know the vault's cipher {config.cipher!r}")
+        raise UnsupportedFormatError(f"this program does not know the vault's cipher {config.cipher!r}")
     size = config.chunk_size
     if not MIN_CHUNK_SIZE <= size <= MAX_CHUNK_SIZE or size & (size - 1):
         raise VaultConfigError(f"{CONFIG_NAME} has an impossible chunk_size: {size}")

@@ -42,6 +42,7 @@ _renameat2 = _declare(
     "renameat2", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint
 )
 _utimensat = _declare("utimensat", ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int)
+_futimens = _declare("futimens", ctypes.c_int, ctypes.c_void_p)
 _fallocate = _declare("fallocate64", ctypes.c_int, ctypes.c_int, _c_off, _c_off) or _declare(
     "fallocate", ctypes.c_int, ctypes.c_int, _c_off, _c_off
 )
@@ -64,13 +65,16 @@ def renameat2(old_dir_fd: int, old: str, new_dir_fd: int, new: str, flags: int) 
     _check(_renameat2, old_dir_fd, os.fsencode(old), new_dir_fd, os.fsencode(new), flags)
 
 
-def utimensat(dir_fd: int, name: str | None, times: Times) -> None:
-    """Set times of a directory entry without following links, or of the open file where name is None."""
+def utimensat(dir_fd: int, name: str, times: Times) -> None:
+    """Set the times of a directory entry, without following links."""
     pair = _TimespecPair(_Timespec(*times[:2]), _Timespec(*times[2:]))
-    if name is None:
-        _check(_utimensat, dir_fd, None, ctypes.addressof(pair), 0)
-    else:
-        _check(_utimensat, dir_fd, os.fsencode(name), ctypes.addressof(pair), AT_SYMLINK_NOFOLLOW)
+    _check(_utimensat, dir_fd, os.fsencode(name), ctypes.addressof(pair), AT_SYMLINK_NOFOLLOW)
+
+
+def futimens(fd: int, times: Times) -> None:
+    """Set the times of an open file."""
+    pair = _TimespecPair(_Timespec(*times[:2]), _Timespec(*times[2:]))
+    _check(_futimens, fd, ctypes.addressof(pair))
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
