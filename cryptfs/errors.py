@@ -55,7 +55,7 @@ class ChunkError(IntegrityError):
     """A chunk record is damaged, forged, moved or of impossible length."""
 
 
-class NameError_(IntegrityError):  # the name is fixed by the glossary; NameError is Python's
+class NameError_(IntegrityError):  # noqa: N801 - the name is fixed by the glossary; NameError is Python's
     """A cipher name, sidecar, symlink target or xattr does not authenticate where it stands."""
 
 

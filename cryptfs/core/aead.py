@@ -152,7 +152,7 @@ class ChunkCipher:
                 if bytes(sealed[place : place + length]) != bytes(length):
                     raise ChunkError("the record does not authenticate", chunk_index=chunk_index)
                 if not holes:
-                    raise ChunkError("the record was zeroed, and the file has no holes", chunk_index=chunk_index)
+                    raise ChunkError("the record was zeroed; the file has no holes", chunk_index=chunk_index)
             place += length
             done += length - overhead
         return done

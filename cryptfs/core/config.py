@@ -29,7 +29,7 @@ MAX_KDF_PASSES = 64
 DEFAULT_KDF_MEMORY = 256 * 1024 * 1024
 DEFAULT_KDF_PASSES = 3
 KNOWN_FEATURES: frozenset[str] = frozenset()
-PASSPHRASE = "passphrase"
+PASSPHRASE = "passphrase"  # noqa: S105 - a kind of slot
 _KDF = "argon2id"
 
 _U32 = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
@@ -110,9 +110,9 @@ def decode_config(raw: bytes) -> VaultConfig:
         raise VaultConfigError(f"{CONFIG_NAME} is damaged: {error}") from None
     unknown = sorted(set(config.features) - KNOWN_FEATURES)
     if unknown:
-        raise UnsupportedFormatError(f"the vault uses features that this version does not know: {', '.join(unknown)}")
+        raise UnsupportedFormatError(f"the vault has unknown features: {', '.join(unknown)}")
     if config.cipher not in SUITES:
-        raise UnsupportedFormatError(f"the vault uses a cipher that this version does not know: {config.cipher!r}")
+        raise UnsupportedFormatError(f"this program does not know the vault's cipher {config.cipher!r}")
     size = config.chunk_size
     if not MIN_CHUNK_SIZE <= size <= MAX_CHUNK_SIZE or size & (size - 1):
         raise VaultConfigError(f"{CONFIG_NAME} has an impossible chunk_size: {size}")
@@ -200,7 +200,9 @@ def verify_config(config: VaultConfig, keys: Subkeys) -> None:
     Raises: VaultConfigError: somebody changed the config without the masterkey.
     """
     if not hmac.compare_digest(config_mac(config, keys), bytes.fromhex(config.mac)):
-        raise VaultConfigError(f"{CONFIG_NAME} was changed by somebody without the masterkey; restore it from a backup")
+        raise VaultConfigError(
+            f"{CONFIG_NAME} was changed by somebody without the masterkey; restore it from a backup"
+        )
 
 
 def _slot_aad(config: VaultConfig, slot_id: int, kdf: KdfParams) -> bytes:
@@ -243,7 +245,8 @@ def open_slot(config: VaultConfig, slot: KeySlot, passphrase: bytes) -> bytes | 
     masterkey = open_small(derive(slot_key, b"wrap"), bytes.fromhex(slot.wrapped), aad)
     if masterkey is None or len(masterkey) != 32:
         raise VaultConfigError(
-            f"the passphrase is right, but key slot {slot.id} of {CONFIG_NAME} is damaged; restore it from a backup"
+            f"the passphrase is right, but key slot {slot.id} of {CONFIG_NAME} is damaged; "
+            "restore it from a backup"
         )
     return masterkey
 

@@ -34,7 +34,7 @@ class ChunkSpan(NamedTuple):
     tail: int
 
     @property
-    def count(self) -> int:
+    def chunks(self) -> int:
         """Number of chunks touched."""
         return self.last - self.first + 1
 
@@ -53,7 +53,7 @@ class ChunkGeometry:
     def __post_init__(self) -> None:
         size = self.chunk_size
         if not MIN_CHUNK_SIZE <= size <= MAX_CHUNK_SIZE or size & (size - 1):
-            raise ValueError(f"chunk size {size} is not a power of two from {MIN_CHUNK_SIZE} to {MAX_CHUNK_SIZE}")
+            raise ValueError(f"chunk size {size}: no power of two from {MIN_CHUNK_SIZE} to {MAX_CHUNK_SIZE}")
         if not 0 < self.overhead < MIN_CHUNK_SIZE:
             raise ValueError(f"overhead {self.overhead} is out of range")
 

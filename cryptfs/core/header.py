@@ -45,6 +45,7 @@ class HeaderFlag(IntFlag):
     VOID = 4  # whatever stands behind the header is left over from before a truncate to zero
 
 
+NO_FLAGS = HeaderFlag(0)
 _KNOWN_FLAGS = HeaderFlag.CLEAN | HeaderFlag.SPARSE | HeaderFlag.VOID
 
 
@@ -65,7 +66,7 @@ class FileHeader:
     size: int = 0
     size_min: int = 0
     generation: int = 0
-    flags: HeaderFlag = HeaderFlag(0)
+    flags: HeaderFlag = NO_FLAGS
 
     def changed(self, **fields: object) -> FileHeader:
         """A copy with some fields replaced."""
@@ -107,6 +108,4 @@ class FileHeader:
         size, size_min, generation, flags, reserved = _STATE.unpack(state)
         if flags & ~_KNOWN_FLAGS or reserved != _RESERVED:
             raise HeaderError("the file header uses something that this program does not know")
-        return cls(
-            header_cipher, header_log2, file_id, epoch, size, size_min, generation, HeaderFlag(flags)
-        )
+        return cls(header_cipher, header_log2, file_id, epoch, size, size_min, generation, HeaderFlag(flags))

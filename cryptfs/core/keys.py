@@ -59,7 +59,9 @@ class Subkeys:
         )
 
 
-def file_content_key(content_key: bytes, cipher_id: int, log2_chunk_size: int, epoch: int, file_id: bytes) -> bytes:
+def file_content_key(
+    content_key: bytes, cipher_id: int, log2_chunk_size: int, epoch: int, file_id: bytes
+) -> bytes:
     """The key that seals one file's chunks during one epoch (FORMAT.md, section 4)."""
     if len(file_id) != FILE_ID_SIZE:
         raise ValueError(f"a file_id has {FILE_ID_SIZE} bytes, not {len(file_id)}")

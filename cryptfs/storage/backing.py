@@ -1,0 +1,97 @@
+"""Backing files: open safely, and read and write whole ranges.
+
+Whatever stands in the vault may have been planted there. So files are opened relative to a directory
+descriptor, never through a symlink, never blocking, and must be regular.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Sequence
+
+from cryptfs.errors import IntegrityError
+
+OPEN_FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+DIRECTORY_FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def open_backing(dir_fd: int, name: str, flags: int, mode: int = 0) -> tuple[int, os.stat_result]:
+    """Open a regular file below a directory: (descriptor, its stat).
+
+    Args:   flags: access mode and O_CREAT, O_EXCL; never O_TRUNC.   mode: permissions if created.
+    Raises: IntegrityError: something that is no regular file stands there.   OSError.
+    """
+    try:
+        fd = os.open(name, flags | OPEN_FLAGS, mode, dir_fd=dir_fd)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            _refuse_special(dir_fd, name)
+        raise
+    st = os.fstat(fd)
+    if not stat.S_ISREG(st.st_mode):
+        os.close(fd)
+        raise IntegrityError("not a regular file", cipher_path=name)
+    return fd, st
+
+
+def _refuse_special(dir_fd: int, name: str) -> None:
+    mode = os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise IntegrityError("not a regular file", cipher_path=name)
+
+
+def reopen(fd: int, flags: int) -> int:
+    """A new open file description of the same file with another access mode (also after unlink)."""
+    return os.open(f"/proc/self/fd/{fd}", flags | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+
+
+def read_fully(fd: int, buffer: memoryview, offset: int) -> int:
+    """Fill the buffer from offset; returns fewer bytes than asked only at the end of the file."""
+    done = os.preadv(fd, (buffer,), offset)
+    while 0 < done < len(buffer):
+        got = os.preadv(fd, (buffer[done:],), offset + done)
+        if got == 0:
+            break
+        done += got
+    return done
+
+
+def write_fully(fd: int, pieces: Sequence[memoryview | bytes], offset: int) -> None:
+    """Write the pieces one after another from offset, in one system call unless the kernel stops short."""
+    total = sum(map(len, pieces))
+    done = os.pwritev(fd, pieces, offset)
+    if done == total:
+        return
+    rest = memoryview(b"".join(pieces))
+    while done < total:
+        done += os.pwrite(fd, rest[done:], offset + done)
+
+
+def read_small(dir_fd: int, name: str, limit: int) -> bytes:
+    """The whole of a small file; at most limit + 1 bytes, so that the caller can tell a larger one.
+
+    Raises: IntegrityError: no regular file.   OSError.
+    """
+    fd, _ = open_backing(dir_fd, name, os.O_RDONLY)
+    try:
+        buffer = memoryview(bytearray(limit + 1))
+        return bytes(buffer[: read_fully(fd, buffer, 0)])
+    finally:
+        os.close(fd)
+
+
+def create_small(dir_fd: int, name: str, data: bytes, mode: int) -> int:
+    """Create a new file with this content; returns its descriptor, open for writing.
+
+    Raises: FileExistsError and other OSError; nothing is left behind then.
+    """
+    fd, _ = open_backing(dir_fd, name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        write_fully(fd, (data,), 0)
+    except OSError:
+        os.close(fd)
+        os.unlink(name, dir_fd=dir_fd)
+        raise
+    return fd

@@ -1,0 +1,230 @@
+"""Directories of the vault: records, sidecars of long names, entries, relative to descriptors.
+
+Entry names here are what stands in the backing directory. The difference to a full cipher name is the
+long ones: entry `cryptfs.long.<hash>`, with the cipher name in the sidecar `cryptfs.long.<hash>.name`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import threading
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from cryptfs.core.dirrecord import RECORD_NAME, RECORD_SIZE
+from cryptfs.core.names import (
+    INTERNAL_PREFIX,
+    LONG_PREFIX,
+    MAX_NAME_SIZE,
+    SIDECAR_SUFFIX,
+    TEMP_PREFIX,
+    encode_text,
+    long_entry_name,
+)
+from cryptfs.errors import DirectoryRecordError, IntegrityError, NameError_
+from cryptfs.storage.backing import DIRECTORY_FLAGS, create_small, read_small
+from cryptfs.storage.durability import PendingSync
+from cryptfs.storage.libc import RENAME_NOREPLACE, renameat2
+
+MAX_CIPHER_NAME = 363  # a plaintext name of 255 bytes, padded to 256
+
+
+class BackingEntry(NamedTuple):
+    """One entry of a backing directory. kind: the file type bits of st_mode, 0 where unknown."""
+
+    entry_name: str
+    inode: int
+    kind: int
+
+
+def entry_name_of(cipher_name: str) -> str:
+    """What a full cipher name is called in its backing directory."""
+    return cipher_name if len(cipher_name) <= MAX_NAME_SIZE else long_entry_name(cipher_name)
+
+
+def is_long(entry_name: str) -> bool:
+    """Whether an entry has its cipher name in a sidecar."""
+    return entry_name.startswith(LONG_PREFIX)
+
+
+def temp_name() -> str:
+    """A fresh name for something unfinished."""
+    return TEMP_PREFIX + encode_text(os.urandom(18))
+
+
+def open_directory(dir_fd: int, entry_name: str) -> int:
+    """An O_PATH descriptor of a directory below another; NotADirectoryError for anything else."""
+    return os.open(entry_name, DIRECTORY_FLAGS, dir_fd=dir_fd)
+
+
+def open_for_listing(dir_fd: int) -> int:
+    """A readable descriptor of the directory behind an O_PATH descriptor."""
+    return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
+
+
+def read_record(dir_fd: int) -> bytes:
+    """The bytes of a directory's record.
+
+    Raises: DirectoryRecordError: there is none, or something else stands there.
+    """
+    try:
+        return read_small(dir_fd, RECORD_NAME, RECORD_SIZE)
+    except FileNotFoundError:
+        raise DirectoryRecordError("the directory has no directory record") from None
+    except IntegrityError as error:
+        raise DirectoryRecordError(f"the directory record is {error.reason}") from None
+
+
+def write_record(dir_fd: int, record: bytes) -> int:
+    """Create a directory's record; returns its descriptor, not synced."""
+    return create_small(dir_fd, RECORD_NAME, record, 0o600)
+
+
+def scan(listing_fd: int) -> Iterator[BackingEntry]:
+    """All entries that hold something of the plaintext: cipher names and long entries, no internal files."""
+    with os.scandir(listing_fd) as entries:
+        for entry in entries:
+            name = entry.name
+            if name.startswith(INTERNAL_PREFIX) and (
+                not name.startswith(LONG_PREFIX) or name.endswith(SIDECAR_SUFFIX)
+            ):
+                continue
+            yield BackingEntry(name, entry.inode(), _kind(entry))
+
+
+def _kind(entry: os.DirEntry[str]) -> int:
+    if entry.is_file(follow_symlinks=False):
+        return 0o100000
+    if entry.is_dir(follow_symlinks=False):
+        return 0o040000
+    if entry.is_symlink():
+        return 0o120000
+    try:
+        return entry.stat(follow_symlinks=False).st_mode & 0o170000
+    except OSError:
+        return 0
+
+
+def remove_directory(parent_fd: int, entry_name: str) -> None:
+    """Remove a directory of the vault that holds nothing but its record; all or nothing.
+
+    Raises: OSError: ENOTEMPTY where it holds anything else.
+    """
+    fd = open_directory(parent_fd, entry_name)
+    restore_mode: int | None = None
+    try:
+        try:
+            names = _other_names(fd)
+        except PermissionError:
+            # A plain directory without rights for its owner can be removed; so can this one.
+            restore_mode = os.fstat(fd).st_mode & 0o7777
+            os.chmod(f"/proc/self/fd/{fd}", 0o700)
+            names = _other_names(fd)
+        if names:
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+        _remove_with_record(parent_fd, entry_name, fd)
+        restore_mode = None
+    finally:
+        if restore_mode is not None:
+            os.chmod(f"/proc/self/fd/{fd}", restore_mode)
+        os.close(fd)
+
+
+def _other_names(dir_fd: int) -> list[str]:
+    """What a directory holds beside its record; sidecars without their entry and unfinished files go."""
+    listing_fd = open_for_listing(dir_fd)
+    try:
+        names = [name for name in os.listdir(listing_fd) if name != RECORD_NAME]
+    finally:
+        os.close(listing_fd)
+    present = set(names)
+    for name in names:
+        is_sidecar = is_long(name) and name.endswith(SIDECAR_SUFFIX)
+        if (is_sidecar and name[: -len(SIDECAR_SUFFIX)] not in present) or name.startswith(TEMP_PREFIX):
+            with contextlib.suppress(OSError):
+                os.unlink(name, dir_fd=dir_fd)
+                present.discard(name)
+    return sorted(present)
+
+
+def _remove_with_record(parent_fd: int, entry_name: str, fd: int) -> None:
+    kept = temp_name()
+    try:
+        os.rename(RECORD_NAME, kept, src_dir_fd=fd, dst_dir_fd=parent_fd)
+    except FileNotFoundError:
+        os.rmdir(entry_name, dir_fd=parent_fd)  # lost its record: nothing to keep
+        return
+    try:
+        os.rmdir(entry_name, dir_fd=parent_fd)
+    except OSError:
+        os.rename(kept, RECORD_NAME, src_dir_fd=parent_fd, dst_dir_fd=fd)
+        raise
+    os.unlink(kept, dir_fd=parent_fd)
+
+
+def rename_exclusive(old_dir_fd: int, old: str, new_dir_fd: int, new: str) -> None:
+    """Rename that fails with EEXIST, also on filesystems without RENAME_NOREPLACE."""
+    try:
+        renameat2(old_dir_fd, old, new_dir_fd, new, RENAME_NOREPLACE)
+        return
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS):
+            raise
+    try:
+        os.stat(new, dir_fd=new_dir_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        os.rename(old, new, src_dir_fd=old_dir_fd, dst_dir_fd=new_dir_fd)
+        return
+    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+
+
+class Sidecars:
+    """The sidecars of long names. Its lock covers the pair of entry and sidecar while either changes.
+
+    Args: pending: takes new sidecars, to be on disk before the next fsync returns.
+    """
+
+    def __init__(self, pending: PendingSync) -> None:
+        self._pending = pending
+        self.lock = threading.RLock()
+
+    def read(self, dir_fd: int, entry_name: str) -> str:
+        """The full cipher name of a long entry, checked against its hash.
+
+        Raises: NameError_: the sidecar is missing, damaged or another's.
+        """
+        try:
+            raw = read_small(dir_fd, entry_name + SIDECAR_SUFFIX, MAX_CIPHER_NAME)
+        except FileNotFoundError:
+            raise NameError_("the long name has lost its sidecar", cipher_path=entry_name) from None
+        except IntegrityError as error:
+            raise NameError_(f"the sidecar is {error.reason}", cipher_path=entry_name) from None
+        cipher_name = raw.decode("ascii", "replace")
+        if len(raw) > MAX_CIPHER_NAME or not raw.isascii() or long_entry_name(cipher_name) != entry_name:
+            raise NameError_("the sidecar does not belong to its entry", cipher_path=entry_name)
+        return cipher_name
+
+    def write(self, dir_fd: int, cipher_name: str) -> None:
+        """Make the sidecar of a long name, whole at once. Call with the lock held, before the entry."""
+        sidecar = long_entry_name(cipher_name) + SIDECAR_SUFFIX
+        temporary = temp_name()
+        fd = create_small(dir_fd, temporary, cipher_name.encode("ascii"), 0o600)
+        try:
+            os.rename(temporary, sidecar, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+        except OSError:
+            os.close(fd)
+            os.unlink(temporary, dir_fd=dir_fd)
+            raise
+        self._pending.add(fd)
+
+    def remove_if_orphaned(self, dir_fd: int, entry_name: str) -> None:
+        """Remove the sidecar unless its entry exists. Call with the lock held, after the entry went."""
+        try:
+            os.stat(entry_name, dir_fd=dir_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            with contextlib.suppress(OSError):
+                os.unlink(entry_name + SIDECAR_SUFFIX, dir_fd=dir_fd)
+        except OSError:
+            return

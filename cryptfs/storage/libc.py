@@ -1,0 +1,87 @@
+"""System calls that Python's os module lacks, through ctypes: each raises OSError with its errno."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+FALLOC_KEEP_SIZE = 1
+FALLOC_PUNCH_HOLE = 2
+FALLOC_ZERO_RANGE = 16
+UTIME_NOW = (1 << 30) - 1  # value of tv_nsec, utimensat(2)
+UTIME_OMIT = (1 << 30) - 2
+AT_FDCWD = -100
+AT_SYMLINK_NOFOLLOW = 0x100
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _Timespec(ctypes.Structure):
+    _fields_ = (("tv_sec", ctypes.c_long), ("tv_nsec", ctypes.c_long))
+
+
+_TimespecPair = _Timespec * 2
+
+Times = tuple[int, int, int, int]
+"""atime seconds, atime tv_nsec, mtime seconds, mtime tv_nsec; a tv_nsec may be UTIME_NOW or UTIME_OMIT."""
+
+
+def _declare(name: str, *argtypes: type) -> object:
+    function = getattr(_libc, name, None)
+    if function is not None:
+        function.argtypes = argtypes
+        function.restype = ctypes.c_int
+    return function
+
+
+_c_off = ctypes.c_int64
+_renameat2 = _declare(
+    "renameat2", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint
+)
+_utimensat = _declare("utimensat", ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int)
+_futimens = _declare("futimens", ctypes.c_int, ctypes.c_void_p)
+_fallocate = _declare("fallocate64", ctypes.c_int, ctypes.c_int, _c_off, _c_off) or _declare(
+    "fallocate", ctypes.c_int, ctypes.c_int, _c_off, _c_off
+)
+_syncfs = _declare("syncfs", ctypes.c_int)
+
+
+def _check(function: object, *arguments: object) -> None:
+    if not callable(function):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    if function(*arguments) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def renameat2(old_dir_fd: int, old: str, new_dir_fd: int, new: str, flags: int) -> None:
+    """Rename relative to directory descriptors; flags: RENAME_NOREPLACE, RENAME_EXCHANGE or 0."""
+    if flags == 0:
+        os.rename(old, new, src_dir_fd=old_dir_fd, dst_dir_fd=new_dir_fd)
+        return
+    _check(_renameat2, old_dir_fd, os.fsencode(old), new_dir_fd, os.fsencode(new), flags)
+
+
+def utimensat(dir_fd: int, name: str, times: Times) -> None:
+    """Set the times of a directory entry, without following links."""
+    pair = _TimespecPair(_Timespec(*times[:2]), _Timespec(*times[2:]))
+    _check(_utimensat, dir_fd, os.fsencode(name), ctypes.addressof(pair), AT_SYMLINK_NOFOLLOW)
+
+
+def futimens(fd: int, times: Times) -> None:
+    """Set the times of an open file."""
+    pair = _TimespecPair(_Timespec(*times[:2]), _Timespec(*times[2:]))
+    _check(_futimens, fd, ctypes.addressof(pair))
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """fallocate(2) without glibc's emulation: EOPNOTSUPP where the filesystem cannot."""
+    _check(_fallocate, fd, mode, offset, length)
+
+
+def syncfs(fd: int) -> None:
+    """Write back everything of the filesystem that holds fd."""
+    _check(_syncfs, fd)

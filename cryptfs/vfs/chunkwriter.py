@@ -1,0 +1,154 @@
+"""Seals runs of plaintext into a backing file: the write half of the data path.
+
+Everything here runs with the FileState's lock held, between the two steps of its change_count.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from cryptfs.core.geometry import ChunkSpan
+from cryptfs.errors import ChunkError, HeaderError
+from cryptfs.storage.backing import read_fully, write_fully
+from cryptfs.vfs.filestate import FileState
+
+
+class ChunkWriter:
+    """Read, modify, seal and store the chunks of one file."""
+
+    __slots__ = ("_buffers", "_cipher", "_context", "_geometry", "_state")
+
+    def __init__(self, state: FileState) -> None:
+        self._state = state
+        self._context = context = state.context
+        self._geometry = context.geometry
+        self._cipher = context.cipher
+        self._buffers = context.buffers
+
+    def write_run(self, offset: int, data: memoryview) -> None:
+        """Seal and write data that begins at or before the end of the file.
+
+        Raises: OSError: the backing filesystem refused; old length and old edges are back in place.
+                IntegrityError: an edge chunk that has to be merged is damaged.
+        """
+        state, geometry, buffers = self._state, self._geometry, self._buffers
+        span = geometry.span(offset, len(data))
+        new_size = max(state.size, offset + len(data))
+        sealed = buffers.take(span.chunks * geometry.record_size)
+        old_edges: list[tuple[int, bytes]] = []
+        try:
+            end = self._seal_span(span, data, new_size, sealed, old_edges)
+            try:
+                self._store(span.first, sealed[:end])
+            except OSError:
+                self._undo(old_edges)
+                raise
+            state.size = new_size
+        finally:
+            buffers.give(sealed)
+
+    def _seal_span(
+        self,
+        span: ChunkSpan,
+        data: memoryview,
+        new_size: int,
+        sealed: memoryview,
+        old_edges: list[tuple[int, bytes]],
+    ) -> int:
+        """Seal the chunks of a span: whole ones straight from data, edges merged with what was there.
+
+        Returns: bytes of the records in sealed. The old records of merged edges are put in old_edges.
+        """
+        geometry, cipher, key = self._geometry, self._cipher, self._content_key()
+        chunk_size, nonce_size = geometry.chunk_size, self._context.config.suite.nonce_size
+        nonces = self._context.nonces(span.chunks)
+        place = 0
+
+        def seal(chunk_index: int, plain: memoryview) -> None:
+            nonlocal place
+            used = (chunk_index - span.first) * nonce_size
+            chunks = geometry.chunk_count(len(plain))
+            place += cipher.seal_run(
+                key, chunk_index, plain, nonces[used : used + chunks * nonce_size], sealed[place:]
+            )
+
+        def seal_merged(chunk_index: int, start: int, piece: memoryview) -> None:
+            scratch = self._buffers.take(chunk_size)
+            try:
+                old = self.open_old(chunk_index, scratch)
+                if old:
+                    old_edges.append((chunk_index, old))
+                scratch[start : start + len(piece)] = piece
+                seal(chunk_index, scratch[: geometry.chunk_length(chunk_index, new_size)])
+            finally:
+                self._buffers.give(scratch)
+
+        tail_merged = span.tail < geometry.chunk_length(span.last, new_size)
+        if span.first == span.last:
+            if span.head or tail_merged:
+                seal_merged(span.first, span.head, data)
+            else:
+                seal(span.first, data)
+            return place
+        start, stop = span.first, len(data)
+        done = 0
+        if span.head:
+            done = chunk_size - span.head
+            seal_merged(span.first, span.head, data[:done])
+            start += 1
+        if tail_merged:
+            stop -= span.tail
+        if done < stop:
+            seal(start, data[done:stop])
+        if tail_merged:
+            seal_merged(span.last, 0, data[stop:])
+        return place
+
+    def _content_key(self) -> bytes:
+        """The key to seal with; makes the header of a file that has none, not yet on disk."""
+        state = self._state
+        if state.header is None:
+            state.plan_header(state.context.new_header())
+        return state.content_key
+
+    def open_old(self, chunk_index: int, scratch: memoryview) -> bytes:
+        """Open a chunk as it is into scratch; returns its old record, b'' where there is no such chunk."""
+        state, geometry = self._state, self._geometry
+        length = geometry.chunk_length(chunk_index, state.size)
+        if not length:
+            return b""
+        buffer = self._buffers.take(geometry.record_size)
+        try:
+            record = buffer[: length + geometry.overhead]
+            if read_fully(state.fd, record, geometry.record_offset(chunk_index)) < len(record):
+                raise HeaderError("the file was cut while it was open", cipher_path=state.cipher_path)
+            try:
+                self._cipher.open_run(state.content_key, chunk_index, record, scratch, holes=state.sparse)
+            except ChunkError as error:
+                error.cipher_path = state.cipher_path
+                raise
+            return bytes(record)
+        finally:
+            self._buffers.give(buffer)
+
+    def _store(self, first: int, records: memoryview) -> None:
+        """Write records, and the header before them where it must say first that the file changes."""
+        state = self._state
+        header = state.header_for_change()
+        if header is None:
+            write_fully(state.fd, (records,), self._geometry.record_offset(first))
+        elif first == 0:
+            pieces: Sequence[memoryview | bytes] = (state.context.pack_header(header), records)
+            write_fully(state.fd, pieces, 0)
+            state.set_header(header)
+        else:
+            state.write_header(header)
+            write_fully(state.fd, (records,), self._geometry.record_offset(first))
+
+    def _undo(self, old_edges: list[tuple[int, bytes]]) -> None:
+        """After a failed write: the old length and the old edge records, as far as the disk lets us."""
+        state, geometry = self._state, self._geometry
+        for chunk_index, record in old_edges:
+            write_fully(state.fd, (record,), geometry.record_offset(chunk_index))
+        os.ftruncate(state.fd, 0 if state.header_is_planned else geometry.cipher_size(state.size))

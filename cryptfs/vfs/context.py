@@ -1,0 +1,59 @@
+"""What all open files of one vault share."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+from cryptfs.core.aead import SMALL_NONCE_SIZE, ChunkCipher
+from cryptfs.core.config import VaultConfig
+from cryptfs.core.geometry import ChunkGeometry
+from cryptfs.core.header import FileHeader
+from cryptfs.core.keys import FILE_ID_SIZE, Subkeys, file_content_key
+from cryptfs.vfs.buffers import BufferPool
+from cryptfs.vfs.cipherpool import CipherPool
+
+
+@dataclass(slots=True)
+class FileContext:
+    """Keys, cipher and buffers for the files of one vault.
+
+    Args: keys: subkeys; never shown.   config: of the vault.   read_only: whether changes are refused.
+    """
+
+    keys: Subkeys = field(repr=False)
+    config: VaultConfig
+    read_only: bool
+    geometry: ChunkGeometry = field(init=False)
+    cipher: CipherPool = field(init=False)
+    buffers: BufferPool = field(init=False)
+    log2_chunk_size: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.geometry = self.config.geometry
+        self.cipher = CipherPool(ChunkCipher(self.config.suite, self.geometry))
+        self.buffers = BufferPool()
+        self.log2_chunk_size = self.config.chunk_size.bit_length() - 1
+
+    def new_header(self) -> FileHeader:
+        """The header of a file that is new: a fresh file_id, nothing in it."""
+        cipher_id = self.config.suite.cipher_id
+        return FileHeader(cipher_id, self.log2_chunk_size, os.urandom(FILE_ID_SIZE), generation=1)
+
+    def pack_header(self, header: FileHeader) -> bytes:
+        """Seal a header under a fresh nonce."""
+        return header.pack(self.keys, os.urandom(SMALL_NONCE_SIZE))
+
+    def unpack_header(self, raw: bytes) -> FileHeader:
+        """Verify a header; HeaderError where it does not hold."""
+        return FileHeader.unpack(raw, self.keys, self.config.suite.cipher_id, self.log2_chunk_size)
+
+    def content_key_of(self, header: FileHeader) -> bytes:
+        """The key of the chunks that belong to this header."""
+        return file_content_key(
+            self.keys.content_key, header.cipher_id, header.log2_chunk_size, header.epoch, header.file_id
+        )
+
+    def nonces(self, chunks: int) -> bytes:
+        """Fresh nonces for a run, in one draw."""
+        return os.urandom(chunks * self.config.suite.nonce_size)

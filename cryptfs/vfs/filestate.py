@@ -1,0 +1,204 @@
+"""The state of one backing file, shared by all its handles: header, key, size, lock.
+
+Locks: `lock` covers everything here and all changes of the backing file. Readers take it only when
+they meet a writer: `change_count` is odd while a change is under way, and differs afterwards.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+
+from cryptfs.core.geometry import HEADER_SIZE
+from cryptfs.core.header import NO_FLAGS, FileHeader, HeaderFlag
+from cryptfs.errors import HeaderError, IntegrityError
+from cryptfs.storage.backing import read_fully, reopen, write_fully
+from cryptfs.storage.libc import UTIME_OMIT, futimens
+from cryptfs.vfs.context import FileContext
+from cryptfs.vfs.recovery import recovered_size
+
+log = logging.getLogger(__name__)
+
+FileKey = tuple[int, int]  # device, inode
+
+
+class FileState:
+    """One backing file that is open.
+
+    size:     plaintext bytes; what the file has now, whatever the header says.
+    header:   what stands on disk; None for an empty backing file. With header_is_planned it will be
+              written along with the first chunk.
+    damage:   set when the header or the length does not hold; then only a truncate to zero helps.
+    """
+
+    def __init__(self, context: FileContext, key: FileKey, fd: int, *, writable: bool, path: str) -> None:
+        self.context = context
+        self.key = key
+        self.fd = fd
+        self.writable = writable
+        self.cipher_path = path
+        self.lock = threading.RLock()
+        self.handles = 1  # guarded by the FileTable's lock
+        self.change_count = 0
+        self.loaded = False
+        self.damage: IntegrityError | None = None
+        self.header: FileHeader | None = None
+        self.header_is_planned = False
+        self.content_key = b""
+        self.size = 0
+        self._retired_fds: list[int] = []
+
+    def adopt(self, fd: int, *, writable: bool) -> None:
+        """Take over a further descriptor of the file: used where it can write and the present cannot.
+
+        The old one stays open, because a reader may be using it.
+        """
+        if writable and not self.writable:
+            self._retired_fds.append(self.fd)
+            self.fd, self.writable = fd, True
+        else:
+            os.close(fd)
+
+    def close_descriptors(self) -> None:
+        """After the last handle has gone."""
+        for fd in (self.fd, *self._retired_fds):
+            os.close(fd)
+        self._retired_fds.clear()
+
+    @property
+    def clean(self) -> bool:
+        """Whether the header on disk needs no CLEAN written at the last close."""
+        return self.header is None or self.header_is_planned or HeaderFlag.CLEAN in self.header.flags
+
+    @property
+    def sparse(self) -> bool:
+        """Whether all-zero records are holes."""
+        return self.header is not None and HeaderFlag.SPARSE in self.header.flags
+
+    def require_loaded(self) -> None:
+        """Read and verify the header, once.
+
+        Raises: IntegrityError: now and every time, where the file is damaged.   OSError.
+        """
+        if not self.loaded:
+            with self.lock:
+                if not self.loaded:
+                    self._load()
+        if self.damage is not None:
+            raise type(self.damage)(self.damage.reason, cipher_path=self.cipher_path)
+
+    def _load(self) -> None:
+        cipher_size = os.fstat(self.fd).st_size
+        if cipher_size:
+            try:
+                self._load_header(cipher_size)
+            except IntegrityError as error:
+                self.damage = error
+        self.loaded = True
+
+    def _load_header(self, cipher_size: int) -> None:
+        raw = memoryview(bytearray(HEADER_SIZE))
+        header = self.context.unpack_header(bytes(raw[: read_fully(self.fd, raw, 0)]))
+        self.set_header(header)
+        geometry = self.context.geometry
+        if HeaderFlag.VOID in header.flags:
+            self.size = 0
+            self._trim(HEADER_SIZE, cipher_size, "what a truncate to zero left")
+        elif HeaderFlag.CLEAN in header.flags:
+            expected = geometry.cipher_size(header.size)
+            if cipher_size < expected:
+                raise HeaderError(f"the file was cut: {cipher_size} bytes instead of {expected}")
+            self.size = header.size
+            self._trim(expected, cipher_size, "surplus")
+        else:
+            self.size = recovered_size(self.context, self.fd, header, self.content_key, cipher_size)
+            self._trim(geometry.cipher_size(self.size), cipher_size, "torn")
+            self._settle()
+
+    def set_header(self, header: FileHeader) -> None:
+        """Note what stands on disk now."""
+        known = self.header
+        if known is None or (known.file_id, known.epoch) != (header.file_id, header.epoch):
+            self.content_key = self.context.content_key_of(header)
+        self.header = header
+        self.header_is_planned = False
+
+    def plan_header(self, header: FileHeader) -> None:
+        """Choose the header of a file that has none; header_for_change brings it to disk."""
+        self.set_header(header)
+        self.header_is_planned = True
+
+    def _trim(self, expected: int, cipher_size: int, what: str) -> None:
+        if cipher_size <= expected:
+            return
+        log.warning("%s: %d bytes trimmed (%s)", self.cipher_path, cipher_size - expected, what)
+        fd = self._writing_fd()
+        if fd is not None:
+            os.ftruncate(fd, expected)
+            self._done_writing(fd)
+
+    def _settle(self) -> None:
+        """After its writer died, make the length that was found the authentic one."""
+        log.warning(
+            "%s: was being written when its writer ended; %d bytes are intact", self.cipher_path, self.size
+        )
+        fd = self._writing_fd()
+        if fd is not None:
+            self._write_clean(fd)
+            self._done_writing(fd)
+
+    def _writing_fd(self) -> int | None:
+        if self.context.read_only:
+            return None
+        if self.writable:
+            return self.fd
+        try:
+            return reopen(self.fd, os.O_RDWR)
+        except OSError:
+            return None  # no right to write: the next writer will do it
+
+    def _done_writing(self, fd: int) -> None:
+        if fd != self.fd:
+            os.close(fd)
+
+    def header_for_change(self, *, size_min: int | None = None, sparse: bool = False) -> FileHeader | None:
+        """The header that must be on disk before the file changes, or None where it already is.
+
+        Args: size_min: the change may leave the file this short.   sparse: the change makes holes.
+        """
+        old = self.header
+        if old is None:
+            old = self.context.new_header()
+            flags, old_min, generation = NO_FLAGS, 0, old.generation
+        else:
+            flags = old.flags & ~(HeaderFlag.CLEAN | HeaderFlag.VOID)
+            was_clean = HeaderFlag.CLEAN in old.flags
+            old_min = self.size if was_clean else old.size_min
+            generation = old.generation + was_clean
+        if sparse:
+            flags |= HeaderFlag.SPARSE
+        new_min = old_min if size_min is None else min(old_min, size_min)
+        new = old.changed(size=new_min, size_min=new_min, generation=generation, flags=flags)
+        return None if new == self.header and not self.header_is_planned else new
+
+    def write_header(self, header: FileHeader) -> None:
+        """Bring a header to the file (not synced) and note it."""
+        write_fully(self.fd, (self.context.pack_header(header),), 0)
+        self.set_header(header)
+
+    def write_clean(self) -> None:
+        """At the last close: seal the length. Leaves the file's times as they are."""
+        with self.lock:
+            if not self.clean:
+                self._write_clean(self.fd)
+
+    def _write_clean(self, fd: int) -> None:
+        header = self.header
+        assert header is not None  # a file that is not clean has one
+        flags = (header.flags & HeaderFlag.SPARSE if self.size else NO_FLAGS) | HeaderFlag.CLEAN
+        clean = header.changed(size=self.size, size_min=self.size, flags=flags)
+        mtime = os.fstat(fd).st_mtime_ns
+        write_fully(fd, (self.context.pack_header(clean),), 0)
+        futimens(fd, (0, UTIME_OMIT, *divmod(mtime, 10**9)))
+        self.set_header(clean)

@@ -1,0 +1,285 @@
+"""Open files: read, write and truncate over encrypted chunks. The only orchestrator of the data path.
+
+A read:  span of chunks -> one read of their records -> the cipher pool opens them into the reply.
+A write: span of chunks -> the old content of the one or two edge chunks that it covers in part ->
+         the cipher pool seals all of them under fresh nonces -> one write of the records.
+
+Every change happens with the FileState's lock held. A reader goes without: it looks at change_count
+before and after, and takes the lock if a writer came between.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from cryptfs.core.geometry import HEADER_SIZE, ChunkSpan
+from cryptfs.core.header import MAX_EPOCH, HeaderFlag
+from cryptfs.errors import HeaderError, IntegrityError, ReadOnlyVaultError
+from cryptfs.storage.backing import read_fully, write_fully
+from cryptfs.vfs.chunkwriter import ChunkWriter
+from cryptfs.vfs.filestate import FileState
+
+FILLED_GAP = 4 * 1024 * 1024  # a smaller gap past the end is filled with sealed zeros, a larger one is a hole
+_ZEROS = bytes(1024 * 1024)
+
+
+class OpenFile:
+    """One handle on a file. Offsets and sizes are plaintext bytes.
+
+    Args: state: shared with the other handles on the file.   writable: whether it may change the file.
+    """
+
+    __slots__ = ("_buffers", "_cipher", "_context", "_geometry", "_writer", "state", "writable")
+
+    def __init__(self, state: FileState, *, writable: bool) -> None:
+        self.state = state
+        self.writable = writable
+        context = state.context
+        self._context = context
+        self._geometry = context.geometry
+        self._cipher = context.cipher
+        self._buffers = context.buffers
+        self._writer = ChunkWriter(state)
+
+    # ---- reading
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Up to `size` bytes from `offset`; fewer only at the end of the file.
+
+        Raises: IntegrityError: what stands there is not authentic; no byte of it is returned.   OSError.
+        """
+        out = bytearray(size)
+        with memoryview(out) as view:
+            got = self.read_into(offset, view)
+        del out[got:]
+        return bytes(out)
+
+    def read_into(self, offset: int, out: memoryview) -> int:
+        """As read, into a buffer; returns the number of bytes."""
+        state = self.state
+        state.require_loaded()
+        before = state.change_count
+        if not before & 1:
+            try:
+                got = self._read_now(offset, out)
+            except (IntegrityError, OSError):
+                if state.change_count == before:
+                    raise
+            else:
+                if state.change_count == before:
+                    return got
+        with state.lock:
+            return self._read_now(offset, out)
+
+    def _read_now(self, offset: int, out: memoryview) -> int:
+        state, geometry = self.state, self._geometry
+        size = state.size
+        length = min(len(out), size - offset)
+        if length <= 0:
+            return 0
+        span = geometry.span(offset, length)
+        plain_length = min(span.chunks * geometry.chunk_size, size - geometry.chunk_start(span.first))
+        cipher_length = geometry.records_size(plain_length)
+        buffer = self._buffers.take(cipher_length)
+        try:
+            sealed = buffer[:cipher_length]
+            if read_fully(state.fd, sealed, geometry.record_offset(span.first)) < cipher_length:
+                raise HeaderError("the file was cut while it was open")
+            self._open_span(span, sealed, length, plain_length, out)
+        except IntegrityError as error:
+            error.cipher_path = state.cipher_path
+            raise
+        finally:
+            self._buffers.give(buffer)
+        return length
+
+    def _open_span(
+        self, span: ChunkSpan, sealed: memoryview, length: int, plain_length: int, out: memoryview
+    ) -> None:
+        """Open the records of a span: whole chunks straight into out, edges by way of a scratch buffer."""
+        state, geometry = self.state, self._geometry
+        chunk_size, record_size = geometry.chunk_size, geometry.record_size
+        key, holes = state.content_key, state.sparse
+        start, stop = 0, span.chunks  # chunks of the span that go straight
+        cut_tail = plain_length - span.head > length
+        if span.head:
+            start = 1
+        if cut_tail:
+            stop -= 1
+        if start < stop:
+            self._cipher.open_run(
+                key,
+                span.first + start,
+                sealed[start * record_size : stop * record_size],
+                out[start * chunk_size - span.head : length],
+                holes=holes,
+            )
+        if not span.head and not cut_tail:
+            return
+        scratch = self._buffers.take(chunk_size)
+        try:
+            if span.head:
+                record = sealed[:record_size]
+                got = self._cipher.open_run(key, span.first, record, scratch, holes=holes)
+                end = min(got, span.head + length)
+                out[: end - span.head] = scratch[span.head : end]
+            if cut_tail and stop >= start:
+                record = sealed[stop * record_size :]
+                self._cipher.open_run(key, span.first + stop, record, scratch, holes=holes)
+                out[length - span.tail : length] = scratch[: span.tail]
+        finally:
+            self._buffers.give(scratch)
+
+    # ---- writing
+
+    def write(self, offset: int, data: memoryview | bytes) -> int:
+        """Write all of data at offset, which may be past the end; returns its length.
+
+        Raises: OSError: the backing filesystem refused; the old length is kept, and the old content
+                where it had to be written anew.   IntegrityError.
+        """
+        length = len(data)
+        if offset < 0 or offset + length > self._geometry.max_plain_size:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        if not length:
+            return 0
+        with self.changing() as state:
+            if offset > state.size:
+                self._fill_gap(offset)
+            self._writer.write_run(offset, memoryview(data))
+        return length
+
+    def changing(self) -> _Change:
+        """The lock for a change: `with file.changing() as state`."""
+        state = self.state
+        if state.context.read_only:
+            raise ReadOnlyVaultError("the vault is mounted read-only")
+        if not self.writable:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return _Change(state)
+
+    def _fill_gap(self, offset: int) -> None:
+        state = self.state
+        if offset - state.size > FILLED_GAP:
+            self.grow_hole(offset)
+        else:
+            self.write_zeros(state.size, offset)
+
+    def write_zeros(self, start: int, stop: int) -> None:
+        """Sealed zeros over a range that begins at or before the end of the file."""
+        while start < stop:
+            piece = min(stop - start, len(_ZEROS) - start % self._geometry.chunk_size)
+            self._writer.write_run(start, memoryview(_ZEROS)[:piece])
+            start += piece
+
+    def grow_hole(self, new_size: int) -> None:
+        """Make the file longer with a hole; its partial last chunk is filled with sealed zeros."""
+        state, geometry = self.state, self._geometry
+        self.announce(sparse=True)
+        last_end = geometry.chunk_count(state.size) * geometry.chunk_size
+        self.write_zeros(state.size, min(last_end, new_size))
+        if state.size < new_size:
+            os.ftruncate(state.fd, geometry.cipher_size(new_size))
+            state.size = new_size
+
+    def announce(self, *, size_min: int | None = None, sparse: bool = False) -> None:
+        """Bring the header to disk that a change needs before it."""
+        header = self.state.header_for_change(size_min=size_min, sparse=sparse)
+        if header is not None:
+            self.state.write_header(header)
+
+    # ---- length
+
+    def truncate(self, size: int) -> None:
+        """Set the length: cut, or grow with a hole.
+
+        Raises: OSError.   IntegrityError: the file is damaged (a truncate to zero works all the same).
+        """
+        if not 0 <= size <= self._geometry.max_plain_size:
+            raise OSError(errno.EFBIG if size > 0 else errno.EINVAL, os.strerror(errno.EFBIG))
+        if size == 0:
+            self._truncate_to_zero()
+            return
+        with self.changing() as state:
+            if size > state.size:
+                self.grow_hole(size)
+            elif size < state.size:
+                self._shrink(size)
+            else:
+                os.ftruncate(state.fd, self._geometry.cipher_size(size))  # for the times
+
+    def _truncate_to_zero(self) -> None:
+        """Raise the epoch, and with it change the key; works on a file that does not authenticate, too."""
+        try:
+            change = self.changing()
+        except IntegrityError:
+            change = _Change(self.state, damaged=True)
+        with change as state:
+            header = state.header
+            if header is None and state.damage is None:
+                os.ftruncate(state.fd, 0)
+                return
+            if header is None or header.epoch == MAX_EPOCH:
+                renewed = state.context.new_header()
+            else:
+                renewed = header.changed(epoch=header.epoch + 1)
+            generation = header.generation + 1 if header is not None else 1
+            state.write_header(
+                renewed.changed(size=0, size_min=0, generation=generation, flags=HeaderFlag.VOID)
+            )
+            os.ftruncate(state.fd, HEADER_SIZE)
+            state.size, state.damage = 0, None
+
+    def _shrink(self, size: int) -> None:
+        """Cut to a length that is not zero: the new last chunk is sealed anew, shorter."""
+        state, geometry = self.state, self._geometry
+        last = geometry.chunk_count(size) - 1
+        kept = geometry.chunk_length(last, size)
+        was = geometry.chunk_length(last, state.size)
+        self.announce(size_min=size)
+        if kept < was:
+            scratch = self._buffers.take(geometry.chunk_size)
+            sealed = self._buffers.take(geometry.record_size)
+            try:
+                self._writer.open_old(last, scratch)
+                length = self._cipher.seal_run(
+                    state.content_key, last, scratch[:kept], self._context.nonces(1), sealed
+                )
+                os.ftruncate(state.fd, geometry.cipher_size(geometry.chunk_start(last) + was))
+                write_fully(state.fd, (sealed[:length],), geometry.record_offset(last))
+            finally:
+                self._buffers.give(scratch)
+                self._buffers.give(sealed)
+        os.ftruncate(state.fd, geometry.cipher_size(size))
+        state.size = size
+
+    # ---- durability
+
+    def sync(self, *, data_only: bool) -> None:
+        """Bring the file to disk. Raises: OSError."""
+        fd = self.state.fd
+        if data_only:
+            os.fdatasync(fd)
+        else:
+            os.fsync(fd)
+
+
+class _Change:
+    """Holds the lock for a change, and lets readers notice it."""
+
+    __slots__ = ("_state",)
+
+    def __init__(self, state: FileState, *, damaged: bool = False) -> None:
+        if not damaged:
+            state.require_loaded()
+        self._state = state
+
+    def __enter__(self) -> FileState:
+        self._state.lock.acquire()
+        self._state.change_count += 1
+        return self._state
+
+    def __exit__(self, *_: object) -> None:
+        self._state.change_count += 1
+        self._state.lock.release()
