@@ -1,0 +1,6 @@
+"""`python -m cryptfs`."""
+
+from cryptfs.cli.main import run
+
+if __name__ == "__main__":
+    run()

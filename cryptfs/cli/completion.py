@@ -1,0 +1,29 @@
+"""`cryptfs completion`."""
+
+from __future__ import annotations
+
+import rich_click as click
+
+from cryptfs.cli.params import debug_option
+
+_SHELLS = ("bash", "zsh", "fish")
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(_SHELLS))
+@debug_option
+@click.pass_context
+def completion(ctx: click.Context, shell: str) -> None:
+    """Print the script that makes SHELL complete cryptfs commands.
+
+    \b
+    bash:  cryptfs completion bash > ~/.local/share/bash-completion/completions/cryptfs
+    zsh:   cryptfs completion zsh > "${fpath[1]}/_cryptfs"
+    fish:  cryptfs completion fish > ~/.config/fish/completions/cryptfs.fish
+    """
+    from click.shell_completion import get_completion_class
+
+    found = get_completion_class(shell)
+    if found is None:
+        raise click.UsageError(f"no completion for {shell}", ctx)
+    click.echo(found(ctx.find_root().command, {}, "cryptfs", "_CRYPTFS_COMPLETE").source())

@@ -1,0 +1,206 @@
+"""`cryptfs mount` and `cryptfs umount`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import rich_click as click
+
+from cryptfs.cli.output import note, warn
+from cryptfs.cli.params import (
+    Settings,
+    debug_option,
+    passphrase_options,
+    passphrase_source,
+    shell_word,
+    vault_argument,
+)
+from cryptfs.cli.prompt import PassphraseSource, read_passphrase
+from cryptfs.cli.vaults import config_of, refuse_locked
+from cryptfs.mount.options import ENGINES, MountOptions, OptionItem, apply_options, split_options
+
+if TYPE_CHECKING:
+    from cryptfs.mount.daemon import LogTarget
+
+# Options of the command that fstab can only give within -o.
+_COMMAND_OPTIONS = ("passfile", "passcommand", "log_file")
+
+
+def collect_options(texts: Iterable[str], flags: Mapping[str, object]) -> tuple[MountOptions, dict[str, str]]:
+    """MountOptions from the -o strings, with the flags of the command line on top; and what is the command's.
+
+    Raises: ValueError: an unknown or ill-formed option.
+    """
+    items: list[OptionItem] = []
+    ours: dict[str, str] = {}
+    for text in texts:
+        for item in split_options(text):
+            if item.name not in _COMMAND_OPTIONS:
+                items.append(item)
+            elif not item.value:
+                raise ValueError(f"mount option {item.name!r} needs a value: {item.name}=...")
+            else:
+                ours[item.name] = item.value
+    options = apply_options(MountOptions(), items)
+    given = {name: value for name, value in flags.items() if value is not None}
+    return replace(options, **given), ours  # type: ignore[arg-type]
+
+
+@click.command()
+@vault_argument
+@click.argument("mountpoint", type=click.Path(path_type=Path), metavar="MOUNTPOINT")
+@click.option("-r", "--read-only", is_flag=True, default=None, help="Refuse every change.")
+@click.option("--allow-other", is_flag=True, default=None, help="Let other users enter the mount.")
+@click.option(
+    "--default-permissions/--no-default-permissions",
+    default=None,
+    help="Let the kernel check modes and owners.  [default: only with --allow-other]",
+)
+@click.option("--xattrs/--no-xattrs", default=None, help="Extended attributes and ACLs.  [default: yes]")
+@click.option(
+    "--writeback/--no-writeback", default=None, help="Let the kernel collect small writes.  [default: yes]"
+)
+@click.option(
+    "--nonempty", is_flag=True, default=None, help="Mount over a directory that is not empty, hiding what it has."
+)
+@click.option("--engine", type=click.Choice(ENGINES), help="How to talk to the kernel.  [default: fusepy]")
+@click.option(
+    "--entry-timeout",
+    type=click.FloatRange(0, 86_400),
+    metavar="SECONDS",
+    help="How long the kernel keeps names.",
+)
+@click.option(
+    "--attr-timeout",
+    type=click.FloatRange(0, 86_400),
+    metavar="SECONDS",
+    help="How long the kernel keeps attributes.",
+)
+@click.option("--max-threads", type=click.IntRange(1, 64), metavar="N", help="At most N requests at once.")
+@click.option("--fsname", metavar="TEXT", help="The source shown by mount and df.  [default: VAULT]")
+@click.option(
+    "-o",
+    "--options",
+    "option_texts",
+    multiple=True,
+    metavar="A,B,C=D",
+    help="Mount options as in fstab: all of the above with '_' for '-', ro, noxattrs, passfile=FILE, "
+    "nosuid, noexec, noatime ...",
+)
+@click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground; log to stderr.")
+@click.option(
+    "--log-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Append log lines to FILE.  [default: syslog]",
+)
+@passphrase_options
+@debug_option
+@click.pass_context
+def mount(
+    ctx: click.Context,
+    vault: Path,
+    mountpoint: Path,
+    option_texts: tuple[str, ...],
+    foreground: bool,
+    log_file: Path | None,
+    passfile: Path | None,
+    passcommand: str | None,
+    **flags: object,
+) -> None:
+    """Mount VAULT, so that its files appear in the directory MOUNTPOINT.
+
+    Returns when the files are there; a daemon serves them until `cryptfs umount MOUNTPOINT`.
+    """
+    from cryptfs.mount.daemon import LogTarget
+
+    try:
+        options, ours = collect_options(option_texts, flags)
+    except ValueError as error:
+        raise click.UsageError(f"{error}; `cryptfs mount --help` lists what there is", ctx) from None
+    if passfile is None and passcommand is None:
+        passfile = Path(ours["passfile"]) if "passfile" in ours else None
+        passcommand = ours.get("passcommand")
+    source = passphrase_source(ctx, passfile, passcommand)
+    log_file = log_file or (Path(ours["log_file"]) if "log_file" in ours else None)
+    target = LogTarget(log_file.absolute() if log_file else None, ctx.ensure_object(Settings).debug)
+    mount_vault(vault, mountpoint, options, source, target, foreground=foreground)
+
+
+def mount_vault(
+    vault_dir: Path,
+    mountpoint: Path,
+    options: MountOptions,
+    source: PassphraseSource,
+    target: LogTarget,
+    *,
+    foreground: bool,
+) -> None:
+    """Check what can be checked, ask for the passphrase, unlock, and serve.
+
+    Raises: VaultError, MountError, CommandError; OSError.
+    """
+    from cryptfs.mount.daemon import harden_process
+    from cryptfs.mount.mounts import absolute
+    from cryptfs.mount.session import check_mountpoint, load_engine, mount_background, mount_foreground
+
+    place = check_mountpoint(vault_dir, mountpoint, nonempty=options.nonempty)
+    config = config_of(vault_dir)
+    refuse_locked(vault_dir, read_only=options.read_only)
+    _warn_if_slow(config.cipher)
+    engine = load_engine(options.engine)
+    harden_process()
+    passphrase = read_passphrase(source)
+    from cryptfs.vfs.vault import Vault
+
+    opened = Vault.unlock(absolute(vault_dir), passphrase, read_only=options.read_only)
+    del passphrase
+    how = f"Unmount with: cryptfs umount {shell_word(mountpoint)}"
+    if foreground:
+        mount_foreground(
+            opened, place, options, engine, target, lambda: note(f"{vault_dir} is mounted on {mountpoint}. {how}")
+        )
+    else:
+        mount_background(opened, place, options, engine, target)
+        note(f"{vault_dir} is mounted on {mountpoint}. {how}")
+
+
+def _warn_if_slow(cipher: str) -> None:
+    from cryptfs.cli.vaults import has_aes
+
+    if cipher == "aegis-256" and has_aes() is False:
+        warn("this CPU has no AES instructions; a vault with xchacha20-poly1305 would be faster here")
+
+
+@click.command()
+@click.argument("mountpoint", type=click.Path(path_type=Path), metavar="MOUNTPOINT")
+@click.option(
+    "-z", "--lazy", is_flag=True, help="Take the mount away now; programs keep the files that they have open."
+)
+@debug_option
+def umount(mountpoint: Path, lazy: bool) -> None:
+    """Unmount MOUNTPOINT and wait until its vault is closed.
+
+    When this returns, everything is written and the vault can be mounted again, copied or moved.
+    """
+    from cryptfs.mount.mounts import absolute, wait_closed
+    from cryptfs.mount.mounts import unmount as take_away
+    from cryptfs.vfs.vault import lock_holder
+
+    place = str(absolute(mountpoint))
+
+    def is_open(vault_dir: Path) -> bool:
+        if not vault_dir.is_dir():
+            return False
+        holder = lock_holder(vault_dir)
+        return holder is not None and holder.mountpoint == place
+
+    taken = take_away(mountpoint, lazy=lazy)
+    vault_dir = Path(taken.source)
+    if not lazy:
+        wait_closed(taken, lambda: is_open(vault_dir))
+    elif is_open(vault_dir):
+        note(f"{mountpoint} is gone; the vault is closed when the last program lets go of its files")

@@ -1,0 +1,35 @@
+"""Being /sbin/mount.fuse.cryptfs: the arguments that mount(8) gives to its helpers.
+
+    mount.fuse.cryptfs SOURCE DIRECTORY [-sfnv] [-N namespace] [-o options] [-t type]
+
+Without such a link mount(8) runs mount.fuse, which runs `cryptfs SOURCE DIRECTORY -o options`; main.py
+understands that too. Source: mount(8), EXTERNAL HELPERS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+HELPER_NAMES = frozenset({"mount.fuse.cryptfs", "mount.fuse3.cryptfs", "mount.cryptfs"})
+_WITH_VALUE = ("-N", "-t")
+_FLAGS = frozenset("sfnv")
+
+
+def helper_arguments(args: Sequence[str]) -> list[str]:
+    """The arguments of a mount helper as arguments of `cryptfs`."""
+    places: list[str] = []
+    options: list[str] = []
+    fake = False
+    words = iter(args)
+    for word in words:
+        if word == "-o":
+            options += ["-o", next(words, "")]
+        elif word in _WITH_VALUE:
+            next(words, None)
+        elif word.startswith("-") and len(word) > 1 and set(word[1:]) <= _FLAGS:
+            fake = fake or "f" in word
+        else:
+            places.append(word)
+    if fake:
+        return ["--version"]
+    return ["mount", *options, "--", *places]

@@ -1,0 +1,132 @@
+"""Where passphrases come from: a file, a command, the terminal, or stdin; never argv.
+
+A passphrase is bytes. One line break at its end belongs to the file, not to the passphrase; every
+other byte counts.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shlex
+import stat
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptfs.cli.exit_codes import EmptyPassphraseError, PassphraseUnreadableError
+from cryptfs.cli.output import warn
+
+MAX_PASSPHRASE_SIZE = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class PassphraseSource:
+    """What the command line said about one passphrase; at most one of the two is set.
+
+    Args: passfile: read this file; '-' is stdin.   passcommand: run this, take what it prints.
+    """
+
+    passfile: Path | None = None
+    passcommand: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.passfile is not None and self.passcommand is not None:
+            raise ValueError("choose one of --passfile and --passcommand")
+
+
+def read_passphrase(source: PassphraseSource, prompt: str = "Passphrase", *, confirm: bool = False) -> bytes:
+    """The passphrase from where the command line says; else the terminal, else the first line of stdin.
+
+    Args:   confirm: ask twice; for a new passphrase typed by a person.
+    Raises: PassphraseUnreadableError: it cannot be had.   EmptyPassphraseError: it is empty.
+    """
+    if source.passfile is not None:
+        passphrase = _from_file(source.passfile)
+    elif source.passcommand is not None:
+        passphrase = _from_command(source.passcommand)
+    elif sys.stdin is not None and sys.stdin.isatty():
+        passphrase = _from_terminal(prompt, confirm=confirm)
+    else:
+        passphrase = _from_stdin()
+    if not passphrase:
+        raise EmptyPassphraseError("the passphrase is empty; an empty one protects nothing")
+    return passphrase
+
+
+def _strip_line_end(raw: bytes) -> bytes:
+    return raw[:-2] if raw.endswith(b"\r\n") else raw[:-1] if raw.endswith(b"\n") else raw
+
+
+def _checked_size(raw: bytes, where: str) -> bytes:
+    if len(raw) > MAX_PASSPHRASE_SIZE:
+        raise PassphraseUnreadableError(f"{where}: more than {MAX_PASSPHRASE_SIZE} bytes is no passphrase")
+    return raw
+
+
+def _from_file(passfile: Path) -> bytes:
+    """The file's bytes up to its first line break."""
+    if str(passfile) == "-":
+        return _from_stdin()
+    try:
+        with passfile.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            raw = file.read(MAX_PASSPHRASE_SIZE + 1)
+    except OSError as error:
+        raise PassphraseUnreadableError(
+            f"{passfile}: cannot read the passphrase file: {error.strerror}"
+        ) from None
+    if stat.S_ISREG(mode) and mode & (stat.S_IRGRP | stat.S_IROTH):
+        warn(f"{passfile} can be read by other users; mend it with: chmod 600 {shlex.quote(str(passfile))}")
+    line, _, rest = _checked_size(raw, str(passfile)).partition(b"\n")
+    if rest.strip():
+        warn(f"{passfile} has several lines; the first one is the passphrase")
+    return line.removesuffix(b"\r")
+
+
+def _from_command(command: str) -> bytes:
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise PassphraseUnreadableError(f"--passcommand: cannot split it into words: {error}") from None
+    if not words:
+        raise PassphraseUnreadableError("--passcommand: the command is empty")
+    try:
+        done = subprocess.run(words, stdout=subprocess.PIPE, check=False)
+    except OSError as error:
+        raise PassphraseUnreadableError(f"--passcommand: cannot run {words[0]}: {error.strerror}") from None
+    if done.returncode != 0:
+        how = f"exit code {done.returncode}" if done.returncode > 0 else f"signal {-done.returncode}"
+        raise PassphraseUnreadableError(f"--passcommand: {words[0]} failed with {how}")
+    return _strip_line_end(_checked_size(done.stdout, "--passcommand"))
+
+
+def _ask(prompt: str) -> bytes:
+    try:
+        text = getpass.getpass(f"{prompt}: ", stream=sys.stderr)
+    except EOFError:
+        print(file=sys.stderr)  # noqa: T201 - ends the line of the prompt
+        raise PassphraseUnreadableError("no passphrase was typed") from None
+    except UnicodeDecodeError:
+        raise PassphraseUnreadableError("the terminal sent bytes that are no text in its encoding") from None
+    return os.fsencode(text)
+
+
+def _from_terminal(prompt: str, *, confirm: bool) -> bytes:
+    passphrase = _ask(prompt)
+    if confirm and passphrase and _ask(f"{prompt}, once more") != passphrase:
+        raise PassphraseUnreadableError("the two passphrases differ; nothing was done")
+    return passphrase
+
+
+def _from_stdin() -> bytes:
+    """One line, so that two passphrases can follow each other."""
+    if sys.stdin is None:
+        raise PassphraseUnreadableError("stdin is closed; use --passfile or --passcommand")
+    raw = sys.stdin.buffer.readline(MAX_PASSPHRASE_SIZE + 1)
+    if not raw:
+        raise PassphraseUnreadableError(
+            "no passphrase on stdin, and no terminal to ask on; use --passfile or --passcommand"
+        )
+    return _strip_line_end(_checked_size(raw, "stdin"))

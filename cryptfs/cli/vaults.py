@@ -1,0 +1,56 @@
+"""What several commands ask about a vault before they need its passphrase."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cryptfs.cli.exit_codes import ConfigUnreadableError
+from cryptfs.errors import VaultLockedError
+
+if TYPE_CHECKING:
+    from cryptfs.core.config import VaultConfig
+
+
+def config_of(vault_dir: Path) -> VaultConfig:
+    """The vault's config, not yet authenticated.
+
+    Raises: NotAVaultError, VaultConfigError, UnsupportedFormatError; ConfigUnreadableError.
+    """
+    from cryptfs.vfs.vault import read_config
+
+    try:
+        return read_config(vault_dir)
+    except OSError as error:
+        raise ConfigUnreadableError(
+            f"{error.filename or vault_dir}: cannot read the vault config: {error.strerror}"
+        ) from None
+
+
+def refuse_locked(vault_dir: Path, *, read_only: bool) -> None:
+    """Say that the vault is in use before somebody types a passphrase for nothing.
+
+    Vault.unlock takes the lock and is the one that decides.
+
+    Raises: VaultLockedError.
+    """
+    from cryptfs.vfs.vault import lock_holder
+
+    holder = None if read_only else lock_holder(vault_dir)
+    if holder is not None:
+        where = f", mounted on {holder.mountpoint}" if holder.mountpoint else ""
+        next_step = f"unmount it with: cryptfs umount {holder.mountpoint}" if holder.mountpoint else "wait for it"
+        raise VaultLockedError(f"{vault_dir}: in use by process {holder.pid}{where}; {next_step}")
+
+
+def has_aes() -> bool | None:
+    """Whether the CPU has AES instructions; None where the system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        name, _, flags = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            return "aes" in flags.split()
+    return None

@@ -1,0 +1,226 @@
+"""Becoming a daemon, telling the parent how that went, and keeping keys out of core dumps and debuggers.
+
+    parent --- fork --- setsid --- fork --- daemon
+      |                    |                  | body(ready)
+      | waits on a pipe  <-+---- one line ----+ ready() or the exception
+
+No thread may run before the fork; everything that needs threads belongs into the body.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import logging
+import logging.handlers
+import os
+import resource
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import cryptfs.errors
+from cryptfs.errors import CryptfsError, MountError
+
+log = logging.getLogger("cryptfs.mount")
+
+_PR_SET_DUMPABLE = 4
+_SYSLOG_SOCKET = Path("/dev/log")
+_MAX_CAPTURED = 4096
+
+Ready = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class LogTarget:
+    """Where a mount's log lines go.
+
+    Args: file: appended to, made for its owner alone; None is syslog for a daemon, where there is one,
+              and stderr in the foreground.
+          debug: everything, not only what a person should know.
+    """
+
+    file: Path | None = None
+    debug: bool = False
+
+
+def harden_process() -> None:
+    """No core dump, and no debugger of the same user: keys stay in this process's memory."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    libc = ctypes.CDLL(None, use_errno=True)
+    if hasattr(libc, "prctl"):
+        libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def configure_logging(target: LogTarget, *, daemon: bool) -> None:
+    """Attach the one handler of this process to the root logger.
+
+    Raises: OSError: the log file cannot be opened.
+    """
+    handler: logging.Handler
+    if target.file is not None:
+        # The daemon's umask is 0, so the mode is said here.
+        descriptor = os.open(target.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        handler = logging.StreamHandler(
+            os.fdopen(descriptor, "a", encoding="utf-8", errors="backslashreplace")
+        )
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    elif not daemon:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("cryptfs: %(message)s"))
+    else:
+        handler = _syslog_handler()
+    root = logging.getLogger()
+    for old in root.handlers[:]:
+        root.removeHandler(old)
+    root.addHandler(handler)
+    root.setLevel(logging.DEBUG if target.debug else logging.INFO)
+
+
+def _syslog_handler() -> logging.Handler:
+    if not _SYSLOG_SOCKET.exists():
+        return logging.NullHandler()
+    try:
+        handler = logging.handlers.SysLogHandler(
+            str(_SYSLOG_SOCKET), facility=logging.handlers.SysLogHandler.LOG_DAEMON
+        )
+    except OSError:
+        return logging.NullHandler()
+    handler.ident = f"cryptfs[{os.getpid()}]: "
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    return handler
+
+
+def start_daemon(body: Callable[[Ready], None], target: LogTarget) -> int:
+    """Run `body` in a daemon; returns the daemon's pid once the body has called its argument.
+
+    Raises: the body's CryptfsError or OSError where it failed before that; MountError where it ended
+            in another way.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        _detach_and_run(body, target, writer)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        raw = pipe.read()
+    os.waitpid(child, 0)
+    return _read_report(raw)
+
+
+def _read_report(raw: bytes) -> int:
+    if not raw:
+        raise MountError(
+            "the daemon ended before the mount was usable, without a word; "
+            "run it with --foreground --debug to see why"
+        )
+    report = json.loads(raw)
+    if "pid" in report:
+        return int(report["pid"])
+    if report["errno"] is not None:
+        raise OSError(report["errno"], report["message"], report["filename"])
+    kind = getattr(cryptfs.errors, report["kind"], MountError)
+    if not issubclass(kind, CryptfsError) or issubclass(kind, cryptfs.errors.IntegrityError):
+        kind = MountError
+    raise kind(report["message"])
+
+
+def _failure_report(error: BaseException, captured: str) -> dict[str, object]:
+    filename = getattr(error, "filename", None)
+    if isinstance(error, OSError) and error.errno is not None:
+        message, number = error.strerror or "", error.errno
+    elif isinstance(error, CryptfsError):
+        message, number = str(error), None
+    else:
+        message, number = f"internal error: {type(error).__name__}: {error}", None
+    if captured and captured not in message:
+        message += f"\n{captured}"
+    return {
+        "kind": type(error).__name__,
+        "message": message,
+        "errno": number,
+        "filename": None if filename is None else os.fsdecode(filename),
+    }
+
+
+def _detach_and_run(body: Callable[[Ready], None], target: LogTarget, writer: int) -> NoReturn:
+    """The forked side: a new session, a second fork, then the body. Leaves by _exit alone."""
+    status = 1
+    try:
+        os.setsid()
+        if os.fork() != 0:
+            os._exit(0)
+        _run_body(body, target, writer)
+        status = 0
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            logging.shutdown()
+        os._exit(status)
+
+
+def _run_body(body: Callable[[Ready], None], target: LogTarget, writer: int) -> None:
+    captured = _redirect_stdio()
+    reported = False
+
+    def send(report: dict[str, object]) -> None:
+        nonlocal reported
+        if not reported:
+            reported = True
+            with contextlib.suppress(BrokenPipeError):
+                os.write(writer, json.dumps(report).encode())
+            os.close(writer)
+
+    def ready() -> None:
+        send({"pid": os.getpid()})
+        _silence_stderr(target)
+
+    try:
+        os.chdir("/")
+        os.umask(0)
+        harden_process()
+        configure_logging(target, daemon=True)
+        body(ready)
+        if not reported:
+            raise MountError("the daemon ended before the mount was usable")
+    except BaseException as error:
+        if not isinstance(error, CryptfsError | OSError) and target.debug:
+            traceback.print_exc()
+        if reported:
+            log.exception("the mount ended with an error")
+        send(_failure_report(error, _captured_text(captured)))
+        raise
+
+
+def _redirect_stdio() -> int:
+    """stdin and stdout to /dev/null, stderr into memory until it is known how the start went."""
+    null = os.open(os.devnull, os.O_RDWR)
+    captured = os.memfd_create("cryptfs-stderr") if hasattr(os, "memfd_create") else os.dup(null)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    os.dup2(captured, 2)
+    os.close(null)
+    return captured
+
+
+def _captured_text(captured: int) -> str:
+    """What libraries and fusermount wrote to stderr, as one line of text."""
+    with contextlib.suppress(OSError):
+        sys.stderr.flush()
+        raw = os.pread(captured, _MAX_CAPTURED, 0)
+        return os.fsdecode(raw).strip()
+    return ""
+
+
+def _silence_stderr(target: LogTarget) -> None:
+    place = os.devnull if target.file is None else target.file
+    with contextlib.suppress(OSError):
+        descriptor = os.open(place, os.O_WRONLY | os.O_APPEND)
+        os.dup2(descriptor, 2)
+        os.close(descriptor)

@@ -1,0 +1,205 @@
+"""What a mount can be told, and the parser of `-o a,b,c=d` strings.
+
+The same names work on the command line, in fstab and in `mount -t fuse.cryptfs -o`. Engines read
+MountOptions and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+ENGINES = ("fusepy",)
+MAX_TIMEOUT = 86_400.0
+MAX_THREADS = 64
+
+# Handed to the kernel as they are; the names that libfuse 2 and 3 and fusermount all understand.
+KERNEL_OPTIONS = frozenset(
+    {"nosuid", "suid", "nodev", "dev", "noexec", "exec", "noatime", "nodiratime", "sync", "async", "dirsync"}
+)
+# fstab and mount(8) put these in; they mean nothing to a filesystem.
+IGNORED_OPTIONS = frozenset(
+    {
+        "defaults", "auto", "noauto", "user", "users", "nouser", "owner", "group", "nofail", "_netdev",
+        "atime", "diratime", "relatime", "norelatime",
+    }
+)  # fmt: skip
+IGNORED_PREFIXES = ("x-", "X-", "comment=")
+
+
+class OptionItem(NamedTuple):
+    """One piece of an option string; value is None where there was no '='."""
+
+    name: str
+    value: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class MountOptions:
+    """How to mount a vault.
+
+    Args: read_only: refuse every change.
+          allow_other: other users may enter the mount.
+          default_permissions: the kernel checks modes; None does so only together with allow_other.
+          xattrs: support extended attributes and ACLs. Costs a round trip before each write(2) on
+              engines that cannot tell the kernel otherwise.
+          writeback: let the kernel collect small writes.
+          nonempty: mount over a directory that has entries.
+          engine: one of ENGINES.
+          entry_timeout, attr_timeout: seconds that the kernel may keep names and attributes; None
+              takes the engine's default.
+          max_threads: at most so many requests at once; None takes the engine's default.
+          fsname: the source shown in /proc/self/mountinfo; '' takes the vault's path.
+          extra: options for the kernel, such as nosuid or noatime.
+    """
+
+    read_only: bool = False
+    allow_other: bool = False
+    default_permissions: bool | None = None
+    xattrs: bool = True
+    writeback: bool = True
+    nonempty: bool = False
+    engine: str = "fusepy"
+    entry_timeout: float | None = None
+    attr_timeout: float | None = None
+    max_threads: int | None = None
+    fsname: str = ""
+    extra: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.engine not in ENGINES:
+            raise ValueError(f"there is no engine {self.engine!r}; known: {', '.join(ENGINES)}")
+        for name in ("entry_timeout", "attr_timeout"):
+            seconds = getattr(self, name)
+            if seconds is not None and not 0 <= seconds <= MAX_TIMEOUT:
+                raise ValueError(f"{name} is 0 to {MAX_TIMEOUT:.0f} seconds, not {seconds}")
+        if self.max_threads is not None and not 1 <= self.max_threads <= MAX_THREADS:
+            raise ValueError(f"max_threads is 1 to {MAX_THREADS}, not {self.max_threads}")
+        unknown = [name for name in self.extra if name not in KERNEL_OPTIONS]
+        if unknown:
+            raise ValueError(f"unknown mount option {unknown[0]!r}")
+        if "\0" in self.fsname:
+            raise ValueError("fsname holds a NUL byte")
+
+    @property
+    def kernel_checks_permissions(self) -> bool:
+        """Whether default_permissions goes to the kernel."""
+        return self.allow_other if self.default_permissions is None else self.default_permissions
+
+
+def escape_value(value: str) -> str:
+    """An option's value as libfuse and split_options read it back: backslash before ',' and itself."""
+    return value.replace("\\", "\\\\").replace(",", "\\,")
+
+
+def split_options(text: str) -> list[OptionItem]:
+    """Split `a,b=c` at its commas; a backslash takes the next character as it is.
+
+    Raises: ValueError: a lone backslash at the end, or a value without a name.
+    """
+    items: list[OptionItem] = []
+    name: str | None = None
+    piece: list[str] = []
+    characters = iter(text)
+
+    def finish() -> None:
+        nonlocal name
+        if name is not None:
+            items.append(OptionItem(name, "".join(piece)))
+        elif piece:
+            items.append(OptionItem("".join(piece), None))
+        name = None
+        piece.clear()
+
+    for character in characters:
+        if character == "\\":
+            escaped = next(characters, None)
+            if escaped is None:
+                raise ValueError("the mount options end in a lone backslash")
+            piece.append(escaped)
+        elif character == ",":
+            finish()
+        elif character == "=" and name is None:
+            name = "".join(piece)
+            piece.clear()
+            if not name:
+                raise ValueError("a mount option has a value but no name")
+        else:
+            piece.append(character)
+    finish()
+    return items
+
+
+def _seconds(name: str, value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise ValueError(f"{name} needs a number of seconds, not {value!r}") from None
+
+
+def _count(name: str, value: str) -> int:
+    try:
+        return int(value)
+    except ValueError:
+        raise ValueError(f"{name} needs a whole number, not {value!r}") from None
+
+
+def _text(_name: str, value: str) -> str:
+    return value
+
+
+_FLAGS = {
+    "ro": ("read_only", True),
+    "rw": ("read_only", False),
+    "allow_other": ("allow_other", True),
+    "default_permissions": ("default_permissions", True),
+    "no_default_permissions": ("default_permissions", False),
+    "xattrs": ("xattrs", True),
+    "noxattrs": ("xattrs", False),
+    "writeback": ("writeback", True),
+    "nowriteback": ("writeback", False),
+    "nonempty": ("nonempty", True),
+}
+_VALUES: dict[str, Callable[[str, str], object]] = {
+    "engine": _text,
+    "entry_timeout": _seconds,
+    "attr_timeout": _seconds,
+    "max_threads": _count,
+    "fsname": _text,
+}
+OPTION_NAMES = frozenset(_FLAGS) | frozenset(_VALUES)
+
+
+def apply_options(base: MountOptions, items: Iterable[OptionItem]) -> MountOptions:
+    """`base` with the items of an option string applied from left to right; the last one wins.
+
+    Raises: ValueError: an unknown option, or a value that is missing, superfluous or out of range; the
+            text names the option.
+    """
+    changes: dict[str, Any] = {}
+    extra = list(base.extra)
+    for name, value in items:
+        if name in IGNORED_OPTIONS or name.startswith(IGNORED_PREFIXES) or f"{name}=" in IGNORED_PREFIXES:
+            continue
+        if name in _VALUES:
+            if value is None:
+                raise ValueError(f"mount option {name!r} needs a value: {name}=...")
+            changes[name] = _VALUES[name](name, value)
+            continue
+        if name not in _FLAGS and name not in KERNEL_OPTIONS:
+            raise ValueError(f"unknown mount option {name!r}")
+        if value is not None:
+            raise ValueError(f"mount option {name!r} takes no value")
+        if name in _FLAGS:
+            field, wanted = _FLAGS[name]
+            changes[field] = wanted
+        else:
+            extra = [other for other in extra if other != name]
+            extra.append(name)
+    return replace(base, extra=tuple(extra), **changes)
+
+
+def parse_options(text: str, base: MountOptions | None = None) -> MountOptions:
+    """MountOptions from a `-o` string; ValueError where one is unknown or ill-formed."""
+    return apply_options(MountOptions() if base is None else base, split_options(text))

@@ -1,0 +1,297 @@
+"""One mount from beginning to end: checks, the engine, readiness, signals, and closing the vault.
+
+    check_mountpoint -> (start_daemon) -> serve: announce, start, engine.run, close
+
+The vault is unlocked before, in the process that can ask for a passphrase; threads start in `serve`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import importlib
+import logging
+import os
+import signal
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol, cast
+
+from cryptfs.errors import MountError
+from cryptfs.mount.daemon import LogTarget, Ready, configure_logging, harden_process, start_daemon
+from cryptfs.mount.holders import describe_holders, find_holders
+from cryptfs.mount.mounts import Mount, absolute, detach, mount_at
+from cryptfs.mount.options import MountOptions
+
+log = logging.getLogger("cryptfs.mount")
+
+STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+GRACE = 5.0  # seconds that programs get to let go of open files after a stop signal
+READ_AHEAD_KB = 1024
+_BDI = Path("/sys/class/bdi")
+_FUSE_CONNECTIONS = Path("/sys/fs/fuse/connections")
+
+
+class MountableVault(Protocol):
+    """What a session needs of vfs.vault.Vault."""
+
+    @property
+    def vault_dir(self) -> Path: ...
+
+    def announce(self, mountpoint: str) -> None: ...
+
+    def start(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+Engine = Callable[[MountableVault, Path, MountOptions, Ready], None]
+
+
+def load_engine(name: str) -> Engine:
+    """The `run` of an engine. Loads FUSE libraries, but starts no thread.
+
+    Raises: MountError: the engine's libraries are not installed.
+    """
+    module = importlib.import_module(f"cryptfs.mount.{name}")
+    return cast(Engine, module.run)
+
+
+def check_mountpoint(vault_dir: Path, mountpoint: Path, *, nonempty: bool = False) -> Path:
+    """The mountpoint's absolute path, if a vault can be mounted there.
+
+    Raises: MountError: it is missing, no directory, not empty, entangled with the vault, or the dead
+            remains of a mount.
+    """
+    try:
+        mountpoint.lstat()
+        mode = mountpoint.stat().st_mode
+    except FileNotFoundError:
+        raise MountError(f"{mountpoint}: no such directory; create it with: mkdir -p {mountpoint}") from None
+    except OSError as error:
+        if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
+            raise MountError(
+                f"{mountpoint}: a mount whose daemon died is still there; "
+                f"remove it with: cryptfs umount {mountpoint}"
+            ) from None
+        raise MountError(f"{mountpoint}: {error.strerror}") from None
+    place, vault = absolute(mountpoint), absolute(vault_dir)
+    if not stat.S_ISDIR(mode):
+        raise MountError(f"{mountpoint}: not a directory")
+    _check_apart(place, vault)
+    mount = mount_at(place)
+    if mount is not None and mount.is_cryptfs:
+        raise MountError(
+            f"{mountpoint}: {mount.source} is mounted there already; "
+            f"unmount it with: cryptfs umount {mountpoint}"
+        )
+    if not nonempty:
+        _check_empty(mountpoint)
+    return place
+
+
+def _check_apart(place: Path, vault: Path) -> None:
+    if place == vault:
+        raise MountError(f"{place}: a vault cannot be mounted over itself; choose another directory")
+    if place.is_relative_to(vault):
+        raise MountError(f"{place}: this directory is inside the vault {vault}; choose one outside")
+    if vault.is_relative_to(place):
+        raise MountError(
+            f"{place}: the vault {vault} is inside this directory and would vanish; choose another"
+        )
+
+
+def _check_empty(mountpoint: Path) -> None:
+    try:
+        with os.scandir(mountpoint) as entries:
+            empty = next(entries, None) is None
+    except OSError as error:
+        raise MountError(f"{mountpoint}: cannot look into it: {error.strerror}") from None
+    if not empty:
+        raise MountError(
+            f"{mountpoint}: not empty, and a mount would hide what is in it; "
+            f"choose an empty directory, or say --nonempty"
+        )
+
+
+def mount_background(
+    vault: MountableVault, mountpoint: Path, options: MountOptions, engine: Engine, target: LogTarget
+) -> int:
+    """Serve the vault from a daemon; returns its pid when the mount is usable.
+
+    The daemon owns the vault and its lock from here on: the caller must not close it, only end.
+
+    Raises: MountError, or another error of the start as it was raised in the daemon.
+    """
+    return start_daemon(lambda ready: serve(vault, mountpoint, options, engine, ready), target)
+
+
+def mount_foreground(
+    vault: MountableVault,
+    mountpoint: Path,
+    options: MountOptions,
+    engine: Engine,
+    target: LogTarget,
+    ready: Ready,
+) -> None:
+    """Serve the vault from this process until it is unmounted or told to stop.
+
+    Raises: MountError: FUSE refuses.
+    """
+    harden_process()
+    configure_logging(target, daemon=False)
+    old_umask = os.umask(0)
+    try:
+        serve(vault, mountpoint, options, engine, ready)
+    finally:
+        os.umask(old_umask)
+
+
+def serve(
+    vault: MountableVault, mountpoint: Path, options: MountOptions, engine: Engine, ready: Ready
+) -> None:
+    """Run the engine until the mount is gone, then close the vault.
+
+    Args:   ready: called once, from another thread, when the mount answers.
+    Raises: MountError: the mount failed or never answered.
+    """
+    session = _Session(mountpoint, ready)
+    try:
+        with session.watching_signals():
+            vault.announce(str(mountpoint))
+            vault.start()
+            engine(vault, mountpoint, options, session.on_ready)
+            session.ended.set()
+    finally:
+        session.ended.set()
+        vault.close()
+    session.finish()
+    log.info("unmounted %s and closed the vault", mountpoint)
+
+
+class _Session:
+    """What the engine's thread, the readiness thread and the signal thread share.
+
+    `ended` is set when the engine has returned; `failure` is why the mount never became usable.
+    """
+
+    def __init__(self, mountpoint: Path, ready: Ready) -> None:
+        self.mountpoint = mountpoint
+        self.ended = threading.Event()
+        self._ready = ready
+        self._settling: threading.Thread | None = None
+        self._failure: MountError | None = None
+        self._device = ""
+
+    def on_ready(self) -> None:
+        """Called by the engine from INIT: the kernel answers nothing until this has returned."""
+        self._settling = threading.Thread(target=self._settle, name="cryptfs-ready", daemon=True)
+        self._settling.start()
+
+    def _settle(self) -> None:
+        try:
+            self.mountpoint.stat()
+        except OSError as error:
+            self._failure = MountError(f"{self.mountpoint}: the mount does not answer: {error.strerror}")
+            self._stop()
+            return
+        mount = mount_at(self.mountpoint)
+        if mount is not None and mount.is_cryptfs:
+            self._device = mount.device
+            raise_read_ahead(mount)
+        self._ready()
+
+    def finish(self) -> None:
+        """After the engine: raise what went wrong.
+
+        Raises: MountError: the mount never became usable.
+        """
+        if self._settling is None:
+            raise MountError(f"{self.mountpoint}: FUSE ended before the mount was usable")
+        self._settling.join(GRACE)
+        if self._failure is not None:
+            raise self._failure
+
+    @contextlib.contextmanager
+    def watching_signals(self) -> Iterator[None]:
+        """Turn stop signals into an unmount.
+
+        The engine's main thread sits in C, where Python's handlers never run: the signals are blocked
+        everywhere, and a thread waits for them.
+        """
+        old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        watcher = threading.Thread(target=self._watch, name="cryptfs-signals", daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            self.ended.set()
+            if watcher.is_alive() and watcher.ident is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pthread_kill(watcher.ident, signal.SIGTERM)
+            watcher.join(GRACE)
+            signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
+
+    def _watch(self) -> None:
+        while not self.ended.is_set():
+            number = signal.sigwait(STOP_SIGNALS)
+            if self.ended.is_set():
+                return
+            log.info("%s: unmounting %s", signal.Signals(number).name, self.mountpoint)
+            self._stop()
+
+    def _stop(self) -> None:
+        """Unmount; what is still open after GRACE seconds loses its connection."""
+        mount = mount_at(self.mountpoint)
+        if mount is None or not mount.is_cryptfs or (self._device and mount.device != self._device):
+            return
+        try:
+            _detach_with_sync(mount)
+        except (MountError, OSError) as error:
+            log.error("cannot unmount %s: %s", self.mountpoint, error)
+        if not self.ended.wait(GRACE):
+            log.warning("files on %s are still open; cutting them off", self.mountpoint)
+            abort_connection(mount)
+
+
+def _detach_with_sync(mount: Mount) -> None:
+    try:
+        detach(mount.mountpoint, lazy=False)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        log.warning(
+            "%s is still in use%s", mount.mountpoint, describe_holders(find_holders(mount.mountpoint))
+        )
+        sync_mount(mount.mountpoint)
+        detach(mount.mountpoint, lazy=True)
+
+
+def sync_mount(mountpoint: str) -> None:
+    """Write back what the kernel holds of one mount."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with contextlib.suppress(OSError):
+        descriptor = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            if hasattr(libc, "syncfs"):
+                libc.syncfs(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def raise_read_ahead(mount: Mount) -> None:
+    """Let the kernel read 1 MiB ahead instead of 128 KiB; only root may, others go without."""
+    knob = _BDI / mount.device / "read_ahead_kb"
+    with contextlib.suppress(OSError, ValueError):
+        if int(knob.read_text()) < READ_AHEAD_KB:
+            knob.write_text(f"{READ_AHEAD_KB}\n")
+
+
+def abort_connection(mount: Mount) -> None:
+    """End a FUSE connection whatever is open on it; does nothing where fusectl is not there."""
+    minor = mount.device.partition(":")[2]
+    with contextlib.suppress(OSError):
+        (_FUSE_CONNECTIONS / minor / "abort").write_text("1\n")
