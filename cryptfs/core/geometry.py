@@ -67,7 +67,7 @@ class ChunkGeometry:
     @property
     def max_plain_size(self) -> int:
         """Largest plaintext size whose backing file still has an off_t length."""
-        return (MAX_FILE_OFFSET - HEADER_SIZE) // self.record_size * self.chunk_size
+        return self.plain_size_floor(MAX_FILE_OFFSET)
 
     def span(self, plain_offset: int, length: int) -> ChunkSpan:
         """The chunks that hold `length` (>= 1) plaintext bytes from `plain_offset` (>= 0)."""
