@@ -221,7 +221,7 @@ def make_slot(config: VaultConfig, slot_id: int, new: NewSlot, masterkey: bytes)
     aad = _slot_aad(config, slot_id, kdf)
     wrapped = seal_small(derive(slot_key, b"wrap"), masterkey, aad, new.nonce)
     slot = KeySlot(
-        commitment=derive(slot_key, b"commit", aad).hex(),
+        commitment=derive(slot_key, b"commit").hex(),
         id=slot_id,
         kdf=kdf,
         kind=PASSPHRASE,
@@ -238,17 +238,19 @@ def make_slot(config: VaultConfig, slot_id: int, new: NewSlot, masterkey: bytes)
 def open_slot(config: VaultConfig, slot: KeySlot, passphrase: bytes) -> bytes | None:
     """The masterkey, or None where the passphrase is not this slot's.
 
-    Raises: VaultConfigError: the passphrase is right, but the slot is damaged.
+    Raises: VaultConfigError: the passphrase is right, but the slot, or a field that it is bound to, was
+                              changed. The commitment is over the slot's key alone, so that a changed
+                              cipher or chunk size is not reported as a wrong passphrase.
     """
     slot_key = passphrase_key(passphrase, bytes.fromhex(slot.kdf.salt), slot.kdf.memory, slot.kdf.passes)
     aad = _slot_aad(config, slot.id, slot.kdf)
-    if not hmac.compare_digest(derive(slot_key, b"commit", aad), bytes.fromhex(slot.commitment)):
+    if not hmac.compare_digest(derive(slot_key, b"commit"), bytes.fromhex(slot.commitment)):
         return None
     masterkey = open_small(derive(slot_key, b"wrap"), bytes.fromhex(slot.wrapped), aad)
     if masterkey is None or len(masterkey) != 32:
         raise VaultConfigError(
-            f"the passphrase is right, but key slot {slot.id} of {CONFIG_NAME} is damaged; "
-            "restore it from a backup"
+            f"the passphrase is right, but key slot {slot.id} of {CONFIG_NAME}, or a field that it is "
+            "bound to, was changed; restore it from a backup"
         )
     return masterkey
 
