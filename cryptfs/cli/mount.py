@@ -64,7 +64,10 @@ def collect_options(texts: Iterable[str], flags: Mapping[str, object]) -> tuple[
     "--writeback/--no-writeback", default=None, help="Let the kernel collect small writes.  [default: yes]"
 )
 @click.option(
-    "--nonempty", is_flag=True, default=None, help="Mount over a directory that is not empty, hiding what it has."
+    "--nonempty",
+    is_flag=True,
+    default=None,
+    help="Mount over a directory that is not empty, hiding what it has.",
 )
 @click.option("--engine", type=click.Choice(ENGINES), help="How to talk to the kernel.  [default: fusepy]")
 @click.option(
@@ -161,7 +164,12 @@ def mount_vault(
     how = f"Unmount with: cryptfs umount {shell_word(mountpoint)}"
     if foreground:
         mount_foreground(
-            opened, place, options, engine, target, lambda: note(f"{vault_dir} is mounted on {mountpoint}. {how}")
+            opened,
+            place,
+            options,
+            engine,
+            target,
+            lambda: note(f"{vault_dir} is mounted on {mountpoint}. {how}"),
         )
     else:
         mount_background(opened, place, options, engine, target)

@@ -39,7 +39,9 @@ def refuse_locked(vault_dir: Path, *, read_only: bool) -> None:
     holder = None if read_only else lock_holder(vault_dir)
     if holder is not None:
         where = f", mounted on {holder.mountpoint}" if holder.mountpoint else ""
-        next_step = f"unmount it with: cryptfs umount {holder.mountpoint}" if holder.mountpoint else "wait for it"
+        next_step = (
+            f"unmount it with: cryptfs umount {holder.mountpoint}" if holder.mountpoint else "wait for it"
+        )
         raise VaultLockedError(f"{vault_dir}: in use by process {holder.pid}{where}; {next_step}")
 
 
