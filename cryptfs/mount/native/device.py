@@ -1,0 +1,122 @@
+"""Getting a mount: /dev/fuse and mount(2) as root, fusermount3 for everybody else."""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import errno
+import os
+import shutil
+import socket
+import stat
+import subprocess
+from pathlib import Path
+
+from cryptfs.errors import MountError
+from cryptfs.mount.options import MountOptions, escape_value
+
+DEVICE = Path("/dev/fuse")
+_TYPE = "fuse.cryptfs"
+_FLAGS = {
+    "ro": 1, "nosuid": 2, "nodev": 4, "noexec": 8, "sync": 16, "dirsync": 128, "noatime": 1024,
+    "nodiratime": 2048,
+}  # fmt: skip
+_CLEARS = {"suid": "nosuid", "dev": "nodev", "exec": "noexec", "async": "sync"}
+_DEFAULTS = ("nosuid", "nodev")
+MNT_DETACH = 2
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def wanted_flags(options: MountOptions) -> set[str]:
+    """Names of the mount(2) flags: nosuid and nodev unless root says otherwise, and what was asked for."""
+    wanted = set(_DEFAULTS)
+    for name in options.extra:
+        if name in _CLEARS:
+            wanted.discard(_CLEARS[name])
+        elif name in _FLAGS:
+            wanted.add(name)
+    if options.read_only:
+        wanted.add("ro")
+    return wanted
+
+
+def open_mount(source: str, mountpoint: Path, options: MountOptions) -> int:
+    """Mount and return the descriptor to serve.
+
+    Args:   source: shown in mountinfo.   mountpoint: absolute.
+    Raises: MountError: what is missing or refused, and what to do.
+    """
+    if os.geteuid() == 0:
+        return _mount_directly(source, mountpoint, options)
+    return _mount_with_helper(source, mountpoint, options)
+
+
+def _mount_directly(source: str, mountpoint: Path, options: MountOptions) -> int:
+    try:
+        fd = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise MountError(f"{DEVICE} cannot be opened: {error.strerror}; try: modprobe fuse") from None
+    rootmode = stat.S_IFMT(mountpoint.stat().st_mode)
+    data = f"fd={fd},rootmode={rootmode:o},user_id=0,group_id=0"
+    if options.allow_other:
+        data += ",allow_other"
+    if options.kernel_checks_permissions:
+        data += ",default_permissions"
+    flags = sum(_FLAGS[name] for name in wanted_flags(options))
+    done = _libc.mount(
+        os.fsencode(source), os.fsencode(mountpoint), _TYPE.encode(), ctypes.c_ulong(flags), data.encode()
+    )
+    if done != 0:
+        code = ctypes.get_errno()
+        os.close(fd)
+        raise MountError(f"{mountpoint}: the kernel refused to mount: {os.strerror(code)}")
+    return fd
+
+
+def _mount_with_helper(source: str, mountpoint: Path, options: MountOptions) -> int:
+    """fusermount3 mounts and passes the descriptor back over a socket."""
+    helper = shutil.which("fusermount3") or shutil.which("fusermount")
+    if helper is None:
+        raise MountError("mounting as an ordinary user needs fusermount3; install it: apt-get install fuse3")
+    wanted = [*sorted(wanted_flags(options)), f"fsname={escape_value(source)}", "subtype=cryptfs"]
+    if options.allow_other:
+        wanted.append("allow_other")
+    if options.kernel_checks_permissions:
+        wanted.append("default_permissions")
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with ours, theirs:
+        environment = os.environ | {"_FUSE_COMMFD": str(theirs.fileno())}
+        command = [helper, "-o", ",".join(wanted), "--", os.fspath(mountpoint)]
+        done = subprocess.run(
+            command, env=environment, pass_fds=(theirs.fileno(),), stderr=subprocess.PIPE, check=False
+        )
+        theirs.close()
+        if done.returncode != 0:
+            said = done.stderr.decode(errors="replace").strip()
+            raise MountError(f"{mountpoint}: {said or 'fusermount refused to mount'}")
+        return _receive(ours)
+
+
+def _receive(connection: socket.socket) -> int:
+    room = array.array("i", [0])
+    _, messages, _, _ = connection.recvmsg(1, socket.CMSG_LEN(room.itemsize))
+    for level, kind, data in messages:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            room = array.array("i", data[: room.itemsize])
+            os.set_inheritable(room[0], False)
+            return room[0]
+    raise MountError("fusermount passed no descriptor")
+
+
+def detach(mountpoint: Path) -> None:
+    """Take the mount away at once; whoever is in it keeps a dead end. Raises: OSError."""
+    if os.geteuid() == 0:
+        if _libc.umount2(os.fsencode(mountpoint), MNT_DETACH) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+        return
+    helper = shutil.which("fusermount3") or shutil.which("fusermount")
+    if helper is None:
+        raise OSError(errno.ENOENT, "fusermount3 is missing")
+    subprocess.run([helper, "-u", "-z", "--", os.fspath(mountpoint)], check=False, capture_output=True)

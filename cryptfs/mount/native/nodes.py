@@ -1,0 +1,202 @@
+"""Inodes: what the kernel calls a node by number, and where its backing file is.
+
+The kernel knows inodes, the vault has names. A node remembers one name of its file, which is kept right
+through renames, and is found by the backing inode, so that all names of a file share one node. A file
+that loses the name that is known here gets a descriptor instead.
+
+Numbers are never used twice, so the generation is always 0 and an inode number that the backing
+filesystem uses again is never taken for the old file.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+
+from cryptfs.mount.native.structs import ROOT_ID
+from cryptfs.vfs.attributes import Attributes, plain_attributes
+from cryptfs.vfs.directory import SELF, Directory
+from cryptfs.vfs.tree import VaultTree
+
+MAX_OPEN_DIRECTORIES = 1024
+
+NodeKey = tuple[int, int]
+
+
+class HeldFile:
+    """An O_PATH descriptor, closed with its last reference: never under a request that uses it."""
+
+    __slots__ = ("fd",)
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+
+class Node:
+    """One file, directory or other, that the kernel has looked up.
+
+    parent, name: one of its places; meaningless while held is set.
+    inode:        number shown to programs; stays although a symlink that is renamed is made anew.
+    lookups:      references that the kernel holds.
+    held:         descriptor of a file without a place known here.
+    """
+
+    __slots__ = ("directory", "held", "inode", "key", "lookups", "name", "nodeid", "parent")
+
+    def __init__(self, nodeid: int, key: NodeKey, parent: Node | None, name: bytes) -> None:
+        self.nodeid = nodeid
+        self.key = key
+        self.inode = key[1]
+        self.parent = parent
+        self.name = name
+        self.lookups = 0
+        self.held: HeldFile | None = None
+        self.directory: Directory | None = None
+
+
+class NodeTable:
+    """All nodes of a mount. Its lock covers the maps and the places, for moments only."""
+
+    def __init__(self, tree: VaultTree) -> None:
+        self._tree = tree
+        self.lock = threading.Lock()
+        st = os.fstat(tree.root.fd)
+        root = Node(ROOT_ID, (st.st_dev, st.st_ino), None, SELF)
+        root.lookups = 1
+        root.directory = tree.root
+        self.root = root
+        self._by_id: dict[int, Node] = {ROOT_ID: root}
+        self._by_key: dict[NodeKey, Node] = {root.key: root}
+        self._next_id = ROOT_ID + 1
+        self._open_directories: dict[int, Node] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def get(self, nodeid: int) -> Node:
+        """The node of a request. Raises: OSError: ESTALE, which the kernel never provokes."""
+        node = self._by_id.get(nodeid)
+        if node is None:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return node
+
+    def find(self, st: os.stat_result) -> Node | None:
+        """The node of a backing file, where the kernel knows it."""
+        return self._by_key.get((st.st_dev, st.st_ino))
+
+    def remember(self, parent: Node, name: bytes, st: os.stat_result) -> Node:
+        """The node of an entry that the kernel is about to be told of; counts as a lookup."""
+        key = (st.st_dev, st.st_ino)
+        with self.lock:
+            node = self._by_key.get(key)
+            if node is None:
+                node = Node(self._next_id, key, parent, name)
+                self._next_id += 1
+                self._by_id[node.nodeid] = node
+                self._by_key[key] = node
+            elif node.parent is not parent or node.name != name or node.held is not None:
+                self._place(node, parent, name)
+            node.lookups += 1
+        return node
+
+    def _place(self, node: Node, parent: Node, name: bytes) -> None:
+        node.parent, node.name, node.held = parent, name, None
+
+    def forget(self, nodeid: int, lookups: int) -> None:
+        """The kernel gives back references; the node goes with the last."""
+        with self.lock:
+            node = self._by_id.get(nodeid)
+            if node is None or node is self.root:
+                return
+            node.lookups -= lookups
+            if node.lookups > 0:
+                return
+            del self._by_id[nodeid]
+            if self._by_key.get(node.key) is node:
+                del self._by_key[node.key]
+            self._open_directories.pop(nodeid, None)
+            node.directory = node.held = None
+
+    # ---- places
+
+    def directory(self, node: Node) -> Directory:
+        """The open directory of a node. Raises: OSError (ENOTDIR, ENOENT), IntegrityError."""
+        found = node.directory
+        if found is None:
+            parent = node.parent
+            if parent is None or node.held is not None:
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            found = self._tree.directory(self.directory(parent), node.name)
+            with self.lock:
+                if len(self._open_directories) >= MAX_OPEN_DIRECTORIES:
+                    self._close_oldest()
+                node.directory = found
+                self._open_directories[node.nodeid] = node
+        return found
+
+    def _close_oldest(self) -> None:
+        for nodeid in list(self._open_directories)[: MAX_OPEN_DIRECTORIES // 2]:
+            self._open_directories.pop(nodeid).directory = None
+
+    def place(self, node: Node) -> tuple[Directory, bytes]:
+        """Where a node's file is. Raises: OSError: ESTALE where it has no place any more."""
+        if node.parent is None:
+            return self._tree.root, SELF
+        if node.held is not None:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return self.directory(node.parent), node.name
+
+    def attributes(self, node: Node) -> Attributes:
+        """Attributes now. Raises: OSError: ESTALE where another file has taken its place."""
+        open_node = node.held or node.directory
+        if open_node is not None:
+            return plain_attributes(os.fstat(open_node.fd), self._tree.context.geometry)
+        found = self._tree.stat(*self.place(node))
+        if (found.st.st_dev, found.st.st_ino) != node.key:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return found
+
+    # ---- changes
+
+    def hold(self, directory: Directory, name: bytes) -> tuple[Node | None, HeldFile]:
+        """Before a name goes: its node, and its file held; give both to `lost` when it has gone."""
+        entry_name = directory.entry_name(name)
+        fd = os.open(entry_name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory.fd)
+        return self.find(os.fstat(fd)), HeldFile(fd)
+
+    def lost(self, node: Node | None, held: HeldFile) -> None:
+        """After a name went: the node keeps its file by the descriptor."""
+        if node is None:
+            return
+        nlink = os.fstat(held.fd).st_nlink
+        with self.lock:
+            self._open_directories.pop(node.nodeid, None)  # a directory stays open: it has no place
+            if nlink == 0 or node.directory is not None:
+                self._by_key.pop(node.key, None)
+            if node.held is None and node.lookups > 0:
+                node.held = held
+
+    def moved(self, node: Node | None, parent: Node, name: bytes, st: os.stat_result) -> None:
+        """After a rename: the node's new place, and its new backing inode if it was made anew."""
+        if node is None:
+            return
+        with self.lock:
+            self._place(node, parent, name)
+            key = (st.st_dev, st.st_ino)
+            if key != node.key:
+                self._by_key.pop(node.key, None)
+                node.key = key
+                self._by_key[key] = node
+
+    def close(self) -> None:
+        """After the mount is gone."""
+        with self.lock:
+            for node in self._by_id.values():
+                node.held = node.directory = None
+            self._by_id.clear()
+            self._by_key.clear()
+            self._open_directories.clear()

@@ -1,0 +1,109 @@
+"""SETATTR requests: mode, owner, size and times of a node, and the privileges that a change takes away."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from typing import Any
+
+from cryptfs.mount.native.nodes import Node, NodeTable
+from cryptfs.mount.native.structs import SetAttr
+from cryptfs.storage.libc import UTIME_NOW, UTIME_OMIT, Times, futimens
+from cryptfs.vfs.attributes import change_mode, change_owner, change_times
+from cryptfs.vfs.filestate import FileState
+from cryptfs.vfs.openfile import OpenFile
+from cryptfs.vfs.tree import VaultTree
+
+_TIME_FIELDS = SetAttr.ATIME | SetAttr.MTIME | SetAttr.ATIME_NOW | SetAttr.MTIME_NOW
+
+
+class AttributeSetter:
+    """Applies SETATTR requests.
+
+    Args: files: the open files by handle, shared with the other requests.
+    """
+
+    def __init__(self, tree: VaultTree, nodes: NodeTable, files: dict[int, OpenFile]) -> None:
+        self._tree = tree
+        self._nodes = nodes
+        self._files = files
+
+    def apply(self, node: Node, fields: tuple[Any, ...]) -> None:
+        """Change what the request names, in the order mode, owner, size, times."""
+        (valid, _, fh, size, _, atime, mtime, _, atime_ns, mtime_ns, _, mode, _, uid, gid, _) = fields
+        self._tree.require_writable()
+        if valid & SetAttr.MODE:
+            self._set_mode(node, stat.S_IMODE(mode))
+        if valid & (SetAttr.UID | SetAttr.GID):
+            self._set_owner(node, uid if valid & SetAttr.UID else -1, gid if valid & SetAttr.GID else -1)
+        if valid & SetAttr.SIZE:
+            handle = self._files.get(fh) if valid & SetAttr.FH else None
+            self._set_size(node, handle, size, kill=bool(valid & SetAttr.KILL_SUIDGID))
+        if valid & _TIME_FIELDS:
+            times = (
+                *_time(atime, atime_ns, valid & SetAttr.ATIME, valid & SetAttr.ATIME_NOW),
+                *_time(mtime, mtime_ns, valid & SetAttr.MTIME, valid & SetAttr.MTIME_NOW),
+            )
+            self._set_times(node, times)
+
+    def _set_mode(self, node: Node, mode: int) -> None:
+        held = node.held
+        if held is not None:
+            os.chmod(f"/proc/self/fd/{held.fd}", mode)
+        else:
+            change_mode(*self._nodes.place(node), mode)
+
+    def _set_owner(self, node: Node, uid: int, gid: int) -> None:
+        held = node.held
+        if held is not None:
+            os.chown(f"/proc/self/fd/{held.fd}", uid, gid)
+        else:
+            change_owner(*self._nodes.place(node), uid, gid)
+
+    def _set_times(self, node: Node, times: Times) -> None:
+        held = node.held
+        if held is not None:
+            fd = os.open(f"/proc/self/fd/{held.fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                futimens(fd, times)
+            finally:
+                os.close(fd)
+        else:
+            change_times(*self._nodes.place(node), times)
+
+    def _set_size(self, node: Node, handle: OpenFile | None, size: int, *, kill: bool) -> None:
+        if handle is not None and handle.writable:
+            handle.truncate(size)
+            if kill:
+                self.kill_privileges(handle.state)
+            return
+        held = node.held
+        if held is not None:
+            file = self._tree.open_held(held.fd, os.O_WRONLY)
+        else:
+            file = self._tree.open(*self._nodes.place(node), os.O_WRONLY)
+        try:
+            file.truncate(size)
+            if kill:
+                self.kill_privileges(file.state)
+        finally:
+            self._tree.release(file)
+
+    def kill_privileges(self, state: FileState) -> None:
+        """Take away suid, and sgid of a group-executable file: the kernel said that the change does."""
+        mode = stat.S_IMODE(os.fstat(state.fd).st_mode)
+        kept = mode & ~stat.S_ISUID
+        if mode & stat.S_IXGRP:
+            kept &= ~stat.S_ISGID
+        if kept != mode:
+            with contextlib.suppress(PermissionError):  # not the owner: the backing write took them away
+                os.fchmod(state.fd, kept)
+
+
+def _time(seconds: int, nanoseconds: int, wanted: int, now: int) -> tuple[int, int]:
+    if now:
+        return 0, UTIME_NOW
+    if not wanted:
+        return 0, UTIME_OMIT
+    return seconds - 2**64 if seconds >= 2**63 else seconds, nanoseconds

@@ -1,0 +1,166 @@
+"""The kernel's FUSE protocol as bytes: numbers and layouts of <linux/fuse.h>, versions 7.31 to 7.38.
+
+Native byte order and alignment, as the kernel is on the same machine. Requests are unpacked from a view
+that holds exactly what the kernel sent; a truncated one raises struct.error, which the session answers
+with EINVAL.
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import IntEnum, IntFlag
+
+KERNEL_MAJOR = 7
+KERNEL_MINOR_MIN = 31
+KERNEL_MINOR_MAX = 38
+ROOT_ID = 1
+
+
+class Op(IntEnum):
+    """Request opcodes that this engine knows by name."""
+
+    LOOKUP = 1
+    FORGET = 2
+    GETATTR = 3
+    SETATTR = 4
+    READLINK = 5
+    SYMLINK = 6
+    MKNOD = 8
+    MKDIR = 9
+    UNLINK = 10
+    RMDIR = 11
+    RENAME = 12
+    LINK = 13
+    OPEN = 14
+    READ = 15
+    WRITE = 16
+    STATFS = 17
+    RELEASE = 18
+    FSYNC = 20
+    SETXATTR = 21
+    GETXATTR = 22
+    LISTXATTR = 23
+    REMOVEXATTR = 24
+    FLUSH = 25
+    INIT = 26
+    OPENDIR = 27
+    READDIR = 28
+    RELEASEDIR = 29
+    FSYNCDIR = 30
+    ACCESS = 34
+    CREATE = 35
+    INTERRUPT = 36
+    DESTROY = 38
+    BATCH_FORGET = 42
+    FALLOCATE = 43
+    READDIRPLUS = 44
+    RENAME2 = 45
+    LSEEK = 46
+    COPY_FILE_RANGE = 47
+    SYNCFS = 50
+    TMPFILE = 51
+
+
+class Cap(IntFlag):
+    """INIT flags (`flags`, then `flags2` from bit 32 on)."""
+
+    ASYNC_READ = 1 << 0
+    ATOMIC_O_TRUNC = 1 << 3
+    BIG_WRITES = 1 << 5
+    DONT_MASK = 1 << 6
+    DO_READDIRPLUS = 1 << 13
+    READDIRPLUS_AUTO = 1 << 14
+    ASYNC_DIO = 1 << 15
+    WRITEBACK_CACHE = 1 << 16
+    PARALLEL_DIROPS = 1 << 18
+    POSIX_ACL = 1 << 20
+    MAX_PAGES = 1 << 22
+    CACHE_SYMLINKS = 1 << 23
+    HANDLE_KILLPRIV_V2 = 1 << 28
+    INIT_EXT = 1 << 30
+
+
+class SetAttr(IntFlag):
+    """Which fields of a SETATTR request count."""
+
+    MODE = 1 << 0
+    UID = 1 << 1
+    GID = 1 << 2
+    SIZE = 1 << 3
+    ATIME = 1 << 4
+    MTIME = 1 << 5
+    FH = 1 << 6
+    ATIME_NOW = 1 << 7
+    MTIME_NOW = 1 << 8
+    KILL_SUIDGID = 1 << 11
+
+
+OPEN_KILL_SUIDGID = 1 << 0
+WRITE_KILL_SUIDGID = 1 << 2
+FOPEN_KEEP_CACHE = 1 << 1
+FOPEN_CACHE_DIR = 1 << 3
+FSYNC_FDATASYNC = 1 << 0
+
+IN_HEADER = struct.Struct("=IIQQIIIHH")  # len opcode unique nodeid uid gid pid extlen padding
+OUT_HEADER = struct.Struct("=IiQ")  # len error unique
+INIT_IN = struct.Struct("=IIII")  # major minor max_readahead flags
+INIT_IN_EXT = struct.Struct("=I")  # flags2, behind INIT_IN
+INIT_OUT = struct.Struct("=IIIIHHIIHHI28x")
+# major minor max_readahead flags | max_background congestion | max_write time_gran | max_pages map | flags2
+ATTR = struct.Struct("=QQQQQQIIIIIIIIII")
+# ino size blocks atime mtime ctime | their nanoseconds | mode nlink uid gid rdev blksize flags
+ENTRY_OUT = struct.Struct("=QQQQII")  # nodeid generation entry_valid attr_valid + nanoseconds; ATTR follows
+ATTR_OUT = struct.Struct("=QII")  # attr_valid + nanoseconds, padding; ATTR follows
+FORGET_IN = struct.Struct("=Q")
+FORGET_ONE = struct.Struct("=QQ")
+BATCH_FORGET_IN = struct.Struct("=II")
+GETATTR_IN = struct.Struct("=IIQ")
+SETATTR_IN = struct.Struct("=IIQQQQQQIIIIIIII")
+# valid padding fh size lock_owner atime mtime ctime | their nanoseconds | mode unused uid gid unused
+MKNOD_IN = struct.Struct("=IIII")  # mode rdev umask padding
+MKDIR_IN = struct.Struct("=II")  # mode umask
+RENAME_IN = struct.Struct("=Q")
+RENAME2_IN = struct.Struct("=QII")  # newdir flags padding
+LINK_IN = struct.Struct("=Q")
+OPEN_IN = struct.Struct("=II")  # flags open_flags
+CREATE_IN = struct.Struct("=IIII")  # flags mode umask open_flags
+OPEN_OUT = struct.Struct("=QII")  # fh open_flags padding
+RELEASE_IN = struct.Struct("=QIIQ")
+READ_IN = struct.Struct("=QQIIQII")  # fh offset size read_flags lock_owner flags padding
+WRITE_IN = struct.Struct("=QQIIQII")  # fh offset size write_flags lock_owner flags padding
+WRITE_OUT = struct.Struct("=II")
+STATFS_OUT = struct.Struct("=QQQQQIIII24x")  # blocks bfree bavail files ffree bsize namelen frsize padding
+FSYNC_IN = struct.Struct("=QII")
+SETXATTR_IN = struct.Struct("=II")  # size flags; name and value follow
+GETXATTR_IN = struct.Struct("=II")  # size padding; name follows
+GETXATTR_OUT = struct.Struct("=II")
+ACCESS_IN = struct.Struct("=II")
+FALLOCATE_IN = struct.Struct("=QQQII")  # fh offset length mode padding
+LSEEK_IN = struct.Struct("=QQII")
+LSEEK_OUT = struct.Struct("=Q")
+COPY_FILE_RANGE_IN = struct.Struct("=QQQQQQQ")  # fh_in off_in nodeid_out fh_out off_out len flags
+DIRENT = struct.Struct("=QQII")  # ino off namelen type; the name follows, padded to 8
+
+_DIRENT_ALIGN = 8
+
+
+def take_names(body: memoryview, offset: int, count: int) -> list[bytes]:
+    """The `count` NUL-terminated strings from `offset` of a request.
+
+    Raises: struct.error: one is not terminated.
+    """
+    pieces = bytes(body[offset:]).split(b"\0", count)
+    if len(pieces) <= count:
+        raise struct.error("a name of the request is not terminated")
+    return pieces[:count]
+
+
+def pack_dirent(inode: int, offset: int, kind: int, name: bytes) -> bytes:
+    """One directory entry of a READDIR reply. kind: d_type, not st_mode."""
+    size = len(name)
+    return DIRENT.pack(inode, offset, size, kind) + name + bytes(-size % _DIRENT_ALIGN)
+
+
+def dirent_size(name: bytes) -> int:
+    """Bytes that pack_dirent makes of a name."""
+    return DIRENT.size + len(name) + -len(name) % _DIRENT_ALIGN
