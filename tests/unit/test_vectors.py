@@ -11,14 +11,14 @@ import pytest
 
 from cryptfs import errors
 from tests.unit.vector_runner import OPERATIONS, Refused
-from tests.vectors import generate
+from tests.vectors import examples, generate
 from tests.vectors import reference as ref
 
 PATHS = sorted(generate.VECTORS_DIR.glob("*/*.json"))
 NAMES = [path.relative_to(generate.VECTORS_DIR).as_posix() for path in PATHS]
 ALLOWED_IN_GENERATOR = {
     *("__future__", "base64", "collections.abc", "dataclasses", "functools", "hashlib", "json"),
-    *("nacl.bindings", "nacl.pwhash", "pathlib", "struct", "typing"),
+    *("nacl.bindings", "nacl.pwhash", "pathlib", "re", "struct", "typing"),
 }
 
 
@@ -73,6 +73,23 @@ def test_generator_is_independent() -> None:
                 continue
             foreign = {name for name in modules if not name.startswith("tests.vectors")}
             assert foreign <= ALLOWED_IN_GENERATOR, path.name
+
+
+def test_examples_of_the_document_are_those_of_the_vectors() -> None:
+    document = generate.DOCUMENT.read_text(encoding="utf-8")
+    assert examples.with_examples(document, generate.all_vectors()) == document
+    assert {name.split("/")[0] for name in examples.example_names(document)} == {
+        path.parent.name for path in PATHS
+    }
+
+
+def test_a_drifted_example_is_noticed() -> None:
+    vectors = {"x/y.json": json.dumps({"inputs": {"raw": "00ff"}, "expect": {"outcome": "ok"}})}
+    right = "text\n```example x/y raw\nraw           00ff\n```\nmore\n"
+    assert examples.with_examples(right, vectors) == right
+    assert examples.with_examples(right.replace("ff", "fe"), vectors) == right
+    with pytest.raises(KeyError):
+        examples.with_examples(right.replace("x/y", "x/z"), vectors)
 
 
 def test_flip_changes_one_bit() -> None:

@@ -1,4 +1,4 @@
-"""Makes every vector anew: `python -m tests.vectors.generate`, from the root of the repository.
+"""Makes every vector anew, and the examples in docs/FORMAT.md: `python -m tests.vectors.generate`.
 
 Only hashlib, json, struct, base64 and PyNaCl's public functions stand behind the vectors: not a line of
 cryptfs, so that its mistakes cannot be in both. Nothing is random, so a second run changes no byte.
@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.vectors import scenarios_config, scenarios_files, scenarios_lengths, scenarios_tree
+from tests.vectors import examples, scenarios_config, scenarios_files, scenarios_lengths, scenarios_tree
 
 VECTORS_DIR = Path(__file__).parent
+DOCUMENT = VECTORS_DIR.parents[1] / "docs" / "FORMAT.md"
 
 
 def all_vectors() -> dict[str, str]:
@@ -45,6 +46,8 @@ def main() -> None:
         path = VECTORS_DIR / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8")
+    document = examples.with_examples(DOCUMENT.read_text(encoding="utf-8"), vectors)
+    DOCUMENT.write_text(document, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -67,18 +67,25 @@ def file_key(cipher: str, chunk_size: int, epoch: int, file_id: bytes, masterkey
     return keyed(subkey("content", masterkey), "file", data)
 
 
-def seal_small(key: bytes, plain: bytes, aad: bytes, nonce: bytes) -> bytes:
+def nonce_for(size: int, key: bytes, plain: bytes, aad: bytes) -> bytes:
+    """Stands in for a fresh nonce: another one for whatever is sealed."""
+    return fixed(f"nonce for {key.hex()} {plain.hex()} {aad.hex()}", size)
+
+
+def seal_small(key: bytes, plain: bytes, aad: bytes) -> bytes:
     """A sealed small value, section 3."""
+    nonce = nonce_for(24, key, plain, aad)
     sealed: bytes = crypto_aead_xchacha20poly1305_ietf_encrypt(plain, aad, nonce, key)
     return nonce + sealed
 
 
-def seal_record(cipher: str, key: bytes, chunk_index: int, plain: bytes, nonce: bytes) -> bytes:
+def seal_record(cipher: str, key: bytes, chunk_index: int, plain: bytes) -> bytes:
     """One chunk record, section 4."""
     encrypt = (
         crypto_aead_aegis256_encrypt if cipher == "aegis-256" else crypto_aead_xchacha20poly1305_ietf_encrypt
     )
     aad = struct.pack("<BB6xQ", CHUNK, 1, chunk_index)
+    nonce = nonce_for(CIPHERS[cipher][1], key, plain, aad)
     sealed: bytes = encrypt(plain, aad, nonce, key)
     return nonce + sealed
 
@@ -105,8 +112,7 @@ def pack_header(
     clear = struct.pack("<7sBBBHI32s", magic, version, CIPHERS[cipher][0], log2, zeros, epoch, file_id)
     state = struct.pack("<QQQI108s", size, size_min, generation, flags, reserved)
     aad = bytes((HEADER, 1)) + clear if sealed_for is None else sealed_for
-    nonce = fixed(f"header nonce {generation}", 24)
-    body = clear + seal_small(subkey("header", masterkey), state, aad, nonce)
+    body = clear + seal_small(subkey("header", masterkey), state, aad)
     return body + keyed(subkey("hdrmac", masterkey), "hdrmac", body)
 
 
@@ -189,7 +195,7 @@ def make_slot(config: dict[str, Any], slot_id: int, passphrase: bytes, label: st
     static_names = ("chunk_size", "cipher", "features", "format", "vault_id", "version")
     static = canonical({name: config[name] for name in static_names})
     aad = struct.pack("<BBI", SLOT, 1, slot_id) + canonical(kdf) + static
-    wrapped = seal_small(keyed(key, "wrap"), MASTERKEY, aad, fixed(f"nonce of slot {slot_id}", 24))
+    wrapped = seal_small(keyed(key, "wrap"), MASTERKEY, aad)
     return {
         "commitment": keyed(key, "commit").hex(),
         "id": slot_id,

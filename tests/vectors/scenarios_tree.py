@@ -153,14 +153,14 @@ def _link(text: str, dir_id: bytes = ref.DIR_ID, name: bytes = _LINK) -> dict[st
 
 def link_scenarios() -> Scenarios:
     """Symlink targets."""
-    key, nonce = ref.subkey("links"), ref.fixed("link nonce", 24)
-    sealed = ref.seal_small(key, _TARGET, ref.link_aad(ref.DIR_ID, _LINK), nonce)
-    unbound = ref.base64url(ref.seal_small(key, _TARGET, bytes((ref.LINK_UNBOUND, 1)), nonce))
+    key = ref.subkey("links")
+    sealed = ref.seal_small(key, _TARGET, ref.link_aad(ref.DIR_ID, _LINK))
+    unbound = ref.base64url(ref.seal_small(key, _TARGET, bytes((ref.LINK_UNBOUND, 1))))
     text = ref.base64url(sealed)
     posing_aad = ref.xattr_aad(ref.XATTR_OF_DIRECTORY, ref.DIR_ID, _LINK)
-    posing = ref.base64url(ref.seal_small(ref.subkey("xattrs"), _TARGET, posing_aad, nonce))
+    posing = ref.base64url(ref.seal_small(ref.subkey("xattrs"), _TARGET, posing_aad))
     longest = b"t" * 3031
-    longest_text = ref.base64url(ref.seal_small(key, longest, ref.link_aad(ref.DIR_ID, _LINK), nonce))
+    longest_text = ref.base64url(ref.seal_small(key, longest, ref.link_aad(ref.DIR_ID, _LINK)))
 
     def opened(about: str, inputs: dict[str, Any]) -> Vector:
         return bad(about, "open_link", inputs, "NameError_", "authenticate")
@@ -213,8 +213,7 @@ def _xattr(sealed: bytes, kind: int = ref.XATTR_OF_FILE, **fields: Any) -> dict[
 
 
 def _xattr_value(kind: int, owner_id: bytes, name: bytes = _ATTR, value: bytes = _VALUE) -> bytes:
-    nonce = ref.fixed("xattr nonce", 24)
-    return ref.seal_small(ref.subkey("xattrs"), value, ref.xattr_aad(kind, owner_id, name), nonce)
+    return ref.seal_small(ref.subkey("xattrs"), value, ref.xattr_aad(kind, owner_id, name))
 
 
 def xattr_scenarios() -> Scenarios:
