@@ -64,6 +64,7 @@ def _spelled_wrongly() -> Scenarios:
         "empty": _refused("No character at all.", "", "length"),
         "too-short": _refused("A siv and nothing else.", ref.base64url(bytes(16)), "length"),
         "not-a-step": _refused("15 bytes behind the siv.", ref.base64url(bytes(31)), "length"),
+        "between-steps": _refused("17 bytes behind the siv.", ref.base64url(bytes(33)), "length"),
         "too-long": _refused("272 bytes behind the siv.", ref.base64url(bytes(288)), "length"),
     }
 
