@@ -301,3 +301,13 @@ def test_no_secret_in_the_repr_of_a_config() -> None:
     config = with_slot(decode_config(encoded(GOOD)), 0, new_slot(b"correct horse"))
     assert "correct" not in repr(config)
     assert MASTERKEY.hex() not in repr(config)
+
+
+def test_of_a_repeated_field_the_last_counts() -> None:
+    text = encoded(GOOD).decode()
+    first_wrong = text.replace('"chunk_size":', '"chunk_size": 4096, "chunk_size":', 1)
+    assert first_wrong != text
+    assert decode_config(first_wrong.encode()) == decode_config(text.encode())
+    last_wrong = text[:-1] + ', "version": 2}'
+    with pytest.raises(UnsupportedFormatError, match="version 2"):
+        decode_config(last_wrong.encode())
