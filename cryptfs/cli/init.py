@@ -41,7 +41,7 @@ def check_place(vault_dir: Path) -> None:
     try:
         if any(vault_dir.iterdir()):
             raise NotAVaultError(
-                f"{vault_dir}: not empty; a new vault needs an empty directory, or one that does not exist yet"
+                f"{vault_dir}: not empty; a new vault needs an empty directory, or one that does not exist"
             )
     except FileNotFoundError:
         if not vault_dir.parent.is_dir():

@@ -24,6 +24,7 @@ from cryptfs.mount.options import ENGINES, MountOptions, OptionItem, apply_optio
 
 if TYPE_CHECKING:
     from cryptfs.mount.daemon import LogTarget
+    from cryptfs.mount.mounts import Mount
 
 # Options of the command that fstab can only give within -o.
 _COMMAND_OPTIONS = ("passfile", "passcommand", "log_file")
@@ -64,7 +65,10 @@ def collect_options(texts: Iterable[str], flags: Mapping[str, object]) -> tuple[
     "--writeback/--no-writeback", default=None, help="Let the kernel collect small writes.  [default: yes]"
 )
 @click.option(
-    "--nonempty", is_flag=True, default=None, help="Mount over a directory that is not empty, hiding what it has."
+    "--nonempty",
+    is_flag=True,
+    default=None,
+    help="Mount over a directory that is not empty, hiding what it has.",
 )
 @click.option("--engine", type=click.Choice(ENGINES), help="How to talk to the kernel.  [default: fusepy]")
 @click.option(
@@ -102,6 +106,7 @@ def collect_options(texts: Iterable[str], flags: Mapping[str, object]) -> tuple[
 @click.pass_context
 def mount(
     ctx: click.Context,
+    /,
     vault: Path,
     mountpoint: Path,
     option_texts: tuple[str, ...],
@@ -161,7 +166,12 @@ def mount_vault(
     how = f"Unmount with: cryptfs umount {shell_word(mountpoint)}"
     if foreground:
         mount_foreground(
-            opened, place, options, engine, target, lambda: note(f"{vault_dir} is mounted on {mountpoint}. {how}")
+            opened,
+            place,
+            options,
+            engine,
+            target,
+            lambda: note(f"{vault_dir} is mounted on {mountpoint}. {how}"),
         )
     else:
         mount_background(opened, place, options, engine, target)
@@ -186,21 +196,24 @@ def umount(mountpoint: Path, lazy: bool) -> None:
 
     When this returns, everything is written and the vault can be mounted again, copied or moved.
     """
-    from cryptfs.mount.mounts import absolute, wait_closed
     from cryptfs.mount.mounts import unmount as take_away
-    from cryptfs.vfs.vault import lock_holder
-
-    place = str(absolute(mountpoint))
-
-    def is_open(vault_dir: Path) -> bool:
-        if not vault_dir.is_dir():
-            return False
-        holder = lock_holder(vault_dir)
-        return holder is not None and holder.mountpoint == place
+    from cryptfs.mount.mounts import wait_closed
 
     taken = take_away(mountpoint, lazy=lazy)
-    vault_dir = Path(taken.source)
     if not lazy:
-        wait_closed(taken, lambda: is_open(vault_dir))
-    elif is_open(vault_dir):
+        wait_closed(taken, lambda: _still_open(taken))
+    elif _still_open(taken):
         note(f"{mountpoint} is gone; the vault is closed when the last program lets go of its files")
+
+
+def _still_open(taken: Mount) -> bool:
+    """Whether the daemon of a mount that was taken away still holds the vault's lock."""
+    from cryptfs.mount.mounts import mounts_of
+    from cryptfs.vfs.vault import lock_holder
+
+    vault_dir = Path(taken.source)
+    holder = lock_holder(vault_dir)
+    if holder is None or (taken.read_only and mounts_of(vault_dir)):  # those share the lock
+        return False
+    # No mountpoint: read-only, or just about to let go.
+    return holder.mountpoint in ("", taken.mountpoint)

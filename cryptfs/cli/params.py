@@ -40,7 +40,7 @@ class ByteSize(click.ParamType[int]):
         if letter is None:
             return int(number)
         base = 1000 if (unit or "").lower() == "b" else 1024
-        return int(number) * base ** _EXPONENT[letter.lower()]
+        return int(number) * int(base ** _EXPONENT[letter.lower()])
 
 
 def _set_debug(ctx: click.Context, _param: click.Parameter, value: bool) -> None:

@@ -29,7 +29,9 @@ from cryptfs.cli.vaults import config_of
     metavar="FILE",
     help="Read the new passphrase from the first line of FILE.",
 )
-@click.option("--new-passcommand", metavar="COMMAND", help="Run COMMAND and take what it prints as the new one.")
+@click.option(
+    "--new-passcommand", metavar="COMMAND", help="Run COMMAND and take what it prints as the new one."
+)
 @kdf_options
 @debug_option
 @click.pass_context
