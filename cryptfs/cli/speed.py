@@ -63,7 +63,7 @@ def _show(report: dict[str, Any]) -> None:
     threads = report["threads"]
     aes = {True: "yes", False: "no", None: "unknown"}[report["aes_instructions"]]
     table = Table(
-        title=f"MB/s, {size_text(report['size'])} in memory, best of {report['repeat']}; AES instructions: {aes}",
+        title=f"MB/s, {size_text(report['size'])} in memory, best of {report['repeat']}; CPU with AES: {aes}",
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,
