@@ -270,3 +270,8 @@ def unlock(config: VaultConfig, passphrase: bytes, max_memory: int) -> tuple[byt
             verify_config(config, Subkeys.from_masterkey(masterkey))
             return masterkey, slot
     raise WrongPassphraseError("the passphrase is wrong")
+
+
+def replace_fields(config: VaultConfig, **fields: Any) -> VaultConfig:
+    """A copy with some fields replaced; `authenticate` it before it is written."""
+    return msgspec.structs.replace(config, **fields)

@@ -1,0 +1,203 @@
+"""The plaintext tree: nodes (a directory and a name in it), not paths.
+
+VaultTree looks up, lists and opens; its base class in entries.py makes, moves and removes entries.
+Every operation is on a Directory, held open by a descriptor, and a plaintext name in it, or SELF for the
+directory itself. No operation follows a symlink.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import stat
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from cryptfs.errors import IntegrityError, NameError_
+from cryptfs.storage.backing import open_backing
+from cryptfs.storage.dirs import is_long, open_for_listing, scan
+from cryptfs.vfs.attributes import Attributes, Caller, backing_stat, give_to_caller, plain_attributes
+from cryptfs.vfs.context import FileContext
+from cryptfs.vfs.directory import SELF, Directory
+from cryptfs.vfs.entries import EntryOperations
+from cryptfs.vfs.openfile import OpenFile
+
+log = logging.getLogger(__name__)
+
+
+class Entry(NamedTuple):
+    """One line of a listing. kind: the file type bits of st_mode."""
+
+    name: bytes
+    inode: int
+    kind: int
+
+
+class VaultTree(EntryOperations):
+    """The plaintext tree of one vault.
+
+    Args: context: what its files share.   vault_fd: the vault directory, open for reading.
+    """
+
+    def __init__(self, context: FileContext, vault_fd: int) -> None:
+        super().__init__(context, vault_fd)
+        self.root = self.opener.root(vault_fd)
+        self._vault_fd = vault_fd
+
+    # ---- looking
+
+    def directory(self, parent: Directory, name: bytes) -> Directory:
+        """Open a subdirectory. Raises: DirectoryRecordError, OSError (ENOENT, ENOTDIR)."""
+        return self.opener.child(parent, name)
+
+    def stat(self, directory: Directory, name: bytes) -> Attributes:
+        """Attributes of an entry, without opening it."""
+        return plain_attributes(backing_stat(directory, name), self.context.geometry)
+
+    def stat_open(self, file: OpenFile) -> Attributes:
+        """Attributes of an open file, also of one that has no name left."""
+        return plain_attributes(os.fstat(file.state.fd), self.context.geometry)
+
+    def list(self, directory: Directory) -> Iterator[Entry]:
+        """The entries of a directory, without '.' and '..'.
+
+        One that does not verify is left out with a warning and hides nothing else.
+        """
+        listing_fd = open_for_listing(directory.fd)
+        try:
+            for entry_name, inode, kind in scan(listing_fd):
+                try:
+                    cipher_name = entry_name
+                    if is_long(entry_name):
+                        cipher_name = self.sidecars.read(directory.fd, entry_name)
+                    name = directory.open_name(cipher_name, entry_name)
+                except NameError_ as error:
+                    log.warning(
+                        "%s: left out of the listing: %s", directory.path_of(entry_name), error.reason
+                    )
+                    continue
+                yield Entry(name, inode, kind)
+        finally:
+            os.close(listing_fd)
+
+    def statfs(self) -> os.statvfs_result:
+        """Room and inodes of the backing filesystem; f_namemax is 255 whatever it says there."""
+        return os.fstatvfs(self._vault_fd)
+
+    # ---- files
+
+    def open(self, directory: Directory, name: bytes, flags: int) -> OpenFile:
+        """Open a regular file. flags: access mode, O_TRUNC; others are the kernel's business.
+
+        A file that is opened for writing is opened for reading too: a partial chunk must be read before
+        it is written, and the kernel's writeback cache reads whole pages.
+
+        Raises: IntegrityError: no regular file stands there.   OSError.
+        """
+        writable = flags & os.O_ACCMODE != os.O_RDONLY
+        if writable:
+            self.require_writable()
+        entry_name = directory.entry_name(name)
+        try:
+            fd, st = open_backing(directory.fd, entry_name, os.O_RDWR if writable else os.O_RDONLY)
+        except PermissionError:
+            if flags & os.O_ACCMODE != os.O_WRONLY:
+                raise
+            fd, st = _open_unreadable(directory, entry_name)
+        except IntegrityError as error:
+            error.cipher_path = directory.path_of(entry_name)
+            raise
+        file = self._handle(directory, entry_name, fd, st, writable=writable)
+        if flags & os.O_TRUNC:
+            try:
+                file.truncate(0)
+            except BaseException:
+                self.release(file)
+                raise
+        return file
+
+    def create(
+        self, directory: Directory, name: bytes, flags: int, mode: int, caller: Caller | None = None
+    ) -> OpenFile:
+        """Create and open a regular file, or open what is there unless flags has O_EXCL.
+
+        Args: mode: permissions, umask applied.   caller: whose the new file is.
+        """
+        self.require_writable()
+        create_flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+        with self.naming(directory, name) as entry_name:
+            try:
+                fd, st = open_backing(directory.fd, entry_name, create_flags, mode & 0o7777)
+            except FileExistsError:
+                if flags & os.O_EXCL:
+                    raise
+                return self.open(directory, name, flags)
+            try:
+                give_to_caller(directory, entry_name, stat.S_IFREG | mode, caller)
+            except OSError:
+                os.close(fd)
+                os.unlink(entry_name, dir_fd=directory.fd)
+                raise
+        return self._handle(directory, entry_name, fd, st, writable=True)
+
+    def _handle(
+        self, directory: Directory, entry_name: str, fd: int, st: os.stat_result, *, writable: bool
+    ) -> OpenFile:
+        path = directory.path_of(entry_name)
+        state = self.files.acquire(fd, st, writable=writable, cipher_path=path)
+        return OpenFile(state, writable=writable)
+
+    def release(self, file: OpenFile) -> None:
+        """Give a handle back. Raises: OSError: the header could not be written; it is closed all the same."""
+        self.files.release(file.state)
+
+    def truncate(self, directory: Directory, name: bytes, size: int) -> None:
+        """truncate(2) of an entry."""
+        file = self.open(directory, name, os.O_WRONLY)
+        try:
+            file.truncate(size)
+        finally:
+            self.release(file)
+
+    # ---- durability
+
+    def sync_file(self, file: OpenFile, *, data_only: bool) -> None:
+        """fsync(2) or fdatasync(2): on return the file is on disk, and what leads to it."""
+        self.pending.flush()
+        file.sync(data_only=data_only)
+
+    def sync_directory(self, directory: Directory) -> None:
+        """fsync(2) of a directory: its entries are on disk, records and sidecars too."""
+        self.pending.flush()
+        fd = open_for_listing(directory.fd)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def close(self) -> None:
+        """Settle open files and bring what is pending to disk."""
+        self.files.close()
+        self.pending.close()
+
+
+def _open_unreadable(directory: Directory, entry_name: str) -> tuple[int, os.stat_result]:
+    """Open a file that its owner may write but not read: it gets the right to be read for a moment.
+
+    Only its owner can do that, and only where O_WRONLY alone would have been granted.
+    """
+    probe, st = open_backing(directory.fd, entry_name, os.O_WRONLY)
+    try:
+        mode = stat.S_IMODE(st.st_mode)
+        os.fchmod(probe, mode | stat.S_IRUSR)
+        try:
+            return open_backing(directory.fd, entry_name, os.O_RDWR)
+        finally:
+            os.fchmod(probe, mode)
+    finally:
+        with contextlib.suppress(OSError):
+            os.close(probe)
+
+
+__all__ = ["SELF", "Attributes", "Caller", "Entry", "VaultTree"]

@@ -1,0 +1,241 @@
+"""A vault: make one, unlock one, and what holds its parts together."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+
+from cryptfs.core.aead import AEGIS_256, FORMAT_VERSION, SMALL_NONCE_SIZE, XCHACHA20_POLY1305
+from cryptfs.core.config import (
+    CONFIG_NAME,
+    DEFAULT_KDF_MEMORY,
+    DEFAULT_KDF_PASSES,
+    NewSlot,
+    VaultConfig,
+    authenticate,
+    decode_config,
+    make_slot,
+    replace_fields,
+    unlock,
+)
+from cryptfs.core.keys import ARGON2_SALT_SIZE, KEY_SIZE, Subkeys
+from cryptfs.errors import NotAVaultError, VaultConfigError
+from cryptfs.storage.vaultdir import (
+    LockHolder,
+    VaultLock,
+    lock_holder,
+    open_vault_dir,
+    read_config_file,
+    write_config_file,
+)
+from cryptfs.vfs.context import FileContext
+from cryptfs.vfs.tree import VaultTree
+
+DEFAULT_CHUNK_SIZE = 16 * 1024
+_VAULT_ID_SIZE = 16
+
+
+class Vault:
+    """An unlocked vault. `tree` is its plaintext; close it when done, or use it in a with statement."""
+
+    def __init__(
+        self, vault_dir: Path, vault_fd: int, lock: VaultLock, config: VaultConfig, context: FileContext
+    ) -> None:
+        self.vault_dir = vault_dir
+        self.config = config
+        self.context = context
+        self.tree = VaultTree(context, vault_fd)
+        self._vault_fd = vault_fd
+        self._lock = lock
+        self._closed = False
+
+    @property
+    def read_only(self) -> bool:
+        """Whether changes are refused."""
+        return self.context.read_only
+
+    @classmethod
+    def create(
+        cls,
+        vault_dir: Path,
+        passphrase: bytes,
+        *,
+        cipher: str | None = None,
+        chunk_size: int = DEFAULT_CHUNK_SIZE,
+        label: str = "",
+        kdf_memory: int = DEFAULT_KDF_MEMORY,
+        kdf_passes: int = DEFAULT_KDF_PASSES,
+    ) -> VaultConfig:
+        """Make a new vault in a directory that is empty or does not exist.
+
+        Args:   cipher: name of a suite; None takes the faster one on this processor.
+                chunk_size: bytes, a power of two from 4 KiB to 1 MiB.
+                kdf_memory, kdf_passes: cost of a guess at the passphrase; memory in bytes.
+        Raises: NotAVaultError: the directory is not empty or cannot be made.
+                ValueError: a parameter is out of bounds.
+        """
+        masterkey = os.urandom(KEY_SIZE)
+        config = VaultConfig(
+            chunk_size=chunk_size,
+            cipher=default_cipher() if cipher is None else cipher,
+            features=[],
+            format="cryptfs",
+            generation=1,
+            mac="",
+            slots=[],
+            vault_id=os.urandom(_VAULT_ID_SIZE).hex(),
+            version=FORMAT_VERSION,
+        )
+        slot = make_slot(config, 0, _new_slot(passphrase, label, kdf_memory, kdf_passes), masterkey)
+        config = authenticate(replace_fields(config, slots=[slot]), Subkeys.from_masterkey(masterkey))
+        try:
+            decode_config(config.encode())
+        except VaultConfigError as error:
+            raise ValueError(str(error)) from None
+        vault_fd = _prepare_directory(vault_dir)
+        try:
+            write_config_file(vault_fd, config.encode())
+        finally:
+            os.close(vault_fd)
+        return config
+
+    @classmethod
+    def unlock(cls, vault_dir: Path, passphrase: bytes, *, read_only: bool = False) -> Vault:
+        """Unlock a vault and take its lock.
+
+        Raises: NotAVaultError, UnsupportedFormatError, VaultConfigError.
+                VaultLockedError: somebody else has it; the message says who.
+                WrongPassphraseError.
+        """
+        vault_dir = Path(os.path.realpath(vault_dir))
+        vault_fd = open_vault_dir(vault_dir)
+        try:
+            config = decode_config(read_config_file(vault_fd, vault_dir))
+            lock = VaultLock(vault_fd, vault_dir, shared=read_only)
+            try:
+                masterkey, _ = unlock(config, passphrase, _kdf_memory_limit())
+                context = FileContext(Subkeys.from_masterkey(masterkey), config, read_only)
+                wipe(masterkey)
+                return cls(vault_dir, vault_fd, lock, config, context)
+            except BaseException:
+                lock.release()
+                raise
+        except BaseException:
+            os.close(vault_fd)
+            raise
+
+    def announce(self, mountpoint: str) -> None:
+        """Say in the vault's lock file that this process has it mounted there."""
+        self._lock.announce(mountpoint)
+
+    def start(self) -> None:
+        """After daemonising: measure what the thread pool is worth here."""
+        self.context.cipher.measure()
+
+    def close(self) -> None:
+        """Settle open files, end threads, wipe keys, release the lock. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self.tree.close()
+        self.context.cipher.close()
+        for name in self.context.keys.__dataclass_fields__:
+            wipe(getattr(self.context.keys, name))
+        self._lock.release()
+        os.close(self._vault_fd)
+
+    def __enter__(self) -> Vault:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_config(vault_dir: Path) -> VaultConfig:
+    """The config of a vault, not authenticated: that needs a passphrase.
+
+    Raises: NotAVaultError, UnsupportedFormatError, VaultConfigError.
+    """
+    vault_fd = open_vault_dir(vault_dir)
+    try:
+        return decode_config(read_config_file(vault_fd, vault_dir))
+    finally:
+        os.close(vault_fd)
+
+
+def change_passphrase(
+    vault_dir: Path,
+    old: bytes,
+    new: bytes,
+    *,
+    kdf_memory: int = DEFAULT_KDF_MEMORY,
+    kdf_passes: int = DEFAULT_KDF_PASSES,
+) -> int:
+    """Replace the slot that `old` opens by one for `new`; returns its id. Works while mounted, too.
+
+    Raises: NotAVaultError, UnsupportedFormatError, VaultConfigError, WrongPassphraseError, OSError.
+    """
+    vault_fd = open_vault_dir(vault_dir)
+    try:
+        config = decode_config(read_config_file(vault_fd, vault_dir))
+        masterkey, slot = unlock(config, old, _kdf_memory_limit())
+        fresh = make_slot(config, slot.id, _new_slot(new, slot.label, kdf_memory, kdf_passes), masterkey)
+        slots = [fresh if each.id == slot.id else each for each in config.slots]
+        changed = replace_fields(config, slots=slots, generation=config.generation + 1)
+        write_config_file(vault_fd, authenticate(changed, Subkeys.from_masterkey(masterkey)).encode())
+        wipe(masterkey)
+        return slot.id
+    finally:
+        os.close(vault_fd)
+
+
+def _new_slot(passphrase: bytes, label: str, memory: int, passes: int) -> NewSlot:
+    salt, nonce = os.urandom(ARGON2_SALT_SIZE), os.urandom(SMALL_NONCE_SIZE)
+    return NewSlot(passphrase, salt, nonce, label=label, memory=memory, passes=passes)
+
+
+def _prepare_directory(vault_dir: Path) -> int:
+    try:
+        vault_dir.mkdir(mode=0o700, exist_ok=True)
+        found = sorted(os.listdir(vault_dir))
+    except OSError as error:
+        raise NotAVaultError(f"{vault_dir} cannot be made a vault: {error.strerror}") from None
+    if CONFIG_NAME in found:
+        raise NotAVaultError(f"{vault_dir} is a vault already")
+    if found:
+        raise NotAVaultError(f"{vault_dir} is not empty; a new vault needs an empty directory")
+    return open_vault_dir(vault_dir)
+
+
+def _kdf_memory_limit() -> int:
+    """Bytes that deriving a key may take: half of what is available now."""
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+        available = next(line for line in text.splitlines() if line.startswith("MemAvailable:"))
+        return int(available.split()[1]) * 1024 // 2
+    except (OSError, StopIteration, ValueError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def has_aes_instructions() -> bool:
+    """Whether the processor runs AEGIS at full speed; True where that cannot be told."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return True
+    return "aes" in text.split()
+
+
+def default_cipher() -> str:
+    """AEGIS-256 where the processor has AES instructions, else XChaCha20-Poly1305."""
+    return (AEGIS_256 if has_aes_instructions() else XCHACHA20_POLY1305).name
+
+
+def wipe(secret: bytes) -> None:
+    """Overwrite a bytes object in place. Copies that Python made elsewhere are out of reach."""
+    if secret:
+        ctypes.memset(id(secret) + bytes.__basicsize__ - 1, 0, len(secret))
+
+
+__all__ = ["LockHolder", "Vault", "change_passphrase", "lock_holder", "read_config"]
