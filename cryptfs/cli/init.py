@@ -39,7 +39,12 @@ def check_place(vault_dir: Path) -> None:
             InitError: it cannot be looked into.
     """
     try:
-        if any(vault_dir.iterdir()):
+        found = {entry.name for entry in vault_dir.iterdir()}
+        if "cryptfs.json" in found:
+            raise NotAVaultError(
+                f"{vault_dir}: already a vault; mount it with: cryptfs mount {shell_word(vault_dir)} MOUNTPOINT"
+            )
+        if found:
             raise NotAVaultError(
                 f"{vault_dir}: not empty; a new vault needs an empty directory, or one that does not exist"
             )

@@ -179,9 +179,9 @@ def mount_vault(
 
 
 def _warn_if_slow(cipher: str) -> None:
-    from cryptfs.cli.vaults import has_aes
+    from cryptfs.vfs.vault import has_aes_instructions
 
-    if cipher == "aegis-256" and has_aes() is False:
+    if cipher == "aegis-256" and not has_aes_instructions():
         warn("this CPU has no AES instructions; a vault with xchacha20-poly1305 would be faster here")
 
 

@@ -48,16 +48,3 @@ def refuse_locked(vault_dir: Path, *, read_only: bool) -> None:
             f"unmount it with: cryptfs umount {holder.mountpoint}" if holder.mountpoint else "try later"
         )
         raise VaultLockedError(f"{vault_dir} is in use by {holder.describe()}; {next_step}")
-
-
-def has_aes() -> bool | None:
-    """Whether the CPU has AES instructions; None where the system does not tell."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        name, _, flags = line.partition(":")
-        if name.strip() in ("flags", "Features"):
-            return "aes" in flags.split()
-    return None
