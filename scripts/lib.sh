@@ -96,7 +96,7 @@ need_venv() {
 # FUSE: the library, the program that mounts for ordinary users, and the device.
 need_fuse() {
     if [ "$(uname -s)" = Linux ]; then
-        need_packages fuse3 libfuse3-3
+        need_packages fuse3 # and with it the library, under whatever name this release gives it
         [ -e /dev/fuse ] || die "/dev/fuse is missing: load the module (modprobe fuse), or in a container pass" \
             "the device through (docker run --device /dev/fuse --cap-add SYS_ADMIN)"
     fi

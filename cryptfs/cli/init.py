@@ -42,7 +42,8 @@ def check_place(vault_dir: Path) -> None:
         found = {entry.name for entry in vault_dir.iterdir()}
         if "cryptfs.json" in found:
             raise NotAVaultError(
-                f"{vault_dir}: already a vault; mount it with: cryptfs mount {shell_word(vault_dir)} MOUNTPOINT"
+                f"{vault_dir}: a vault already; mount it with: "
+                f"cryptfs mount {shell_word(vault_dir)} MOUNTPOINT"
             )
         if found:
             raise NotAVaultError(
