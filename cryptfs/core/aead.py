@@ -103,8 +103,8 @@ class ChunkCipher:
         count = geometry.chunk_count(total)
         if total == 0 or len(key) != 32 or len(nonces) != count * nonce_size:
             raise ValueError("seal_run needs plaintext, a 32-byte key and one nonce for each chunk")
-        if len(out) < total + count * overhead:
-            raise ValueError("seal_run needs room for every record")
+        if out.readonly or len(out) < total + count * overhead:
+            raise ValueError("seal_run needs writable room for every record")
         source, target = calls.pointer(plain), calls.pointer(out)
         place = nonce_at = done = 0
         for chunk_index in range(first_index, first_index + count):
@@ -123,7 +123,8 @@ class ChunkCipher:
         """Authenticate and decrypt a run of consecutive chunk records.
 
         Args:    key: the file's 32-byte content key.   first_index: index of the first chunk.
-                 sealed: whole records, the last may be short.   out: room for the plaintext.
+                 sealed: whole records, the last may be short.
+                 out: writable room for the plaintext; never overlaps `sealed`.
                  holes: whether an all-zero record reads as zeros (the file's SPARSE flag).
         Returns: plaintext bytes written to out.
         Raises:  ChunkError: a record is forged, damaged, moved or of impossible length; out then holds
@@ -135,8 +136,10 @@ class ChunkCipher:
         nonce_size = self.suite.nonce_size
         total = len(sealed)
         count = -(-total // record_size)
-        if len(key) != 32 or len(out) < total - count * overhead:
-            raise ValueError("open_run needs a 32-byte key and room for the plaintext")
+        # A tail too short to hold plaintext must not be counted against the room of the records before it:
+        # below, libsodium writes through bare pointers.
+        if len(key) != 32 or out.readonly or len(out) < geometry.plain_length(total):
+            raise ValueError("open_run needs a 32-byte key and writable room for the plaintext")
         source, target = calls.pointer(sealed), calls.pointer(out)
         place = done = 0
         for chunk_index in range(first_index, first_index + count):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import binascii
 import hmac
+import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -31,6 +32,10 @@ DEFAULT_KDF_PASSES = 3
 KNOWN_FEATURES: frozenset[str] = frozenset()
 PASSPHRASE = "passphrase"  # noqa: S105 - a kind of slot
 _KDF = "argon2id"
+_MAX_SHOWN = 120
+# Controls, line and paragraph separators, and the marks that turn the direction of writing. A fixed list,
+# since str.isprintable depends on the Unicode version of the interpreter.
+_UNSHOWABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 _U32 = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
 
@@ -107,12 +112,16 @@ def decode_config(raw: bytes) -> VaultConfig:
     try:
         config = msgspec.json.decode(raw, type=VaultConfig)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise VaultConfigError(f"{CONFIG_NAME} is damaged: {error}") from None
+        raise VaultConfigError(f"{CONFIG_NAME} is damaged: {_shown(str(error))}") from None
     unknown = sorted(set(config.features) - KNOWN_FEATURES)
     if unknown:
-        raise UnsupportedFormatError(f"the vault has unknown features: {', '.join(unknown)}")
+        raise UnsupportedFormatError(
+            f"this version does not know features of the vault: {', '.join(map(_shown, unknown))}"
+        )
     if config.cipher not in SUITES:
-        raise UnsupportedFormatError(f"this program does not know the vault's cipher {config.cipher!r}")
+        raise UnsupportedFormatError(
+            f"this version does not know the vault's cipher '{_shown(config.cipher)}'"
+        )
     size = config.chunk_size
     if not MIN_CHUNK_SIZE <= size <= MAX_CHUNK_SIZE or size & (size - 1):
         raise VaultConfigError(f"{CONFIG_NAME} has an impossible chunk_size: {size}")
@@ -132,7 +141,7 @@ def _check_version(raw: bytes) -> None:
     try:
         found = msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise VaultConfigError(f"{CONFIG_NAME} is damaged: {error}") from None
+        raise VaultConfigError(f"{CONFIG_NAME} is damaged: {_shown(str(error))}") from None
     if not isinstance(found, dict) or found.get("format") != "cryptfs":
         raise VaultConfigError(f"{CONFIG_NAME} is not the config of a cryptfs vault")
     version = found.get("version")
@@ -145,10 +154,22 @@ def _check_version(raw: bytes) -> None:
 def _check_slot(slot: KeySlot) -> None:
     name = f"key slot {slot.id} of {CONFIG_NAME}"
     if slot.kind != PASSPHRASE or slot.kdf.name != _KDF:
-        raise UnsupportedFormatError(f"{name} has a kind that this version does not know: {slot.kind!r}")
-    if len(slot.label.encode()) > MAX_LABEL_SIZE or not slot.label.isprintable():
+        raise UnsupportedFormatError(
+            f"this version does not know the kind of {name}: {_shown(slot.kind)}, {_shown(slot.kdf.name)}"
+        )
+    _check_label(slot.label, name)
+    _check_costs(slot.kdf, name)
+    _from_hex(slot.kdf.salt, ARGON2_SALT_SIZE, f"{name}, salt")
+    _from_hex(slot.commitment, 32, f"{name}, commitment")
+    _from_hex(slot.wrapped, 72, f"{name}, wrapped")
+
+
+def _check_label(label: str, name: str) -> None:
+    if len(label.encode()) > MAX_LABEL_SIZE or _UNSHOWABLE.search(label):
         raise VaultConfigError(f"{name} has an impossible label")
-    kdf = slot.kdf
+
+
+def _check_costs(kdf: KdfParams, name: str) -> None:
     if not MIN_KDF_MEMORY <= kdf.memory <= MAX_KDF_MEMORY or kdf.memory % 1024:
         raise VaultConfigError(
             f"{name} asks for {kdf.memory} bytes of memory; allowed are {MIN_KDF_MEMORY} to {MAX_KDF_MEMORY}"
@@ -157,9 +178,12 @@ def _check_slot(slot: KeySlot) -> None:
         raise VaultConfigError(
             f"{name} asks for {kdf.passes} passes; allowed are {MIN_KDF_PASSES} to {MAX_KDF_PASSES}"
         )
-    _from_hex(kdf.salt, ARGON2_SALT_SIZE, f"{name}, salt")
-    _from_hex(slot.commitment, 32, f"{name}, commitment")
-    _from_hex(slot.wrapped, 72, f"{name}, wrapped")
+
+
+def _shown(text: str) -> str:
+    """Text out of a config that nobody has authenticated yet, fit for a terminal."""
+    short = text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "..."
+    return _UNSHOWABLE.sub("?", short)
 
 
 def _from_hex(text: str, size: int, what: str) -> bytes:
@@ -215,38 +239,40 @@ def make_slot(config: VaultConfig, slot_id: int, new: NewSlot, masterkey: bytes)
     Raises: ValueError: the costs or the label are out of bounds.
     """
     kdf = KdfParams(memory=new.memory, name=_KDF, passes=new.passes, salt=new.salt.hex())
+    try:
+        _check_label(new.label, "the new key slot")
+        _check_costs(kdf, "the new key slot")
+    except VaultConfigError as error:
+        raise ValueError(str(error)) from None
     slot_key = passphrase_key(new.passphrase, new.salt, new.memory, new.passes)
     aad = _slot_aad(config, slot_id, kdf)
     wrapped = seal_small(derive(slot_key, b"wrap"), masterkey, aad, new.nonce)
-    slot = KeySlot(
-        commitment=derive(slot_key, b"commit", aad).hex(),
+    return KeySlot(
+        commitment=derive(slot_key, b"commit").hex(),
         id=slot_id,
         kdf=kdf,
         kind=PASSPHRASE,
         label=new.label,
         wrapped=wrapped.hex(),
     )
-    try:
-        _check_slot(slot)
-    except VaultConfigError as error:
-        raise ValueError(str(error)) from None
-    return slot
 
 
 def open_slot(config: VaultConfig, slot: KeySlot, passphrase: bytes) -> bytes | None:
     """The masterkey, or None where the passphrase is not this slot's.
 
-    Raises: VaultConfigError: the passphrase is right, but the slot is damaged.
+    Raises: VaultConfigError: the passphrase is right, but the slot, or a field that it is bound to, was
+                              changed. The commitment is over the slot's key alone, so that a changed
+                              cipher or chunk size is not reported as a wrong passphrase.
     """
     slot_key = passphrase_key(passphrase, bytes.fromhex(slot.kdf.salt), slot.kdf.memory, slot.kdf.passes)
     aad = _slot_aad(config, slot.id, slot.kdf)
-    if not hmac.compare_digest(derive(slot_key, b"commit", aad), bytes.fromhex(slot.commitment)):
+    if not hmac.compare_digest(derive(slot_key, b"commit"), bytes.fromhex(slot.commitment)):
         return None
     masterkey = open_small(derive(slot_key, b"wrap"), bytes.fromhex(slot.wrapped), aad)
     if masterkey is None or len(masterkey) != 32:
         raise VaultConfigError(
-            f"the passphrase is right, but key slot {slot.id} of {CONFIG_NAME} is damaged; "
-            "restore it from a backup"
+            f"the passphrase is right, but key slot {slot.id} of {CONFIG_NAME}, or a field that it is "
+            "bound to, was changed; restore it from a backup"
         )
     return masterkey
 

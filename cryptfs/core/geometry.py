@@ -65,7 +65,7 @@ class ChunkGeometry:
     @property
     def max_plain_size(self) -> int:
         """Largest plaintext size whose backing file still has an off_t length."""
-        return (MAX_FILE_OFFSET - HEADER_SIZE) // self.record_size * self.chunk_size
+        return self.plain_size_floor(MAX_FILE_OFFSET)
 
     def span(self, plain_offset: int, length: int) -> ChunkSpan:
         """The chunks that hold `length` (>= 1) plaintext bytes from `plain_offset` (>= 0)."""
@@ -117,10 +117,14 @@ class ChunkGeometry:
             raise ValueError(f"a backing file of {cipher_size} bytes ends in a record without plaintext")
         return whole * self.chunk_size + rest - self.overhead
 
+    def plain_length(self, records_size: int) -> int:
+        """Plaintext bytes in `records_size` bytes of records; an impossible last piece counts as absent."""
+        whole, rest = divmod(records_size, self.record_size)
+        return whole * self.chunk_size + max(rest - self.overhead, 0)
+
     def plain_size_floor(self, cipher_size: int) -> int:
         """As plain_size, but counts an impossible last piece as absent: what stat can say of any file."""
-        whole, rest = divmod(max(cipher_size - HEADER_SIZE, 0), self.record_size)
-        return whole * self.chunk_size + max(rest - self.overhead, 0)
+        return self.plain_length(max(cipher_size - HEADER_SIZE, 0))
 
     def chunk_of_record_byte(self, cipher_offset: int) -> int:
         """Index of the chunk whose record holds the byte at `cipher_offset`; 0 for the header's bytes."""
