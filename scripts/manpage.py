@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
+import textwrap
 from pathlib import Path
 
 import click
@@ -73,14 +74,14 @@ def option(parameter: click.Option) -> str:
 
 
 def command_text(name: str, command: click.Command) -> str:
-    arguments = [
-        f" \\fI{escape(parameter.metavar or parameter.name or '')}\\fR"
+    arguments = "".join(
+        f" \\fI{escape(parameter.metavar or (parameter.name or '').upper())}\\fR"
         for parameter in command.params
         if isinstance(parameter, click.Argument)
-    ]
-    text = f".SS \\fBcryptfs {escape(name)}\\fR [\\fIoptions\\fR]{''.join(arguments).replace('shell', 'SHELL')}\n"
+    )
+    text = f".SS \\fBcryptfs {escape(name)}\\fR [\\fIoptions\\fR]{arguments}\n"
     for part in (command.help or "").split("\n\n"):
-        text += example(part.replace("\b", "")) if "\b" in part else paragraph(part)
+        text += example(textwrap.dedent(part.replace("\b\n", ""))) if "\b" in part else paragraph(part)
     for parameter in command.params:
         if isinstance(parameter, click.Option):
             text += option(parameter)

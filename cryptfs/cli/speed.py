@@ -127,7 +127,12 @@ def _show(report: dict[str, Any]) -> None:
     help="Plaintext of each measurement; needs about three times as much memory.",
 )
 @click.option(
-    "--repeat", type=click.IntRange(1, 100), default=2, show_default=True, help="The best of N counts."
+    "--repeat",
+    type=click.IntRange(1, 100),
+    default=2,
+    show_default=True,
+    metavar="N",
+    help="The best of N counts.",
 )
 @click.option(
     "--threads", type=click.IntRange(2, 256), metavar="N", help="Size of the pool.  [default: the cores]"
