@@ -148,6 +148,18 @@ class VaultTree(EntryOperations):
         state = self.files.acquire(fd, st, writable=writable, cipher_path=path)
         return OpenFile(state, writable=writable)
 
+    def open_unlinked(self, directory: Directory, name: bytes) -> OpenFile:
+        """Remove the name of a file that is open, and take a handle of one's own on it."""
+        entry_name = directory.entry_name(name)
+        fd, st = open_backing(directory.fd, entry_name, os.O_PATH)
+        file = self._handle(directory, entry_name, fd, st, writable=False)
+        try:
+            self.unlink(directory, name)
+        except BaseException:
+            self.release(file)
+            raise
+        return file
+
     def release(self, file: OpenFile) -> None:
         """Give a handle back. Raises: OSError: the header could not be written; it is closed all the same."""
         self.files.release(file.state)

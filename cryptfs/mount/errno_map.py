@@ -1,0 +1,48 @@
+"""From an exception to the errno that the kernel gets: one place for all engines.
+
+Detected damage is logged here, once for each request that meets it: cipher path, chunk, reason.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+
+from cryptfs.errors import (
+    CryptfsError,
+    IntegrityError,
+    MountError,
+    NameTooLongError,
+    ReadOnlyVaultError,
+    VaultError,
+)
+
+log = logging.getLogger(__name__)
+
+ERRNO_OF: dict[type[CryptfsError], int] = {
+    IntegrityError: errno.EIO,
+    ReadOnlyVaultError: errno.EROFS,
+    NameTooLongError: errno.ENAMETOOLONG,
+    VaultError: errno.EIO,
+    MountError: errno.EIO,
+}
+"""For each class itself and what descends from it."""
+
+
+def errno_of(error: Exception) -> int:
+    """The errno for any exception that left the vfs; what nobody foresaw is EIO, its traceback logged."""
+    if isinstance(error, OSError):
+        return error.errno or errno.EIO
+    if isinstance(error, CryptfsError):
+        for kind in type(error).__mro__:
+            code = ERRNO_OF.get(kind)
+            if code is not None:
+                if code == errno.EIO:
+                    log.error("%s", error)
+                return code
+    if isinstance(error, ValueError):
+        return errno.EINVAL
+    if isinstance(error, MemoryError):
+        return errno.ENOMEM
+    log.error("unforeseen error in a request", exc_info=error)
+    return errno.EIO

@@ -1,0 +1,198 @@
+"""The engine on mfusepy: portable, path-based, on libfuse 3 or 2.
+
+A subclass of mfusepy's FUSE replaces the shims that lose something: file handles of truncate, chmod,
+chown and utimens, flags of rename, UTIME_NOW and UTIME_OMIT, and two copies of every byte read or
+written. Nothing else is mended here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cryptfs.errors import MountError
+from cryptfs.mount.libfuse import CAP_ASYNC_DIO, CAP_WRITEBACK_CACHE, mfusepy
+from cryptfs.mount.operations import CryptOperations
+from cryptfs.mount.options import MountOptions, escape_value
+from cryptfs.storage.libc import UTIME_NOW
+from cryptfs.vfs.vault import Vault
+
+log = logging.getLogger(__name__)
+
+MAX_REQUEST = 1024 * 1024
+_ENTRY_TIMEOUT = 60.0  # nobody else changes the vault
+_ATTR_TIMEOUT = 1.0  # but a hard link under another path has its own inode in the kernel, which goes stale
+_MAX_THREADS = 10  # libfuse's own default
+_MAX_ID = 2**32 - 1  # chown: "leave it"
+
+_FAILURES = {
+    1: "libfuse refused the options",
+    2: "libfuse refused the mountpoint",
+    3: "libfuse could not start",
+    4: "the kernel or fusermount refused to mount",
+    6: "signal handlers could not be set",
+    7: "the kernel or fusermount refused to mount",
+}
+_ENDED_BY_SIGNAL = 8
+
+
+def run(vault: Vault, mountpoint: Path, options: MountOptions, on_ready: Callable[[], None]) -> None:
+    """Mount a vault and serve it until it is unmounted or the process gets SIGTERM, SIGINT or SIGHUP.
+
+    Args:   mountpoint: absolute.   on_ready: called once, when requests are answered.
+    Raises: MountError: libfuse or the kernel refused.
+    """
+    ready = False
+
+    def on_init(connection: Any, config: Any) -> None:
+        nonlocal ready
+        _negotiate(connection, config, options)
+        ready = True
+        on_ready()
+
+    operations = CryptOperations(vault, options, on_init)
+    try:
+        VaultFuse(
+            operations,
+            os.fsencode(mountpoint).decode("latin-1"),
+            raw_fi=True,
+            encoding="latin-1",
+            errors="strict",
+            **_fuse_options(vault, options),
+        )
+    except RuntimeError as error:
+        code = int(error.args[0]) if error.args else 0
+        if not ready or code != _ENDED_BY_SIGNAL:
+            raise MountError(f"{mountpoint}: {_FAILURES.get(code, 'libfuse failed')} (code {code})") from None
+
+
+def _fuse_options(vault: Vault, options: MountOptions) -> dict[str, Any]:
+    source = options.fsname or str(vault.vault_dir)
+    entry = _ENTRY_TIMEOUT if options.entry_timeout is None else options.entry_timeout
+    attr = _ATTR_TIMEOUT if options.attr_timeout is None else options.attr_timeout
+    wanted: dict[str, Any] = {
+        "foreground": True,  # session.py has made the daemon
+        "fsname": escape_value(os.fsencode(source).decode("latin-1")),
+        "subtype": "cryptfs",
+        "use_ino": True,
+        "entry_timeout": entry,
+        "negative_timeout": entry,
+        "attr_timeout": attr,
+        "allow_other": options.allow_other,
+        "default_permissions": options.kernel_checks_permissions,
+        "ro": options.read_only,
+    }
+    if mfusepy.fuse_version_major == 2:
+        wanted |= {"nonempty": options.nonempty, "big_writes": True}
+    elif mfusepy.fuse_version_minor >= 12:
+        # Both, as libfuse 3.14 complains on stderr about its own default for the second.
+        wanted["max_threads"] = wanted["max_idle_threads"] = options.max_threads or _MAX_THREADS
+    return wanted | dict.fromkeys(options.extra, True)
+
+
+def _negotiate(connection: Any, config: Any, options: MountOptions) -> None:
+    """Ask for what the kernel offers: large requests and, with libfuse 3, the writeback cache."""
+    connection.max_readahead = MAX_REQUEST
+    connection.max_write = MAX_REQUEST
+    if config is None:
+        return  # libfuse 2 knows neither
+    wanted = CAP_ASYNC_DIO | (CAP_WRITEBACK_CACHE if options.writeback else 0)
+    connection.want |= connection.capable & wanted
+
+
+def _view(buffer: Any, size: int) -> memoryview:
+    """libfuse's buffer as a memoryview, without a copy."""
+    address = ctypes.addressof(buffer.contents)
+    return memoryview((ctypes.c_char * size).from_address(address)).cast("B")
+
+
+def _handle_of(fip: Any) -> int | None:
+    return fip.contents.fh if fip else None
+
+
+def _text(path: bytes | None) -> str | None:
+    return None if path is None else path.decode("latin-1")
+
+
+class VaultFuse(mfusepy.FUSE):  # type: ignore[misc]
+    """mfusepy's FUSE with shims that lose nothing and copy nothing."""
+
+    operations: CryptOperations
+
+    def read(self, path: bytes | None, buf: Any, size: int, offset: int, fip: Any) -> int:
+        return self.operations.read(fip.contents.fh, offset, _view(buf, size))
+
+    def write(self, path: bytes | None, buf: Any, size: int, offset: int, fip: Any) -> int:
+        return self.operations.write(fip.contents.fh, offset, _view(buf, size))
+
+    def fgetattr(self, path: bytes | None, buf: Any, fip: Any) -> int:
+        found, size = self.operations.getattr(_text(path), _handle_of(fip))
+        ctypes.memset(buf, 0, ctypes.sizeof(mfusepy.c_stat))
+        stat = buf.contents
+        stat.st_ino = found.st_ino
+        stat.st_mode = found.st_mode
+        stat.st_nlink = found.st_nlink
+        stat.st_uid = found.st_uid
+        stat.st_gid = found.st_gid
+        stat.st_rdev = found.st_rdev
+        stat.st_size = size
+        stat.st_blksize = found.st_blksize
+        stat.st_blocks = found.st_blocks
+        for field, value in (
+            (stat.st_atimespec, found.st_atime_ns),
+            (stat.st_mtimespec, found.st_mtime_ns),
+            (stat.st_ctimespec, found.st_ctime_ns),
+        ):
+            field.tv_sec, field.tv_nsec = divmod(value, 1_000_000_000)
+        return 0
+
+    def chmod_fuse_3(self, path: bytes | None, mode: int, fip: Any) -> int:
+        self.operations.chmod(_text(path), mode & 0o7777, _handle_of(fip))
+        return 0
+
+    def chmod_fuse_2(self, path: bytes | None, mode: int) -> int:
+        return self.chmod_fuse_3(path, mode, None)
+
+    def chown_fuse_3(self, path: bytes | None, uid: int, gid: int, fip: Any) -> int:
+        ids = [-1 if each == _MAX_ID else each for each in (uid, gid)]
+        self.operations.chown(_text(path), ids[0], ids[1], _handle_of(fip))
+        return 0
+
+    def chown_fuse_2(self, path: bytes | None, uid: int, gid: int) -> int:
+        return self.chown_fuse_3(path, uid, gid, None)
+
+    def truncate_fuse_3(self, path: bytes | None, length: int, fip: Any) -> int:
+        self.operations.truncate(_text(path), length, _handle_of(fip))
+        return 0
+
+    def truncate_fuse_2(self, path: bytes | None, length: int) -> int:
+        return self.truncate_fuse_3(path, length, None)
+
+    def ftruncate(self, path: bytes | None, length: int, fip: Any) -> int:
+        return self.truncate_fuse_3(path, length, fip)
+
+    def utimens_fuse_3(self, path: bytes | None, buf: Any, fip: Any) -> int:
+        if buf:
+            atime, mtime = buf.contents.actime, buf.contents.modtime
+            times = (atime.tv_sec, atime.tv_nsec, mtime.tv_sec, mtime.tv_nsec)
+        else:
+            times = (0, UTIME_NOW, 0, UTIME_NOW)
+        self.operations.utimens(_text(path), times, _handle_of(fip))
+        return 0
+
+    def utimens_fuse_2(self, path: bytes | None, buf: Any) -> int:
+        return self.utimens_fuse_3(path, buf, None)
+
+    def rename_fuse_3(self, old: bytes, new: bytes, flags: int) -> int:
+        self.operations.rename(old.decode("latin-1"), new.decode("latin-1"), flags)
+        return 0
+
+    def rename_fuse_2(self, old: bytes, new: bytes) -> int:
+        return self.rename_fuse_3(old, new, 0)
+
+    def lseek(self, path: bytes | None, offset: int, whence: int, fip: Any) -> int:
+        return self.operations.lseek(fip.contents.fh, offset, whence)
