@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import rich_click as click
 
 from cryptfs.cli.output import note, warn
 from cryptfs.cli.params import (
+    PLACE,
     Settings,
     debug_option,
     passphrase_options,
@@ -52,7 +54,7 @@ def collect_options(texts: Iterable[str], flags: Mapping[str, object]) -> tuple[
 
 @click.command()
 @vault_argument
-@click.argument("mountpoint", type=click.Path(path_type=Path), metavar="MOUNTPOINT")
+@click.argument("mountpoint", type=PLACE, metavar="MOUNTPOINT")
 @click.option("-r", "--read-only", is_flag=True, default=None, help="Refuse every change.")
 @click.option("--allow-other", is_flag=True, default=None, help="Let other users enter the mount.")
 @click.option(
@@ -97,7 +99,7 @@ def collect_options(texts: Iterable[str], flags: Mapping[str, object]) -> tuple[
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground; log to stderr.")
 @click.option(
     "--log-file",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=PLACE,
     metavar="FILE",
     help="Append log lines to FILE.  [default: syslog]",
 )
@@ -186,7 +188,7 @@ def _warn_if_slow(cipher: str) -> None:
 
 
 @click.command()
-@click.argument("mountpoint", type=click.Path(path_type=Path), metavar="MOUNTPOINT")
+@click.argument("mountpoint", type=PLACE, metavar="MOUNTPOINT")
 @click.option(
     "-z", "--lazy", is_flag=True, help="Take the mount away now; programs keep the files that they have open."
 )
@@ -196,9 +198,11 @@ def umount(mountpoint: Path, lazy: bool) -> None:
 
     When this returns, everything is written and the vault can be mounted again, copied or moved.
     """
+    from cryptfs.mount.mounts import absolute, wait_closed
     from cryptfs.mount.mounts import unmount as take_away
-    from cryptfs.mount.mounts import wait_closed
 
+    mountpoint = absolute(mountpoint)
+    os.chdir("/")  # this process itself must not keep the mount busy
     taken = take_away(mountpoint, lazy=lazy)
     if not lazy:
         wait_closed(taken, lambda: _still_open(taken))

@@ -9,6 +9,7 @@ import rich_click as click
 from cryptfs.cli.exit_codes import ConfigUnwritableError
 from cryptfs.cli.output import note
 from cryptfs.cli.params import (
+    PLACE,
     debug_option,
     kdf_costs,
     kdf_options,
@@ -25,7 +26,7 @@ from cryptfs.cli.vaults import config_of
 @passphrase_options
 @click.option(
     "--new-passfile",
-    type=click.Path(path_type=Path),
+    type=PLACE,
     metavar="FILE",
     help="Read the new passphrase from the first line of FILE.",
 )

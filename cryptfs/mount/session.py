@@ -236,10 +236,17 @@ class _Session:
             signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
 
     def _watch(self) -> None:
+        asked = False
         while not self.ended.is_set():
             number = signal.sigwait(STOP_SIGNALS)
             if self.ended.is_set():
                 return
+            if asked:
+                # As safe as any kill: what was synced is on disk, and headers say that a writer died.
+                log.error("%s again: ending at once", signal.Signals(number).name)
+                logging.shutdown()
+                os._exit(1)
+            asked = True
             log.info("%s: unmounting %s", signal.Signals(number).name, self.mountpoint)
             self._stop()
 
@@ -252,9 +259,13 @@ class _Session:
             _detach_with_sync(mount)
         except (MountError, OSError) as error:
             log.error("cannot unmount %s: %s", self.mountpoint, error)
-        if not self.ended.wait(GRACE):
-            log.warning("files on %s are still open; cutting them off", self.mountpoint)
-            abort_connection(mount)
+        if self.ended.wait(GRACE):
+            return
+        log.warning("files on %s are still open; cutting them off", self.mountpoint)
+        if not abort_connection(mount):
+            log.warning(
+                "the kernel offers no way to do that here: waiting for them; a second signal ends at once"
+            )
 
 
 def _detach_with_sync(mount: Mount) -> None:
@@ -290,8 +301,11 @@ def raise_read_ahead(mount: Mount) -> None:
             knob.write_text(f"{READ_AHEAD_KB}\n")
 
 
-def abort_connection(mount: Mount) -> None:
-    """End a FUSE connection whatever is open on it; does nothing where fusectl is not there."""
+def abort_connection(mount: Mount) -> bool:
+    """End a FUSE connection whatever is open on it; False where fusectl is not mounted."""
     minor = mount.device.partition(":")[2]
-    with contextlib.suppress(OSError):
+    try:
         (_FUSE_CONNECTIONS / minor / "abort").write_text("1\n")
+    except OSError:
+        return False
+    return True
