@@ -23,7 +23,7 @@ from typing import Protocol, cast
 from cryptfs.errors import MountError
 from cryptfs.mount.daemon import LogTarget, Ready, configure_logging, harden_process, start_daemon
 from cryptfs.mount.holders import describe_holders, find_holders
-from cryptfs.mount.mounts import Mount, absolute, detach, mount_at
+from cryptfs.mount.mounts import Mount, absolute, detach, is_stale, mount_at
 from cryptfs.mount.options import MountOptions
 
 log = logging.getLogger("cryptfs.mount")
@@ -66,28 +66,22 @@ def check_mountpoint(vault_dir: Path, mountpoint: Path, *, nonempty: bool = Fals
     Raises: MountError: it is missing, no directory, not empty, entangled with the vault, or the dead
             remains of a mount.
     """
+    mount = mount_at(mountpoint)
+    if mount is not None and mount.is_cryptfs:
+        what = "a mount whose daemon died" if is_stale(mountpoint) else mount.source
+        raise MountError(
+            f"{mountpoint}: {what} is mounted there already; unmount it with: cryptfs umount {mountpoint}"
+        )
     try:
-        mountpoint.lstat()
         mode = mountpoint.stat().st_mode
     except FileNotFoundError:
         raise MountError(f"{mountpoint}: no such directory; create it with: mkdir -p {mountpoint}") from None
     except OSError as error:
-        if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
-            raise MountError(
-                f"{mountpoint}: a mount whose daemon died is still there; "
-                f"remove it with: cryptfs umount {mountpoint}"
-            ) from None
         raise MountError(f"{mountpoint}: {error.strerror}") from None
     place, vault = absolute(mountpoint), absolute(vault_dir)
     if not stat.S_ISDIR(mode):
         raise MountError(f"{mountpoint}: not a directory")
     _check_apart(place, vault)
-    mount = mount_at(place)
-    if mount is not None and mount.is_cryptfs:
-        raise MountError(
-            f"{mountpoint}: {mount.source} is mounted there already; "
-            f"unmount it with: cryptfs umount {mountpoint}"
-        )
     if not nonempty:
         _check_empty(mountpoint)
     return place
