@@ -180,8 +180,8 @@ def _run_body(body: Callable[[Ready], None], target: LogTarget, writer: int) -> 
             os.close(writer)
 
     def ready() -> None:
-        send({"pid": os.getpid()})
         _silence_stderr(target)
+        send({"pid": os.getpid()})
 
     try:
         os.chdir("/")

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 CRYPTFS = (sys.executable, "-m", "cryptfs")
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 
 
 def test_help_loads_neither_libsodium_nor_fuse() -> None:
@@ -23,7 +24,9 @@ def test_help_loads_neither_libsodium_nor_fuse() -> None:
         "heavy = {'nacl', 'mfusepy', 'msgspec', 'ctypes.util'} & set(sys.modules)\n"
         "sys.exit(f'loaded: {heavy}' if heavy else 0)\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -31,7 +34,7 @@ def test_a_reader_that_goes_away() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
-        [*CRYPTFS, "completion", "bash"], stdout=writer, stderr=subprocess.PIPE, check=False
+        [*CRYPTFS, "completion", "bash"], env=ENVIRONMENT, stdout=writer, stderr=subprocess.PIPE, check=False
     )
     os.close(writer)
     assert done.returncode == 141
@@ -50,7 +53,7 @@ class Terminal:
     def __init__(self, args: list[str], environment: dict[str, str]) -> None:
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
-            os.execve(sys.executable, [*CRYPTFS, *args], {**os.environ, "TERM": "xterm", **environment})
+            os.execve(sys.executable, [*CRYPTFS, *args], {**ENVIRONMENT, "TERM": "xterm", **environment})
         self.output = b""
         self.code = -1
 
@@ -123,6 +126,7 @@ def test_a_person_changes_their_mind(tmp_path: Path) -> None:
 def test_ctrl_c_in_a_passcommand(tmp_path: Path) -> None:
     with subprocess.Popen(
         [*CRYPTFS, "init", str(tmp_path / "v"), "--passcommand", "sleep 60"],
+        env=ENVIRONMENT,
         stderr=subprocess.PIPE,
         start_new_session=True,
     ) as process:
