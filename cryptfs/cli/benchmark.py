@@ -24,13 +24,18 @@ _KEY = bytes(range(32))
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One figure. layout: 'requests' of 1 MiB, or 'bulk', all in one run; rates are 10**6 bytes a second."""
+    """One figure; rates are 10**6 bytes a second.
+
+    Args: layout: 'requests' of 1 MiB, or 'bulk', all in one run.
+          min_chunks: runs that are shorter are not split over threads; None: none is, as the pool measured.
+    """
 
     cipher: str
     chunk_size: int
     operation: str
     layout: str
     threads: int
+    min_chunks: int | None
     rate: float
 
 
@@ -98,7 +103,9 @@ class Benchmark:
             for layout, run in (("requests", max(REQUEST_SIZE, chunk_size)), ("bulk", self.size)):
                 for operation, work in (("seal", self._seal), ("open", self._open)):
                     rate = self._rate(lambda work=work, run=run: work(pool, geometry, suite, run), self.size)  # type: ignore[misc]
-                    results.append(Result(suite.name, chunk_size, operation, layout, pool.workers, rate))
+                    results.append(
+                        Result(suite.name, chunk_size, operation, layout, pool.workers, pool.min_chunks, rate)
+                    )
             return results
         finally:
             pool.close()

@@ -18,7 +18,7 @@ from cryptfs.cli.params import (
     shell_word,
     vault_argument,
 )
-from cryptfs.cli.prompt import read_passphrase
+from cryptfs.cli.prompt import harden_process, read_passphrase
 from cryptfs.core.geometry import MAX_CHUNK_SIZE, MIN_CHUNK_SIZE
 from cryptfs.errors import NotAVaultError
 
@@ -100,6 +100,7 @@ def init(
     memory, passes = kdf_costs(ctx, kdf_memory, kdf_passes)
     vault_dir = vault.absolute()
     check_place(vault_dir)
+    harden_process()
     passphrase = read_passphrase(source, "New passphrase", confirm=True)
     from cryptfs.vfs.vault import Vault
 

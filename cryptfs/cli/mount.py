@@ -20,7 +20,7 @@ from cryptfs.cli.params import (
     shell_word,
     vault_argument,
 )
-from cryptfs.cli.prompt import PassphraseSource, read_passphrase
+from cryptfs.cli.prompt import PassphraseSource, harden_process, read_passphrase
 from cryptfs.cli.vaults import config_of, refuse_locked
 from cryptfs.mount.options import ENGINES, MountOptions, OptionItem, apply_options, split_options
 
@@ -150,7 +150,6 @@ def mount_vault(
 
     Raises: VaultError, MountError, CommandError; OSError.
     """
-    from cryptfs.mount.daemon import harden_process
     from cryptfs.mount.mounts import absolute
     from cryptfs.mount.session import check_mountpoint, load_engine, mount_background, mount_foreground
 
@@ -204,7 +203,9 @@ def umount(mountpoint: Path, lazy: bool) -> None:
     mountpoint = absolute(mountpoint)
     os.chdir("/")  # this process itself must not keep the mount busy
     taken = take_away(mountpoint, lazy=lazy)
-    if not lazy:
+    if not Path(taken.source).is_absolute():
+        note(f"{mountpoint} was mounted as {taken.source!r}: its daemon may still be closing the vault")
+    elif not lazy:
         wait_closed(taken, lambda: _still_open(taken))
     elif _still_open(taken):
         note(f"{mountpoint} is gone; the vault is closed when the last program lets go of its files")

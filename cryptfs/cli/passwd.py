@@ -17,7 +17,7 @@ from cryptfs.cli.params import (
     passphrase_source,
     vault_argument,
 )
-from cryptfs.cli.prompt import read_passphrase
+from cryptfs.cli.prompt import harden_process, read_passphrase
 from cryptfs.cli.vaults import config_of
 
 
@@ -55,6 +55,7 @@ def passwd(
     new_source = passphrase_source(ctx, new_passfile, new_passcommand)
     memory, passes = kdf_costs(ctx, kdf_memory, kdf_passes)
     config_of(vault)
+    harden_process()
     old = read_passphrase(source, "Old passphrase")
     new = read_passphrase(new_source, "New passphrase", confirm=True)
     from cryptfs.vfs.vault import change_passphrase

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from cryptfs.cli.output import answer_json, console, size_text
+from cryptfs.cli.output import answer_json, console, size_text, warn
 from cryptfs.cli.params import ByteSize, debug_option
 
 if TYPE_CHECKING:
     from cryptfs.cli.benchmark import Benchmark, RawResult, Result
 
 _MIN_SIZE = 1 << 20
+_BUSY = 0.5  # load average: more than half a processor
 
 
 def _measure(benchmark: Benchmark) -> tuple[list[Result], list[RawResult]]:
@@ -85,6 +87,7 @@ def _show(report: dict[str, Any]) -> None:
         (row["cipher"], row["chunk_size"], row["operation"], row["layout"], row["threads"]): row["rate"]
         for row in report["results"]
     }
+    split = {(row["cipher"], row["chunk_size"]) for row in report["results"] if row["min_chunks"] is not None}
     for cipher in dict.fromkeys(row["cipher"] for row in report["results"]):
         for figure in (row for row in report["libsodium"] if row["cipher"] == cipher):
             table.add_row(
@@ -111,7 +114,7 @@ def _show(report: dict[str, Any]) -> None:
                     size_text(chunk_size),
                     operation,
                     *(f"{rate:.0f}" for rate in figures),
-                    f"{figures[3] / figures[2]:.2f}x",
+                    f"{figures[3] / figures[2]:.2f}x" if (cipher, chunk_size) in split else "not split",
                 )
         table.add_section()
     console().print(table)
@@ -153,6 +156,9 @@ def speed(ctx: click.Context, size: int, repeat: int, threads: int | None, as_js
     if size < _MIN_SIZE:
         raise click.BadParameter("at least 1m, or it measures nothing", ctx, param_hint="--size")
     workers = max(2, usable_cores()) if threads is None else threads
+    load = os.getloadavg()[0]
+    if load > _BUSY:
+        warn(f"other programs keep the processors busy (load {load:.1f}): these figures will be low")
     benchmark = Benchmark(size, repeat, workers)
     report = _report(benchmark, workers, *_measure(benchmark))
     if as_json:

@@ -247,6 +247,15 @@ def test_options_reach_the_kernel(place: Place) -> None:
     assert {"noexec", "noatime"} <= set(found.options)
 
 
+def test_another_name_in_the_mount_table(place: Place) -> None:
+    place.mount("--fsname", "my, files")
+    found = mount_at(place.mountpoint)
+    assert found is not None
+    assert found.source == "my, files"
+    assert "may still be closing" in place.umount().stderr
+    assert wait_until(lambda: place.info()["held_by"] is None, 20)
+
+
 def test_passwd_while_mounted(place: Place, tmp_path: Path) -> None:
     place.mount()
     changed = subprocess.run(

@@ -244,9 +244,16 @@ def test_speed(run: Run) -> None:
     assert len(found["libsodium"]) == 4
     assert all(row["rate"] > 0 for row in found["results"] + found["libsodium"])
     shown = run("speed", "--size", "2m", "--repeat", "1", "--threads", "2")
-    assert shown.err == ""
     assert "libsodium alone" in shown.out
     assert "\x1b" not in shown.out
+
+
+def test_speed_warns_of_a_busy_machine(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("speed", "--size", "1m", "--repeat", "1", "--threads", "2")
+    monkeypatch.setattr("os.getloadavg", lambda: (1.7, 0.0, 0.0))
+    assert "load 1.7" in run(*words).err
+    monkeypatch.setattr("os.getloadavg", lambda: (0.1, 0.0, 0.0))
+    assert run(*words).err == ""
 
 
 def test_completion(run: Run) -> None:
