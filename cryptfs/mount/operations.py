@@ -7,6 +7,7 @@ operation on an open file; fh is the number of a handle, or None; fi is libfuse'
 
 from __future__ import annotations
 
+import collections
 import functools
 import itertools
 import os
@@ -30,14 +31,16 @@ from cryptfs.vfs.attributes import (
     check_access,
 )
 from cryptfs.vfs.directory import Directory
+from cryptfs.vfs.filestate import FileKey
 from cryptfs.vfs.openfile import OpenFile
 from cryptfs.vfs.vault import Vault
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_HIDDEN = re.compile(r"\.fuse_hidden[0-9a-f]{16}")
-"""What libfuse renames an open file to before it is unlinked or replaced."""
+_HIDDEN = re.compile(r"\.fuse_hidden[0-9a-f]{8}([0-9a-f]{8})")
+"""What libfuse renames an open file to before it is unlinked or replaced: inode and counter."""
+_HIDDEN_AT_ONCE = 64  # how far its counter may be out of order
 
 
 def translated(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
@@ -77,6 +80,8 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
         self._directories: dict[int, Directory] = {}
         self._next_handle = itertools.count(1)
         self._hidden: dict[str, OpenFile] = {}  # path that libfuse made up -> file without a name, see _hide
+        self._hidden_count = 0
+        self._just_released: collections.deque[FileKey] = collections.deque(maxlen=_HIDDEN_AT_ONCE)
         left_out = set() if options.xattrs else {"getxattr", "setxattr", "listxattr", "removexattr"}
         if options.kernel_checks_permissions:
             left_out.add("access")
@@ -252,25 +257,38 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
     @translated
     def rename(self, old: str, new: str, flags: int) -> None:
         """rename, renameat2."""
-        if _HIDDEN.fullmatch(new.rpartition("/")[2]) and self._hide(old, new):
+        if self._hide(old, new):
             return
         self._tree.rename(*self._paths.resolve(old), *self._paths.resolve(new), flags)
         self._paths.forget(old)
         self._paths.forget(new)
 
     def _hide(self, old: str, new: str) -> bool:
-        """Take a name from an open file instead of giving it another.
+        """Take a name from an open file instead of giving it another; False: a person's own rename.
 
         libfuse's path interface cannot name an open file that is unlinked, so before an unlink or a
-        replacing rename it asks for a rename to `.fuse_hidden...` and unlinks that after the last close.
-        Such a file would show in listings and keep its directory from being removed. Here the file is
-        unlinked at once, and what comes for the hidden path meanwhile goes to the open file.
+        replacing rename it asks for a rename to `.fuse_hidden` and two numbers, and unlinks that after the
+        last close. Such a file would show in listings and keep its directory from being removed; and if
+        the close comes in between, libfuse forgets it for ever. Here the file is unlinked at once, and
+        what comes for the hidden path meanwhile goes to the open file.
         """
+        match = _HIDDEN.fullmatch(new.rpartition("/")[2])
+        if match is None:
+            return False
+        counter = int(match[1], 16)  # counts libfuse's own renames of this kind from 1
+        if not self._hidden_count < counter <= self._hidden_count + _HIDDEN_AT_ONCE:
+            return False
         directory, name = self._paths.resolve(old)
         st = self._tree.stat(directory, name).st
-        if not any(file.state.key == (st.st_dev, st.st_ino) for file in list(self._handles.values())):
+        key = (st.st_dev, st.st_ino)
+        is_open = any(file.state.key == key for file in list(self._handles.values()))
+        if not is_open and key not in self._just_released:
             return False
-        self._hidden[new] = self._tree.open_unlinked(directory, name)
+        if is_open:
+            self._hidden[new] = self._tree.open_unlinked(directory, name)
+        else:
+            self._tree.unlink(directory, name)
+        self._hidden_count = max(self._hidden_count, counter - _HIDDEN_AT_ONCE // 2)
         return True
 
     # ---- xattrs
@@ -334,7 +352,9 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
     @translated
     def release(self, path: str | None, fi: Any) -> int:
         """The last use of a handle."""
-        self._tree.release(self._handles.pop(fi.fh))
+        file = self._handles.pop(fi.fh)
+        self._just_released.append(file.state.key)
+        self._tree.release(file)
         return 0
 
     @translated
