@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-ENGINES = ("fusepy",)
+ENGINES = ("fusepy", "native")
 MAX_TIMEOUT = 86_400.0
 MAX_THREADS = 64
 

@@ -49,6 +49,13 @@ def is_long(entry_name: str) -> bool:
     return entry_name.startswith(LONG_PREFIX)
 
 
+def holds_plaintext(entry_name: str) -> bool:
+    """Whether an entry stands for one of the plaintext: a cipher name or a long one, no internal file."""
+    if not entry_name.startswith(INTERNAL_PREFIX):
+        return True
+    return is_long(entry_name) and not entry_name.endswith(SIDECAR_SUFFIX)
+
+
 def temp_name() -> str:
     """A fresh name for something unfinished."""
     return TEMP_PREFIX + encode_text(os.urandom(18))
@@ -86,12 +93,8 @@ def scan(listing_fd: int) -> Iterator[BackingEntry]:
     """All entries that hold something of the plaintext: cipher names and long entries, no internal files."""
     with os.scandir(listing_fd) as entries:
         for entry in entries:
-            name = entry.name
-            if name.startswith(INTERNAL_PREFIX) and (
-                not name.startswith(LONG_PREFIX) or name.endswith(SIDECAR_SUFFIX)
-            ):
-                continue
-            yield BackingEntry(name, entry.inode(), _kind(entry))
+            if holds_plaintext(entry.name):
+                yield BackingEntry(entry.name, entry.inode(), _kind(entry))
 
 
 def _kind(entry: os.DirEntry[str]) -> int:

@@ -151,6 +151,12 @@ class EntryOperations:
                 follow_symlinks=False,
             )
 
+    def link_open(self, held_fd: int, target: Directory, new_name: bytes) -> None:
+        """Give a name to a file that is known by a descriptor only, as linkat(2) does after O_TMPFILE."""
+        self.require_writable()
+        with self.naming(target, new_name) as entry_name:
+            os.link(f"/proc/self/fd/{held_fd}", entry_name, dst_dir_fd=target.fd, follow_symlinks=True)
+
     def rename(
         self, source: Directory, name: bytes, target: Directory, new_name: bytes, flags: int = 0
     ) -> None:

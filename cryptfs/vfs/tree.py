@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from cryptfs.errors import IntegrityError, NameError_
-from cryptfs.storage.backing import open_backing
-from cryptfs.storage.dirs import is_long, open_for_listing, scan
+from cryptfs.storage.backing import open_backing, reopen
+from cryptfs.storage.dirs import holds_plaintext, is_long, open_for_listing, scan
+from cryptfs.storage.libc import syncfs
 from cryptfs.vfs.attributes import Attributes, Caller, backing_stat, give_to_caller, plain_attributes
 from cryptfs.vfs.context import FileContext
 from cryptfs.vfs.directory import SELF, Directory
@@ -67,19 +68,24 @@ class VaultTree(EntryOperations):
         listing_fd = open_for_listing(directory.fd)
         try:
             for entry_name, inode, kind in scan(listing_fd):
-                try:
-                    cipher_name = entry_name
-                    if is_long(entry_name):
-                        cipher_name = self.sidecars.read(directory.fd, entry_name)
-                    name = directory.open_name(cipher_name, entry_name)
-                except NameError_ as error:
-                    log.warning(
-                        "%s: left out of the listing: %s", directory.path_of(entry_name), error.reason
-                    )
-                    continue
-                yield Entry(name, inode, kind)
+                name = self.listed_name(directory, entry_name)
+                if name is not None:
+                    yield Entry(name, inode, kind)
         finally:
             os.close(listing_fd)
+
+    def listed_name(self, directory: Directory, entry_name: str) -> bytes | None:
+        """The plaintext name of an entry; None for internal ones and those that do not verify."""
+        if not holds_plaintext(entry_name):
+            return None
+        try:
+            cipher_name = entry_name
+            if is_long(entry_name):
+                cipher_name = self.sidecars.read(directory.fd, entry_name)
+            return directory.open_name(cipher_name, entry_name)
+        except NameError_ as error:
+            log.warning("%s: left out of the listing: %s", directory.path_of(entry_name), error.reason)
+            return None
 
     def statfs(self) -> os.statvfs_result:
         """Room and inodes of the backing filesystem; f_namemax is 255 whatever it says there."""
@@ -144,9 +150,34 @@ class VaultTree(EntryOperations):
     def _handle(
         self, directory: Directory, entry_name: str, fd: int, st: os.stat_result, *, writable: bool
     ) -> OpenFile:
-        path = directory.path_of(entry_name)
+        return self._state_of(fd, st, directory.path_of(entry_name), writable=writable)
+
+    def _state_of(self, fd: int, st: os.stat_result, path: str, *, writable: bool) -> OpenFile:
         state = self.files.acquire(fd, st, writable=writable, cipher_path=path)
         return OpenFile(state, writable=writable)
+
+    def open_held(self, held_fd: int, flags: int) -> OpenFile:
+        """Open a file without a known name by its O_PATH descriptor. flags as in `open`."""
+        writable = flags & os.O_ACCMODE != os.O_RDONLY
+        if writable:
+            self.require_writable()
+        fd = reopen(held_fd, os.O_RDWR if writable else os.O_RDONLY)
+        file = self._state_of(fd, os.fstat(fd), "(no name)", writable=writable)
+        if flags & os.O_TRUNC:
+            file.truncate(0)
+        return file
+
+    def create_unnamed(
+        self, directory: Directory, flags: int, mode: int, caller: Caller | None = None
+    ) -> OpenFile:
+        """O_TMPFILE: a new file without a name, in the filesystem of a directory. flags: O_EXCL counts."""
+        self.require_writable()
+        wanted = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC | flags & os.O_EXCL
+        fd = os.open(".", wanted, mode & 0o7777, dir_fd=directory.fd)
+        if caller is not None and caller != (os.geteuid(), os.getegid()):
+            inherits_group = os.fstat(directory.fd).st_mode & stat.S_ISGID
+            os.fchown(fd, caller.uid, -1 if inherits_group else caller.gid)
+        return self._state_of(fd, os.fstat(fd), "(no name)", writable=True)
 
     def open_unlinked(self, directory: Directory, name: bytes) -> OpenFile:
         """Remove the name of a file that is open, and take a handle of one's own on it."""
@@ -187,6 +218,11 @@ class VaultTree(EntryOperations):
             os.fsync(fd)
         finally:
             os.close(fd)
+
+    def sync_all(self) -> None:
+        """syncfs(2): everything in the vault's filesystem is on disk."""
+        self.pending.flush()
+        syncfs(self._vault_fd)
 
     def close(self) -> None:
         """Settle open files and bring what is pending to disk."""

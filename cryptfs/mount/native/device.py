@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import array
 import ctypes
-import errno
 import os
 import shutil
 import socket
@@ -23,7 +22,6 @@ _FLAGS = {
 }  # fmt: skip
 _CLEARS = {"suid": "nosuid", "dev": "nodev", "exec": "noexec", "async": "sync"}
 _DEFAULTS = ("nosuid", "nodev")
-MNT_DETACH = 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -107,16 +105,3 @@ def _receive(connection: socket.socket) -> int:
             os.set_inheritable(room[0], False)
             return room[0]
     raise MountError("fusermount passed no descriptor")
-
-
-def detach(mountpoint: Path) -> None:
-    """Take the mount away at once; whoever is in it keeps a dead end. Raises: OSError."""
-    if os.geteuid() == 0:
-        if _libc.umount2(os.fsencode(mountpoint), MNT_DETACH) != 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code))
-        return
-    helper = shutil.which("fusermount3") or shutil.which("fusermount")
-    if helper is None:
-        raise OSError(errno.ENOENT, "fusermount3 is missing")
-    subprocess.run([helper, "-u", "-z", "--", os.fspath(mountpoint)], check=False, capture_output=True)

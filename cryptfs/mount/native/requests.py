@@ -6,6 +6,7 @@ the reply's payload; None for no reply. Exceptions become errnos in session.py.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
@@ -25,7 +26,7 @@ from cryptfs.vfs.attributes import Attributes, Caller, check_access
 from cryptfs.vfs.openfile import OpenFile
 from cryptfs.vfs.vault import Vault
 
-Payload = bytes | memoryview | tuple[bytes, ...] | None
+Payload = bytes | memoryview | None
 
 _VALID_FOR = 86_400  # seconds: nobody else changes the vault
 
@@ -249,10 +250,8 @@ class Requests:
         source_dir, target_dir = self.nodes.directory(source), self.nodes.directory(target)
         moving = self.nodes.find(self._tree.stat(source_dir, old_name).st)
         replaced: tuple[Node | None, HeldFile] | None = None
-        try:
+        with contextlib.suppress(FileNotFoundError):
             replaced = self.nodes.hold(target_dir, new_name)
-        except FileNotFoundError:
-            pass
         self._tree.rename(source_dir, old_name, target_dir, new_name, flags)
         exchanged = flags == RENAME_EXCHANGE
         if replaced is not None and replaced[0] is not moving:

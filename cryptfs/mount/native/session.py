@@ -1,0 +1,232 @@
+"""The loop of the native engine: negotiate, read requests, answer, end with the mount.
+
+One thread does all the work as long as nothing blocks: handing the interpreter lock from thread to
+thread costs more than most requests. A watcher looks at it once a millisecond while there is work, and
+lets a further thread read the device when every one that is active is stuck in its request.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import struct
+import threading
+import time
+from collections.abc import Callable
+
+from cryptfs.errors import MountError
+from cryptfs.mount.errno_map import errno_of
+from cryptfs.mount.native import structs
+from cryptfs.mount.native.requests import Request, Requests
+from cryptfs.mount.native.structs import Cap, Op
+from cryptfs.mount.options import MountOptions
+
+log = logging.getLogger(__name__)
+
+MAX_REQUEST = 1024 * 1024
+_MAX_PAGES = MAX_REQUEST // 4096
+_BUFFER_SIZE = MAX_REQUEST + 4096  # headers stand before the data
+_MAX_BACKGROUND = 64
+_CONGESTION = 48
+_DEFAULT_THREADS = 16
+_TICK = 0.001  # seconds between two looks of the watcher
+_IDLE_TICKS = 50  # without a request, after which it sleeps
+
+WANTED = (
+    Cap.ASYNC_READ | Cap.BIG_WRITES | Cap.MAX_PAGES | Cap.PARALLEL_DIROPS | Cap.ATOMIC_O_TRUNC
+    | Cap.DO_READDIRPLUS | Cap.READDIRPLUS_AUTO | Cap.ASYNC_DIO | Cap.CACHE_SYMLINKS
+    | Cap.HANDLE_KILLPRIV_V2
+)  # fmt: skip
+
+
+class _Worker:
+    """One thread that serves requests, with its buffers."""
+
+    def __init__(self) -> None:
+        self.buffer = memoryview(bytearray(_BUFFER_SIZE))
+        self.room = memoryview(bytearray(MAX_REQUEST))
+        self.served = 0
+        self.busy = False
+        self.parked = threading.Lock()  # held while the thread is to wait
+
+
+class Session:
+    """Serves one connection.
+
+    Args: fd: of /dev/fuse, mounted.   on_ready: called once, when requests are answered.
+    """
+
+    def __init__(
+        self, fd: int, requests: Requests, options: MountOptions, on_ready: Callable[[], None]
+    ) -> None:
+        self._fd = fd
+        self._requests = requests
+        self._handlers = requests.handlers
+        self._options = options
+        self._on_ready = on_ready
+        self._ended = False
+        self._max_workers = options.max_threads or _DEFAULT_THREADS
+        self._workers: list[_Worker] = []
+        self._active: list[_Worker] = []
+        self._threads: list[threading.Thread] = []
+        self._lock = threading.Lock()  # covers the lists above and the count below
+        self._reading = 0
+        self._watching = False
+        self._wake_watcher = threading.Semaphore(0)
+
+    # ---- negotiation
+
+    def negotiate(self) -> None:
+        """Answer INIT. Raises: MountError: the kernel is too old."""
+        buffer = memoryview(bytearray(_BUFFER_SIZE))
+        view = buffer[: os.readv(self._fd, (buffer,))]
+        _, opcode, unique, *_ = structs.IN_HEADER.unpack_from(view)
+        body = view[structs.IN_HEADER.size :]
+        major, minor, max_readahead, flags = structs.INIT_IN.unpack_from(body)
+        if opcode != Op.INIT or major != structs.KERNEL_MAJOR or minor < structs.KERNEL_MINOR_MIN:
+            raise MountError(
+                f"the kernel speaks FUSE {major}.{minor}; this engine needs "
+                f"{structs.KERNEL_MAJOR}.{structs.KERNEL_MINOR_MIN}: use --engine fusepy"
+            )
+        if flags & Cap.INIT_EXT and len(body) >= structs.INIT_IN.size + structs.INIT_IN_EXT.size:
+            flags |= structs.INIT_IN_EXT.unpack_from(body, structs.INIT_IN.size)[0] << 32
+        chosen = self._wanted() & Cap(flags)
+        reply = structs.INIT_OUT.pack(
+            structs.KERNEL_MAJOR, min(minor, structs.KERNEL_MINOR_MAX), max(max_readahead, MAX_REQUEST),
+            chosen & 0xFFFFFFFF, _MAX_BACKGROUND, _CONGESTION, MAX_REQUEST, 1, _MAX_PAGES, 0, chosen >> 32,
+        )  # fmt: skip
+        self._reply(unique, 0, reply)
+
+    def _wanted(self) -> Cap:
+        return WANTED | Cap.WRITEBACK_CACHE if self._options.writeback else WANTED
+
+    # ---- loops
+
+    def serve(self) -> None:
+        """Answer requests until the mount is gone."""
+        self._add_worker()
+        watcher = threading.Thread(target=self._watch, name="cryptfs-watch", daemon=True)
+        watcher.start()
+        self._on_ready()
+        while not self._ended or any(thread.is_alive() for thread in self._threads):
+            for thread in list(self._threads):
+                thread.join()
+        self._wake_watcher.release()
+        watcher.join()
+
+    def _add_worker(self) -> None:
+        """Let one thread more read the device."""
+        with self._lock:
+            parked = [worker for worker in self._workers if worker not in self._active]
+            if parked:
+                self._active.append(parked[0])
+                parked[0].parked.release()
+                return
+            if len(self._workers) >= self._max_workers:
+                return
+            worker = _Worker()
+            self._workers.append(worker)
+            self._active.append(worker)
+            number = len(self._workers)
+            thread = threading.Thread(target=self._loop, args=(worker,), name=f"cryptfs-{number}")
+            self._threads.append(thread)
+        thread.start()
+
+    def _loop(self, worker: _Worker) -> None:
+        worker.parked.acquire()
+        while not self._ended:
+            with self._lock:
+                self._reading += 1
+            try:
+                size = os.readv(self._fd, (worker.buffer,))
+            except OSError as error:
+                size = 0
+                if error.errno not in (errno.EINTR, errno.ENOENT, errno.EAGAIN):
+                    if error.errno != errno.ENODEV:
+                        log.error("reading from the kernel failed: %s", error.strerror)
+                    self._end()
+            with self._lock:
+                self._reading -= 1
+            if not size:
+                continue
+            if not self._watching:
+                self._watching = True
+                self._wake_watcher.release()
+            worker.busy = True
+            self._answer(worker, worker.buffer[:size])
+            worker.served += 1
+            worker.busy = False
+            if len(self._active) > 1:
+                self._park_if_surplus(worker)
+
+    def _park_if_surplus(self, worker: _Worker) -> None:
+        with self._lock:
+            if not self._reading or len(self._active) == 1 or self._ended:
+                return
+            self._active.remove(worker)
+        worker.parked.acquire()  # until _add_worker or _end lets go
+
+    def _end(self) -> None:
+        with self._lock:
+            self._ended = True
+            parked = [worker for worker in self._workers if worker not in self._active]
+            self._active.extend(parked)
+        for worker in parked:
+            worker.parked.release()
+
+    def _watch(self) -> None:
+        """Notice when all threads that read the device are stuck in a request."""
+        while not self._ended:
+            self._wake_watcher.acquire()
+            idle = 0
+            before: list[tuple[_Worker, int]] = []
+            while idle < _IDLE_TICKS and not self._ended:
+                time.sleep(_TICK)
+                with self._lock:
+                    now = [(worker, worker.served) for worker in self._active]
+                stuck = now == before and all(worker.busy for worker, _ in now)
+                idle = idle + 1 if now == before and not stuck else 0
+                if stuck:
+                    self._add_worker()
+                before = now
+            self._watching = False
+
+    # ---- requests
+
+    def _answer(self, worker: _Worker, view: memoryview) -> None:
+        length, opcode, unique, nodeid, uid, gid, _, _, _ = structs.IN_HEADER.unpack_from(view)
+        if length != len(view):
+            log.error("a request of %d bytes says that it has %d", len(view), length)
+            self._reply(unique, errno.EIO, b"")
+            return
+        handler = self._handlers.get(opcode)
+        if handler is None:
+            if opcode != Op.DESTROY:
+                self._reply(unique, errno.ENOSYS, b"")
+            return
+        try:
+            payload = handler(Request(nodeid, view[structs.IN_HEADER.size :], uid, gid, worker.room))
+        except OSError as error:
+            self._reply(unique, error.errno or errno.EIO, b"")
+        except struct.error as error:
+            log.error("a request with opcode %d is malformed: %s", opcode, error)
+            self._reply(unique, errno.EINVAL, b"")
+        except Exception as error:  # noqa: BLE001 - the one place; errno_of logs what is unforeseen
+            self._reply(unique, errno_of(error), b"")
+        else:
+            if payload is not None:
+                self._reply(unique, 0, payload)
+
+    def _reply(self, unique: int, code: int, payload: bytes | memoryview) -> None:
+        header = structs.OUT_HEADER.pack(structs.OUT_HEADER.size + len(payload), -code, unique)
+        try:
+            if payload:
+                os.writev(self._fd, (header, payload))
+            else:
+                os.write(self._fd, header)
+        except OSError as error:
+            if error.errno == errno.ENODEV:
+                return  # the loop meets the same
+            if error.errno != errno.ENOENT:  # the caller was interrupted and is gone
+                log.error("a reply was refused by the kernel: %s", error.strerror)
