@@ -1,8 +1,9 @@
 """The loop of the native engine: negotiate, read requests, answer, end with the mount.
 
-One thread does all the work as long as nothing blocks: handing the interpreter lock from thread to
-thread costs more than most requests. A watcher looks at it once a millisecond while there is work, and
-lets a further thread read the device when every one that is active is stuck in its request.
+One thread does all the work as long as nothing takes long: handing the interpreter lock from thread to
+thread costs more than most requests. A large read or write lets a second thread read the device
+meanwhile. And a watcher looks once a millisecond while there is work, and lets a further thread read when
+every one that is active is stuck in its request, as a slow disk may have it.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ _BUFFER_SIZE = MAX_REQUEST + 4096  # headers stand before the data
 _MAX_BACKGROUND = 64
 _CONGESTION = 48
 _DEFAULT_THREADS = 16
+_LARGE = 256 * 1024  # bytes of a read or write that is worth a second thread beside it
 _TICK = 0.001  # seconds between two looks of the watcher
 _IDLE_TICKS = 50  # without a request, after which it sleeps
 
@@ -200,6 +202,8 @@ class Session:
             log.error("a request of %d bytes says that it has %d", len(view), length)
             self._reply(unique, errno.EIO, b"")
             return
+        if not self._reading and (length >= _LARGE or (opcode == Op.READ and _read_size(view) >= _LARGE)):
+            self._add_worker()
         handler = self._handlers.get(opcode)
         if handler is None:
             if opcode != Op.DESTROY:
@@ -230,3 +234,9 @@ class Session:
                 return  # the loop meets the same
             if error.errno != errno.ENOENT:  # the caller was interrupted and is gone
                 log.error("a reply was refused by the kernel: %s", error.strerror)
+
+
+def _read_size(view: memoryview) -> int:
+    """How much a READ request asks for."""
+    size: int = structs.READ_IN.unpack_from(view, structs.IN_HEADER.size)[2]
+    return size
