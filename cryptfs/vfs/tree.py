@@ -95,7 +95,8 @@ class VaultTree(EntryOperations):
 
         Raises: IntegrityError: no regular file stands there.   OSError.
         """
-        writable = flags & os.O_ACCMODE != os.O_RDONLY
+        # O_RDONLY | O_TRUNC truncates on Linux, where the caller may write.
+        writable = flags & (os.O_ACCMODE | os.O_TRUNC) != os.O_RDONLY
         if writable:
             self.require_writable()
         entry_name = directory.entry_name(name)
