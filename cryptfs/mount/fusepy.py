@@ -127,7 +127,10 @@ class VaultFuse(mfusepy.FUSE):  # type: ignore[misc]
         return self.operations.read(fip.contents.fh, offset, _view(buf, size))
 
     def write(self, path: bytes | None, buf: Any, size: int, offset: int, fip: Any) -> int:
-        return self.operations.write(fip.contents.fh, offset, _view(buf, size))
+        fi = fip.contents
+        cached = bool(fi.writepage)
+        append = bool(fi.flags & os.O_APPEND) and not cached
+        return self.operations.write(fi.fh, offset, _view(buf, size), append=append, cached=cached)
 
     def fgetattr(self, path: bytes | None, buf: Any, fip: Any) -> int:
         found, size = self.operations.getattr(_text(path), _handle_of(fip))

@@ -12,6 +12,8 @@ import itertools
 import os
 import re
 import stat
+import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -19,17 +21,17 @@ from cryptfs.mount.errno_map import errno_of
 from cryptfs.mount.libfuse import mfusepy
 from cryptfs.mount.options import MountOptions
 from cryptfs.mount.paths import PathResolver
-from cryptfs.storage.libc import Times, futimens
+from cryptfs.storage.libc import Times
 from cryptfs.vfs import ranges
 from cryptfs.vfs.attributes import (
     Attributes,
     Caller,
     change_mode,
     change_owner,
-    change_times,
     check_access,
 )
 from cryptfs.vfs.directory import Directory
+from cryptfs.vfs.filestate import FileKey
 from cryptfs.vfs.openfile import OpenFile
 from cryptfs.vfs.vault import Vault
 
@@ -38,6 +40,9 @@ R = TypeVar("R")
 
 _HIDDEN = re.compile(r"\.fuse_hidden[0-9a-f]{16}")
 """What libfuse renames an open file to before it is unlinked or replaced."""
+
+_RELEASE_SECONDS = 1.0
+"""How long after its release libfuse may still take a file for open."""
 
 
 def translated(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
@@ -76,6 +81,7 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
         self._handles: dict[int, OpenFile] = {}
         self._directories: dict[int, Directory] = {}
         self._next_handle = itertools.count(1)
+        self._released: deque[tuple[FileKey, float]] = deque(maxlen=64)  # the last ones, see _hide
         self._hidden: dict[str, OpenFile] = {}  # path that libfuse made up -> file without a name, see _hide
         left_out = set() if options.xattrs else {"getxattr", "setxattr", "listxattr", "removexattr"}
         if options.kernel_checks_permissions:
@@ -145,9 +151,9 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
         self._tree.require_writable()
         file = self._file(path, fh)
         if file is not None:
-            futimens(file.state.fd, times)
+            file.state.set_times(times)
         elif path is not None:
-            change_times(*self._paths.resolve(path), times)
+            self._tree.set_times(*self._paths.resolve(path), times)
 
     @translated
     def truncate(self, path: str | None, size: int, fh: int | None) -> None:
@@ -268,8 +274,12 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
         """
         directory, name = self._paths.resolve(old)
         st = self._tree.stat(directory, name).st
-        if not any(file.state.key == (st.st_dev, st.st_ino) for file in list(self._handles.values())):
-            return False
+        key = (st.st_dev, st.st_ino)
+        if not any(file.state.key == key for file in list(self._handles.values())):
+            # libfuse takes a file for open until a release has returned; by then it is not in the table.
+            recent = time.monotonic() - _RELEASE_SECONDS
+            if not any(known == key and when > recent for known, when in list(self._released)):
+                return False
         self._hidden[new] = self._tree.open_unlinked(directory, name)
         return True
 
@@ -305,8 +315,10 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
     def _opened(self, file: OpenFile, fi: Any) -> int:
         fi.fh = fh = next(self._next_handle)
         self._handles[fh] = file
-        # Each path has its own page cache: of a file with several names none may be kept over a close.
-        fi.keep_cache = os.fstat(file.state.fd).st_nlink == 1
+        # Each path has its own page cache and, with the writeback cache, a size that the kernel never asks
+        # for again. So a file with several names goes without: each read and write comes here.
+        single = os.fstat(file.state.fd).st_nlink == 1
+        fi.keep_cache, fi.direct_io = single, not single
         return 0
 
     @translated
@@ -327,14 +339,24 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
         return self._handles[fh].read_into(offset, out)
 
     @translated
-    def write(self, fh: int, offset: int, data: memoryview) -> int:
-        """Write straight from the request."""
-        return self._handles[fh].write(offset, data)
+    def write(self, fh: int, offset: int, data: memoryview, *, append: bool, cached: bool) -> int:
+        """Write straight from the request.
+
+        Args: append: at the end, which the kernel may be wrong about.
+              cached: the kernel's writeback; it sets the time of change itself where that moved.
+        """
+        file = self._handles[fh]
+        if cached and file.state.kept_mtime_ns is None:
+            file.state.keep_mtime()
+        return file.append(data) if append else file.write(offset, data)
 
     @translated
     def release(self, path: str | None, fi: Any) -> int:
         """The last use of a handle."""
-        self._tree.release(self._handles.pop(fi.fh))
+        file = self._handles[fi.fh]
+        self._released.append((file.state.key, time.monotonic()))
+        del self._handles[fi.fh]
+        self._tree.release(file)
         return 0
 
     @translated
