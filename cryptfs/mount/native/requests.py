@@ -349,6 +349,8 @@ class Requests:
         if len(data) != size:
             raise struct.error("the request holds another number of bytes than it says")
         file = self._files[fh]
+        if write_flags & structs.WRITE_CACHE and file.state.kept_mtime_ns is None:
+            file.state.keep_mtime()
         done = file.write(offset, data)
         if write_flags & structs.WRITE_KILL_SUIDGID:
             self._setter.kill_privileges(file.state)

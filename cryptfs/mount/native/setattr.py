@@ -10,7 +10,7 @@ from typing import Any
 from cryptfs.mount.native.nodes import Node, NodeTable
 from cryptfs.mount.native.structs import SetAttr
 from cryptfs.storage.libc import UTIME_NOW, UTIME_OMIT, Times, futimens
-from cryptfs.vfs.attributes import change_mode, change_owner, change_times
+from cryptfs.vfs.attributes import change_mode, change_owner
 from cryptfs.vfs.filestate import FileState
 from cryptfs.vfs.openfile import OpenFile
 from cryptfs.vfs.tree import VaultTree
@@ -67,10 +67,13 @@ class AttributeSetter:
             fd = os.open(f"/proc/self/fd/{held.fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
                 futimens(fd, times)
+                state = self._tree.files.find(os.fstat(fd))
+                if state is not None:
+                    state.forget_mtime(times)
             finally:
                 os.close(fd)
         else:
-            change_times(*self._nodes.place(node), times)
+            self._tree.set_times(*self._nodes.place(node), times)
 
     def _set_size(self, node: Node, handle: OpenFile | None, size: int, *, kill: bool) -> None:
         if handle is not None and handle.writable:

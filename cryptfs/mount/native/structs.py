@@ -96,6 +96,7 @@ class SetAttr(IntFlag):
 
 
 OPEN_KILL_SUIDGID = 1 << 0
+WRITE_CACHE = 1 << 0
 WRITE_KILL_SUIDGID = 1 << 2
 FOPEN_KEEP_CACHE = 1 << 1
 FOPEN_CACHE_DIR = 1 << 3
