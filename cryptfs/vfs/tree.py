@@ -18,6 +18,14 @@ from cryptfs.errors import IntegrityError, NameError_
 from cryptfs.storage.backing import open_backing, reopen
 from cryptfs.storage.dirs import holds_plaintext, is_long, open_for_listing, scan
 from cryptfs.storage.libc import Times, syncfs
+from cryptfs.vfs.attributes import (
+    Attributes,
+    Caller,
+    backing_stat,
+    change_times,
+    give_to_caller,
+    plain_attributes,
+)
 from cryptfs.vfs.context import FileContext
 from cryptfs.vfs.directory import SELF, Directory
 from cryptfs.vfs.entries import EntryOperations
