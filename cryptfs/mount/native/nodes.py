@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from collections import deque
 
 from cryptfs.mount.native.structs import ROOT_ID
 from cryptfs.vfs.attributes import Attributes, plain_attributes
@@ -20,6 +21,7 @@ from cryptfs.vfs.directory import SELF, Directory
 from cryptfs.vfs.tree import VaultTree
 
 MAX_OPEN_DIRECTORIES = 1024
+MAX_KEPT_NUMBERS = 256  # of symlinks made anew; the oldest take their new number then
 
 NodeKey = tuple[int, int]
 
@@ -41,11 +43,12 @@ class Node:
 
     parent, name: one of its places; meaningless while held is set.
     inode:        number shown to programs; stays although a symlink that is renamed is made anew.
+    first:        while they differ: holds the backing file of that number, so that no other can get it.
     lookups:      references that the kernel holds.
     held:         descriptor of a file without a place known here.
     """
 
-    __slots__ = ("directory", "held", "inode", "key", "lookups", "name", "nodeid", "parent")
+    __slots__ = ("directory", "first", "held", "inode", "key", "lookups", "name", "nodeid", "parent")
 
     def __init__(self, nodeid: int, key: NodeKey, parent: Node | None, name: bytes) -> None:
         self.nodeid = nodeid
@@ -55,6 +58,7 @@ class Node:
         self.name = name
         self.lookups = 0
         self.held: HeldFile | None = None
+        self.first: HeldFile | None = None
         self.directory: Directory | None = None
 
 
@@ -73,6 +77,7 @@ class NodeTable:
         self._by_key: dict[NodeKey, Node] = {root.key: root}
         self._next_id = ROOT_ID + 1
         self._open_directories: dict[int, Node] = {}
+        self._renumbered: deque[Node] = deque()
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -119,7 +124,7 @@ class NodeTable:
             if self._by_key.get(node.key) is node:
                 del self._by_key[node.key]
             self._open_directories.pop(nodeid, None)
-            node.directory = node.held = None
+            node.directory = node.held = node.first = None
 
     # ---- places
 
@@ -180,8 +185,11 @@ class NodeTable:
             if node.held is None and node.lookups > 0:
                 node.held = held
 
-    def moved(self, node: Node | None, parent: Node, name: bytes, st: os.stat_result) -> None:
-        """After a rename: the node's new place, and its new backing inode if it was made anew."""
+    def moved(self, node: Node | None, parent: Node, name: bytes, st: os.stat_result, old: HeldFile) -> None:
+        """After a rename or link: the node's place, and its new backing inode if it was made anew.
+
+        Args: st: of the file in its new place.   old: the file as it was before.
+        """
         if node is None:
             return
         with self.lock:
@@ -191,12 +199,21 @@ class NodeTable:
                 self._by_key.pop(node.key, None)
                 node.key = key
                 self._by_key[key] = node
+                if node.first is None:
+                    self._keep_number(node, old)
+
+    def _keep_number(self, node: Node, old: HeldFile) -> None:
+        node.first = old
+        self._renumbered.append(node)
+        if len(self._renumbered) > MAX_KEPT_NUMBERS:
+            oldest = self._renumbered.popleft()
+            oldest.first, oldest.inode = None, oldest.key[1]
 
     def close(self) -> None:
         """After the mount is gone."""
         with self.lock:
             for node in self._by_id.values():
-                node.held = node.directory = None
+                node.held = node.directory = node.first = None
             self._by_id.clear()
             self._by_key.clear()
             self._open_directories.clear()

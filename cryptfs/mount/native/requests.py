@@ -212,9 +212,10 @@ class Requests:
             self._tree.link_open(node.held.fd, directory, name)
         else:
             source = self.nodes.place(node)
+            _, old = self.nodes.hold(*source)
             self._tree.link(*source, directory, name)
             assert node.parent is not None  # the root cannot be linked: it is a directory
-            self.nodes.moved(node, node.parent, node.name, self._tree.stat(*source).st)
+            self.nodes.moved(node, node.parent, node.name, self._tree.stat(*source).st, old)
         return self._reply_entry(parent, name)
 
     def unlink(self, request: Request) -> Payload:
@@ -248,21 +249,20 @@ class Requests:
         old_name, new_name = structs.take_names(request.body, names_at, 2)
         source, target = self.nodes.get(request.nodeid), self.nodes.get(new_parent)
         source_dir, target_dir = self.nodes.directory(source), self.nodes.directory(target)
-        moving = self.nodes.find(self._tree.stat(source_dir, old_name).st)
+        moving, old = self.nodes.hold(source_dir, old_name)
         replaced: tuple[Node | None, HeldFile] | None = None
         with contextlib.suppress(FileNotFoundError):
             replaced = self.nodes.hold(target_dir, new_name)
         self._tree.rename(source_dir, old_name, target_dir, new_name, flags)
-        exchanged = flags == RENAME_EXCHANGE
         if replaced is not None and replaced[0] is not moving:
-            if exchanged:
+            if flags == RENAME_EXCHANGE:
                 st = self._tree.stat(source_dir, old_name).st
-                self.nodes.moved(replaced[0], source, old_name, st)
+                self.nodes.moved(replaced[0], source, old_name, st, replaced[1])
             else:
                 self.nodes.lost(*replaced)
         elif replaced is not None:
             return b""  # two names of one file: nothing happened
-        self.nodes.moved(moving, target, new_name, self._tree.stat(target_dir, new_name).st)
+        self.nodes.moved(moving, target, new_name, self._tree.stat(target_dir, new_name).st, old)
         return b""
 
     # ---- directories

@@ -35,6 +35,9 @@ class AttributeSetter:
         self._tree.require_writable()
         if valid & SetAttr.MODE:
             self._set_mode(node, stat.S_IMODE(mode))
+        if not valid & ~(SetAttr.CTIME | SetAttr.FH):
+            # All that the kernel says of chown(-1, -1), which changes no owner but takes set-id bits away.
+            self._set_owner(node, -1, -1)
         if valid & (SetAttr.UID | SetAttr.GID):
             self._set_owner(node, uid if valid & SetAttr.UID else -1, gid if valid & SetAttr.GID else -1)
         if valid & SetAttr.SIZE:
