@@ -10,11 +10,15 @@ filesystem uses again is never taken for the old file.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import stat
 import threading
 from collections import deque
+from collections.abc import Iterator
 
+from cryptfs.errors import IntegrityError
 from cryptfs.mount.native.structs import ROOT_ID
 from cryptfs.vfs.attributes import Attributes, plain_attributes
 from cryptfs.vfs.directory import SELF, Directory
@@ -168,10 +172,26 @@ class NodeTable:
     # ---- changes
 
     def hold(self, directory: Directory, name: bytes) -> tuple[Node | None, HeldFile]:
-        """Before a name goes: its node, and its file held; give both to `lost` when it has gone."""
+        """The node of an entry, where the kernel knows it, and the entry's file held."""
         entry_name = directory.entry_name(name)
         fd = os.open(entry_name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory.fd)
         return self.find(os.fstat(fd)), HeldFile(fd)
+
+    @contextlib.contextmanager
+    def displaced(self, node: Node | None, held: HeldFile) -> Iterator[None]:
+        """While its place changes, what comes for a node goes to the file itself; then see lost or moved."""
+        if node is None or node.held is not None:
+            yield
+            return
+        if node.directory is None and stat.S_ISDIR(os.fstat(held.fd).st_mode):
+            with contextlib.suppress(OSError, IntegrityError):
+                self.directory(node)  # for what comes for its entries meanwhile
+        node.held = held
+        try:
+            yield
+        except BaseException:
+            node.held = None
+            raise
 
     def lost(self, node: Node | None, held: HeldFile) -> None:
         """After a name went: the node keeps its file by the descriptor."""
@@ -182,7 +202,7 @@ class NodeTable:
             self._open_directories.pop(node.nodeid, None)  # a directory stays open: it has no place
             if nlink == 0 or node.directory is not None:
                 self._by_key.pop(node.key, None)
-            if node.held is None and node.lookups > 0:
+            if node.lookups > 0:
                 node.held = held
 
     def moved(self, node: Node | None, parent: Node, name: bytes, st: os.stat_result, old: HeldFile) -> None:

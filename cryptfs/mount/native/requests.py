@@ -6,7 +6,6 @@ the reply's payload; None for no reply. Exceptions become errnos in session.py.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import itertools
 import os
@@ -232,8 +231,9 @@ class Requests:
         directory = self.nodes.directory(self.nodes.get(request.nodeid))
         name = bytes(request.body[:-1])
         node, held = self.nodes.hold(directory, name)
-        remove(directory, name)
-        self.nodes.lost(node, held)
+        with self.nodes.displaced(node, held):
+            remove(directory, name)
+            self.nodes.lost(node, held)
 
     def rename(self, request: Request) -> Payload:
         """rename(2)."""
@@ -249,20 +249,22 @@ class Requests:
         old_name, new_name = structs.take_names(request.body, names_at, 2)
         source, target = self.nodes.get(request.nodeid), self.nodes.get(new_parent)
         source_dir, target_dir = self.nodes.directory(source), self.nodes.directory(target)
-        moving, old = self.nodes.hold(source_dir, old_name)
-        replaced: tuple[Node | None, HeldFile] | None = None
-        with contextlib.suppress(FileNotFoundError):
-            replaced = self.nodes.hold(target_dir, new_name)
-        self._tree.rename(source_dir, old_name, target_dir, new_name, flags)
-        if replaced is not None and replaced[0] is not moving:
+        nodes = self.nodes
+        moving, old = nodes.hold(source_dir, old_name)
+        try:
+            replaced, lost = nodes.hold(target_dir, new_name)
+        except FileNotFoundError:
+            replaced, lost = None, old
+        with nodes.displaced(moving, old), nodes.displaced(replaced, lost):
+            self._tree.rename(source_dir, old_name, target_dir, new_name, flags)
+            if replaced is not None and replaced is moving:
+                moving.held = None
+                return b""  # two names of one file: nothing happened
             if flags == RENAME_EXCHANGE:
-                st = self._tree.stat(source_dir, old_name).st
-                self.nodes.moved(replaced[0], source, old_name, st, replaced[1])
+                nodes.moved(replaced, source, old_name, self._tree.stat(source_dir, old_name).st, lost)
             else:
-                self.nodes.lost(*replaced)
-        elif replaced is not None:
-            return b""  # two names of one file: nothing happened
-        self.nodes.moved(moving, target, new_name, self._tree.stat(target_dir, new_name).st, old)
+                nodes.lost(replaced, lost)
+            nodes.moved(moving, target, new_name, self._tree.stat(target_dir, new_name).st, old)
         return b""
 
     # ---- directories
