@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from benchlib import machine
 from benchlib.statistics import GIB, Figure, figure, ratio
 from benchlib.workloads import IN_BYTES, WORKLOADS, Run, Sample, Sizes
