@@ -7,12 +7,13 @@ operation on an open file; fh is the number of a handle, or None; fi is libfuse'
 
 from __future__ import annotations
 
-import collections
 import functools
 import itertools
 import os
 import re
 import stat
+import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -20,14 +21,13 @@ from cryptfs.mount.errno_map import errno_of
 from cryptfs.mount.libfuse import mfusepy
 from cryptfs.mount.options import MountOptions
 from cryptfs.mount.paths import PathResolver
-from cryptfs.storage.libc import Times, futimens
+from cryptfs.storage.libc import Times
 from cryptfs.vfs import ranges
 from cryptfs.vfs.attributes import (
     Attributes,
     Caller,
     change_mode,
     change_owner,
-    change_times,
     check_access,
 )
 from cryptfs.vfs.directory import Directory
@@ -41,6 +41,9 @@ R = TypeVar("R")
 _HIDDEN = re.compile(r"\.fuse_hidden[0-9a-f]{8}([0-9a-f]{8})")
 """What libfuse renames an open file to before it is unlinked or replaced: inode and counter."""
 _HIDDEN_AT_ONCE = 64  # how far its counter may be out of order
+
+_RELEASE_SECONDS = 1.0
+"""How long after its release libfuse may still take a file for open."""
 
 
 def translated(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
@@ -79,9 +82,9 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
         self._handles: dict[int, OpenFile] = {}
         self._directories: dict[int, Directory] = {}
         self._next_handle = itertools.count(1)
+        self._released: deque[tuple[FileKey, float]] = deque(maxlen=_HIDDEN_AT_ONCE)  # see _hide
         self._hidden: dict[str, OpenFile] = {}  # path that libfuse made up -> file without a name, see _hide
         self._hidden_count = 0
-        self._just_released: collections.deque[FileKey] = collections.deque(maxlen=_HIDDEN_AT_ONCE)
         left_out = set() if options.xattrs else {"getxattr", "setxattr", "listxattr", "removexattr"}
         if options.kernel_checks_permissions:
             left_out.add("access")
@@ -150,9 +153,9 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
         self._tree.require_writable()
         file = self._file(path, fh)
         if file is not None:
-            futimens(file.state.fd, times)
+            file.state.set_times(times)
         elif path is not None:
-            change_times(*self._paths.resolve(path), times)
+            self._tree.set_times(*self._paths.resolve(path), times)
 
     @translated
     def truncate(self, path: str | None, size: int, fh: int | None) -> None:
@@ -282,7 +285,9 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
         st = self._tree.stat(directory, name).st
         key = (st.st_dev, st.st_ino)
         is_open = any(file.state.key == key for file in list(self._handles.values()))
-        if not is_open and key not in self._just_released:
+        # libfuse takes a file for open until a release has returned; by then it is not in the table.
+        recent = time.monotonic() - _RELEASE_SECONDS
+        if not is_open and not any(known == key and when > recent for known, when in list(self._released)):
             return False
         if is_open:
             self._hidden[new] = self._tree.open_unlinked(directory, name)
@@ -323,8 +328,10 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
     def _opened(self, file: OpenFile, fi: Any) -> int:
         fi.fh = fh = next(self._next_handle)
         self._handles[fh] = file
-        # Each path has its own page cache: of a file with several names none may be kept over a close.
-        fi.keep_cache = os.fstat(file.state.fd).st_nlink == 1
+        # Each path has its own page cache and, with the writeback cache, a size that the kernel never asks
+        # for again. So a file with several names goes without: each read and write comes here.
+        single = os.fstat(file.state.fd).st_nlink == 1
+        fi.keep_cache, fi.direct_io = single, not single
         return 0
 
     @translated
@@ -345,15 +352,23 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
         return self._handles[fh].read_into(offset, out)
 
     @translated
-    def write(self, fh: int, offset: int, data: memoryview) -> int:
-        """Write straight from the request."""
-        return self._handles[fh].write(offset, data)
+    def write(self, fh: int, offset: int, data: memoryview, *, append: bool, cached: bool) -> int:
+        """Write straight from the request.
+
+        Args: append: at the end, which the kernel may be wrong about.
+              cached: the kernel's writeback; it sets the time of change itself where that moved.
+        """
+        file = self._handles[fh]
+        if cached and file.state.kept_mtime_ns is None:
+            file.state.keep_mtime()
+        return file.append(data) if append else file.write(offset, data)
 
     @translated
     def release(self, path: str | None, fi: Any) -> int:
         """The last use of a handle."""
-        file = self._handles.pop(fi.fh)
-        self._just_released.append(file.state.key)
+        file = self._handles[fi.fh]
+        self._released.append((file.state.key, time.monotonic()))
+        del self._handles[fi.fh]
         self._tree.release(file)
         return 0
 

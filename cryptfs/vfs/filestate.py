@@ -14,7 +14,7 @@ from cryptfs.core.geometry import HEADER_SIZE
 from cryptfs.core.header import NO_FLAGS, FileHeader, HeaderFlag
 from cryptfs.errors import HeaderError, IntegrityError
 from cryptfs.storage.backing import read_fully, reopen, write_fully
-from cryptfs.storage.libc import UTIME_OMIT, futimens
+from cryptfs.storage.libc import UTIME_OMIT, Times, futimens
 from cryptfs.vfs.context import FileContext
 from cryptfs.vfs.recovery import recovered_size
 
@@ -45,8 +45,10 @@ class FileState:
         self.damage: IntegrityError | None = None
         self.header: FileHeader | None = None
         self.header_is_planned = False
+        self._unsettled: FileHeader | None = None  # as a dead writer left it, where it could not be settled
         self.content_key = b""
         self.size = 0
+        self.kept_mtime_ns: int | None = None  # what the last close restores, see keep_mtime
         self._retired_fds: list[int] = []
 
     def adopt(self, fd: int, *, writable: bool) -> None:
@@ -57,6 +59,8 @@ class FileState:
         if writable and not self.writable:
             self._retired_fds.append(self.fd)
             self.fd, self.writable = fd, True
+            if self._unsettled is not None:
+                self.loaded = False  # what could not be settled without writing is settled now
         else:
             os.close(fd)
 
@@ -68,8 +72,15 @@ class FileState:
 
     @property
     def clean(self) -> bool:
-        """Whether the header on disk needs no CLEAN written at the last close."""
-        return self.header is None or self.header_is_planned or HeaderFlag.CLEAN in self.header.flags
+        """Whether the header on disk needs no CLEAN written at the last close.
+
+        A damaged file keeps its header, as evidence and for a repair; so does one that a dead writer left
+        and that nobody here may write.
+        """
+        header = self.header
+        if header is None or self.header_is_planned or self.damage is not None:
+            return True
+        return HeaderFlag.CLEAN in header.flags or header is self._unsettled
 
     @property
     def sparse(self) -> bool:
@@ -105,6 +116,7 @@ class FileState:
         if HeaderFlag.VOID in header.flags:
             self.size = 0
             self._trim(HEADER_SIZE, cipher_size, "what a truncate to zero left")
+            self._settle()
         elif HeaderFlag.CLEAN in header.flags:
             expected = geometry.cipher_size(header.size)
             if cipher_size < expected:
@@ -135,8 +147,10 @@ class FileState:
         log.warning("%s: %d bytes trimmed (%s)", self.cipher_path, cipher_size - expected, what)
         fd = self._writing_fd()
         if fd is not None:
-            os.ftruncate(fd, expected)
-            self._done_writing(fd)
+            try:
+                os.ftruncate(fd, expected)
+            finally:
+                self._done_writing(fd)
 
     def _settle(self) -> None:
         """After its writer died, make the length that was found the authentic one."""
@@ -144,8 +158,12 @@ class FileState:
             "%s: was being written when its writer ended; %d bytes are intact", self.cipher_path, self.size
         )
         fd = self._writing_fd()
-        if fd is not None:
+        if fd is None:
+            self._unsettled = self.header
+            return
+        try:
             self._write_clean(fd)
+        finally:
             self._done_writing(fd)
 
     def _writing_fd(self) -> int | None:
@@ -193,12 +211,33 @@ class FileState:
             if not self.clean:
                 self._write_clean(self.fd)
 
+    def keep_mtime(self) -> None:
+        """Writes that follow are not to move the time of change, seen from the last close on.
+
+        A kernel with the writeback cache owns that time: it sets it where it has noticed a change, and
+        it notices none within one tick of its clock after another. The writes themselves come later.
+        """
+        with self.lock:
+            if self.kept_mtime_ns is None:
+                self.kept_mtime_ns = os.fstat(self.fd).st_mtime_ns
+
+    def set_times(self, times: Times) -> None:
+        """futimens(2)."""
+        with self.lock:
+            futimens(self.fd, times)
+            self.forget_mtime(times)
+
+    def forget_mtime(self, times: Times) -> None:
+        """After somebody set the times."""
+        if times[3] != UTIME_OMIT:
+            self.kept_mtime_ns = None
+
     def _write_clean(self, fd: int) -> None:
         header = self.header
         assert header is not None  # a file that is not clean has one
         flags = (header.flags & HeaderFlag.SPARSE if self.size else NO_FLAGS) | HeaderFlag.CLEAN
         clean = header.changed(size=self.size, size_min=self.size, flags=flags)
-        mtime = os.fstat(fd).st_mtime_ns
+        mtime = os.fstat(fd).st_mtime_ns if self.kept_mtime_ns is None else self.kept_mtime_ns
         write_fully(fd, (self.context.pack_header(clean),), 0)
         futimens(fd, (0, UTIME_OMIT, *divmod(mtime, 10**9)))
         self.set_header(clean)

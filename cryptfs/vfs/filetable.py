@@ -36,6 +36,11 @@ class FileTable:
                 state.adopt(fd, writable=writable)
             return state
 
+    def find(self, st: os.stat_result) -> FileState | None:
+        """The state of a file that is open, or None."""
+        with self._lock:
+            return self._states.get((st.st_dev, st.st_ino))
+
     def release(self, state: FileState) -> None:
         """One handle less; with the last, the header is made CLEAN and the file closed.
 
@@ -65,8 +70,8 @@ class FileTable:
 
     def _drop(self, state: FileState) -> None:
         state.handles = 0
-        del self._states[state.key]
-        state.close_descriptors()
+        if self._states.pop(state.key, None) is not None:  # close() may have been here before
+            state.close_descriptors()
 
     def close(self) -> None:
         """Settle whatever is still open: the mount is gone."""
