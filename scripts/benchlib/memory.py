@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from rich import box
@@ -11,7 +10,7 @@ from rich.table import Table
 
 from benchlib.machine import drop_caches, resident_bytes
 from benchlib.subjects import Subject
-from benchlib.workloads import MIB
+from benchlib.workloads import MIB, read_file, write_file
 
 
 def measure(places: list[tuple[Subject, Path]], mebibytes: int, console: Console) -> dict[str, object]:
@@ -25,16 +24,10 @@ def measure(places: list[tuple[Subject, Path]], mebibytes: int, console: Console
             continue
         idle, _ = resident_bytes(subject.pid)
         path = directory / "large"
-        piece = os.urandom(MIB)
-        with path.open("wb", buffering=0) as file:
-            for _ in range(mebibytes):
-                file.write(piece)
+        write_file(path, mebibytes * MIB, MIB)
         written, _ = resident_bytes(subject.pid)
         drop_caches()
-        buffer = bytearray(MIB)
-        with path.open("rb", buffering=0) as file:
-            while file.readinto(buffer):
-                pass
+        read_file(path)
         read, highest = resident_bytes(subject.pid)
         path.unlink()
         found = {"idle": idle, "written": written, "read": read, "highest": highest}

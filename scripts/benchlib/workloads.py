@@ -67,38 +67,45 @@ class Run:
                 forget_file(path)
 
 
+def write_file(path: Path, size: int, request: int) -> None:
+    """A new file, written in pieces of `request` bytes."""
+    piece = os.urandom(request)
+    with path.open("wb", buffering=0) as file:
+        for _ in range(size // request):
+            file.write(piece)
+
+
+def read_file(path: Path) -> None:
+    """The whole file, in pieces of 1 MiB."""
+    buffer = bytearray(MIB)
+    with path.open("rb", buffering=0) as file:
+        while file.readinto(buffer):
+            pass
+
+
 def sequential(run: Run, sizes: Sizes) -> None:
     """A large file, written and read back in pieces of 1 MiB."""
     path = run.directory / "large"
-    piece = os.urandom(MIB)
-    with run.timed("sequential write, 1 MiB", sizes.sequential), path.open("wb", buffering=0) as file:
-        for _ in range(sizes.sequential // MIB):
-            file.write(piece)
+    with run.timed("sequential write, 1 MiB", sizes.sequential):
+        write_file(path, sizes.sequential, MIB)
     run.make_cold(path)
-    buffer = bytearray(MIB)
-    with run.timed("sequential read, 1 MiB", sizes.sequential), path.open("rb", buffering=0) as file:
-        while file.readinto(buffer):
-            pass
+    with run.timed("sequential read, 1 MiB", sizes.sequential):
+        read_file(path)
     path.unlink()
 
 
 def small_writes(run: Run, sizes: Sizes) -> None:
     """A file written in pieces of 4 KiB."""
     path = run.directory / "small"
-    piece = os.urandom(SMALL)
-    with run.timed("sequential write, 4 KiB", sizes.small_writes), path.open("wb", buffering=0) as file:
-        for _ in range(sizes.small_writes // SMALL):
-            file.write(piece)
+    with run.timed("sequential write, 4 KiB", sizes.small_writes):
+        write_file(path, sizes.small_writes, SMALL)
     path.unlink()
 
 
 def random_access(run: Run, sizes: Sizes) -> None:
     """4 KiB at random places of a file."""
     path = run.directory / "random"
-    with path.open("wb", buffering=0) as file:
-        piece = os.urandom(MIB)
-        for _ in range(sizes.random_file // MIB):
-            file.write(piece)
+    write_file(path, sizes.random_file, MIB)
     rng = random.Random(1)
     places = [rng.randrange(sizes.random_file // SMALL) * SMALL for _ in range(sizes.random)]
     run.make_cold(path)
