@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cryptfs.errors import MountError
-from cryptfs.mount.libfuse import CAP_ASYNC_DIO, CAP_WRITEBACK_CACHE, mfusepy
+from cryptfs.mount.libfuse import CAP_ASYNC_DIO, CAP_SPLICE, CAP_WRITEBACK_CACHE, mfusepy
 from cryptfs.mount.operations import CryptOperations
 from cryptfs.mount.options import MountOptions, escape_value
 from cryptfs.storage.libc import UTIME_NOW
@@ -97,11 +97,13 @@ def _fuse_options(vault: Vault, options: MountOptions) -> dict[str, Any]:
 def _negotiate(connection: Any, config: Any, options: MountOptions) -> None:
     """Ask for what the kernel offers: large requests and, with libfuse 3, the writeback cache."""
     connection.max_readahead = MAX_REQUEST
-    connection.max_write = MAX_REQUEST
     if config is None:
-        return  # libfuse 2 knows neither
+        return  # libfuse 2 knows neither, and reads into a buffer of 128 KiB: the kernel would find it too small
+    connection.max_write = MAX_REQUEST
     wanted = CAP_ASYNC_DIO | (CAP_WRITEBACK_CACHE if options.writeback else 0)
     connection.want |= connection.capable & wanted
+    # The bytes have to come to memory to be sealed; by way of a pipe that costs a copy and a fresh buffer.
+    connection.want &= ~CAP_SPLICE
 
 
 def _view(buffer: Any, size: int) -> memoryview:
@@ -127,7 +129,10 @@ class VaultFuse(mfusepy.FUSE):  # type: ignore[misc]
         return self.operations.read(fip.contents.fh, offset, _view(buf, size))
 
     def write(self, path: bytes | None, buf: Any, size: int, offset: int, fip: Any) -> int:
-        return self.operations.write(fip.contents.fh, offset, _view(buf, size))
+        fi = fip.contents
+        cached = bool(fi.writepage)
+        append = bool(fi.flags & os.O_APPEND) and not cached
+        return self.operations.write(fi.fh, offset, _view(buf, size), append=append, cached=cached)
 
     def fgetattr(self, path: bytes | None, buf: Any, fip: Any) -> int:
         found, size = self.operations.getattr(_text(path), _handle_of(fip))

@@ -12,6 +12,8 @@ import itertools
 import os
 import re
 import stat
+import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -19,25 +21,29 @@ from cryptfs.mount.errno_map import errno_of
 from cryptfs.mount.libfuse import mfusepy
 from cryptfs.mount.options import MountOptions
 from cryptfs.mount.paths import PathResolver
-from cryptfs.storage.libc import Times, futimens
+from cryptfs.storage.libc import Times
 from cryptfs.vfs import ranges
 from cryptfs.vfs.attributes import (
     Attributes,
     Caller,
     change_mode,
     change_owner,
-    change_times,
     check_access,
 )
 from cryptfs.vfs.directory import Directory
+from cryptfs.vfs.filestate import FileKey
 from cryptfs.vfs.openfile import OpenFile
 from cryptfs.vfs.vault import Vault
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_HIDDEN = re.compile(r"\.fuse_hidden[0-9a-f]{16}")
-"""What libfuse renames an open file to before it is unlinked or replaced."""
+_HIDDEN = re.compile(r"\.fuse_hidden[0-9a-f]{8}([0-9a-f]{8})")
+"""What libfuse renames an open file to before it is unlinked or replaced: inode and counter."""
+_HIDDEN_AT_ONCE = 64  # how far its counter may be out of order
+
+_RELEASE_SECONDS = 1.0
+"""How long after its release libfuse may still take a file for open."""
 
 
 def translated(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
@@ -76,7 +82,9 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
         self._handles: dict[int, OpenFile] = {}
         self._directories: dict[int, Directory] = {}
         self._next_handle = itertools.count(1)
+        self._released: deque[tuple[FileKey, float]] = deque(maxlen=_HIDDEN_AT_ONCE)  # see _hide
         self._hidden: dict[str, OpenFile] = {}  # path that libfuse made up -> file without a name, see _hide
+        self._hidden_count = 0
         left_out = set() if options.xattrs else {"getxattr", "setxattr", "listxattr", "removexattr"}
         if options.kernel_checks_permissions:
             left_out.add("access")
@@ -145,9 +153,9 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
         self._tree.require_writable()
         file = self._file(path, fh)
         if file is not None:
-            futimens(file.state.fd, times)
+            file.state.set_times(times)
         elif path is not None:
-            change_times(*self._paths.resolve(path), times)
+            self._tree.set_times(*self._paths.resolve(path), times)
 
     @translated
     def truncate(self, path: str | None, size: int, fh: int | None) -> None:
@@ -252,25 +260,40 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
     @translated
     def rename(self, old: str, new: str, flags: int) -> None:
         """rename, renameat2."""
-        if _HIDDEN.fullmatch(new.rpartition("/")[2]) and self._hide(old, new):
+        if self._hide(old, new):
             return
         self._tree.rename(*self._paths.resolve(old), *self._paths.resolve(new), flags)
         self._paths.forget(old)
         self._paths.forget(new)
 
     def _hide(self, old: str, new: str) -> bool:
-        """Take a name from an open file instead of giving it another.
+        """Take a name from an open file instead of giving it another; False: a person's own rename.
 
         libfuse's path interface cannot name an open file that is unlinked, so before an unlink or a
-        replacing rename it asks for a rename to `.fuse_hidden...` and unlinks that after the last close.
-        Such a file would show in listings and keep its directory from being removed. Here the file is
-        unlinked at once, and what comes for the hidden path meanwhile goes to the open file.
+        replacing rename it asks for a rename to `.fuse_hidden` and two numbers, and unlinks that after the
+        last close. Such a file would show in listings and keep its directory from being removed; and if
+        the close comes in between, libfuse forgets it for ever. Here the file is unlinked at once, and
+        what comes for the hidden path meanwhile goes to the open file.
         """
+        match = _HIDDEN.fullmatch(new.rpartition("/")[2])
+        if match is None:
+            return False
+        counter = int(match[1], 16)  # counts libfuse's own renames of this kind from 1
+        if not self._hidden_count < counter <= self._hidden_count + _HIDDEN_AT_ONCE:
+            return False
         directory, name = self._paths.resolve(old)
         st = self._tree.stat(directory, name).st
-        if not any(file.state.key == (st.st_dev, st.st_ino) for file in list(self._handles.values())):
+        key = (st.st_dev, st.st_ino)
+        is_open = any(file.state.key == key for file in list(self._handles.values()))
+        # libfuse takes a file for open until a release has returned; by then it is not in the table.
+        recent = time.monotonic() - _RELEASE_SECONDS
+        if not is_open and not any(known == key and when > recent for known, when in list(self._released)):
             return False
-        self._hidden[new] = self._tree.open_unlinked(directory, name)
+        if is_open:
+            self._hidden[new] = self._tree.open_unlinked(directory, name)
+        else:
+            self._tree.unlink(directory, name)
+        self._hidden_count = max(self._hidden_count, counter - _HIDDEN_AT_ONCE // 2)
         return True
 
     # ---- xattrs
@@ -305,8 +328,10 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
     def _opened(self, file: OpenFile, fi: Any) -> int:
         fi.fh = fh = next(self._next_handle)
         self._handles[fh] = file
-        # Each path has its own page cache: of a file with several names none may be kept over a close.
-        fi.keep_cache = os.fstat(file.state.fd).st_nlink == 1
+        # Each path has its own page cache and, with the writeback cache, a size that the kernel never asks
+        # for again. So a file with several names goes without: each read and write comes here.
+        single = os.fstat(file.state.fd).st_nlink == 1
+        fi.keep_cache, fi.direct_io = single, not single
         return 0
 
     @translated
@@ -327,14 +352,24 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
         return self._handles[fh].read_into(offset, out)
 
     @translated
-    def write(self, fh: int, offset: int, data: memoryview) -> int:
-        """Write straight from the request."""
-        return self._handles[fh].write(offset, data)
+    def write(self, fh: int, offset: int, data: memoryview, *, append: bool, cached: bool) -> int:
+        """Write straight from the request.
+
+        Args: append: at the end, which the kernel may be wrong about.
+              cached: the kernel's writeback; it sets the time of change itself where that moved.
+        """
+        file = self._handles[fh]
+        if cached and file.state.kept_mtime_ns is None:
+            file.state.keep_mtime()
+        return file.append(data) if append else file.write(offset, data)
 
     @translated
     def release(self, path: str | None, fi: Any) -> int:
         """The last use of a handle."""
-        self._tree.release(self._handles.pop(fi.fh))
+        file = self._handles[fi.fh]
+        self._released.append((file.state.key, time.monotonic()))
+        del self._handles[fi.fh]
+        self._tree.release(file)
         return 0
 
     @translated

@@ -14,7 +14,7 @@ from cryptfs.core.geometry import HEADER_SIZE
 from cryptfs.core.header import NO_FLAGS, FileHeader, HeaderFlag
 from cryptfs.errors import HeaderError, IntegrityError
 from cryptfs.storage.backing import read_fully, reopen, write_fully
-from cryptfs.storage.libc import UTIME_OMIT, futimens
+from cryptfs.storage.libc import UTIME_OMIT, Times, futimens
 from cryptfs.vfs.context import FileContext
 from cryptfs.vfs.recovery import recovered_size
 
@@ -48,6 +48,7 @@ class FileState:
         self._unsettled: FileHeader | None = None  # as a dead writer left it, where it could not be settled
         self.content_key = b""
         self.size = 0
+        self.kept_mtime_ns: int | None = None  # what the last close restores, see keep_mtime
         self._retired_fds: list[int] = []
 
     def adopt(self, fd: int, *, writable: bool) -> None:
@@ -210,12 +211,33 @@ class FileState:
             if not self.clean:
                 self._write_clean(self.fd)
 
+    def keep_mtime(self) -> None:
+        """Writes that follow are not to move the time of change, seen from the last close on.
+
+        A kernel with the writeback cache owns that time: it sets it where it has noticed a change, and
+        it notices none within one tick of its clock after another. The writes themselves come later.
+        """
+        with self.lock:
+            if self.kept_mtime_ns is None:
+                self.kept_mtime_ns = os.fstat(self.fd).st_mtime_ns
+
+    def set_times(self, times: Times) -> None:
+        """futimens(2)."""
+        with self.lock:
+            futimens(self.fd, times)
+            self.forget_mtime(times)
+
+    def forget_mtime(self, times: Times) -> None:
+        """After somebody set the times."""
+        if times[3] != UTIME_OMIT:
+            self.kept_mtime_ns = None
+
     def _write_clean(self, fd: int) -> None:
         header = self.header
         assert header is not None  # a file that is not clean has one
         flags = (header.flags & HeaderFlag.SPARSE if self.size else NO_FLAGS) | HeaderFlag.CLEAN
         clean = header.changed(size=self.size, size_min=self.size, flags=flags)
-        mtime = os.fstat(fd).st_mtime_ns
+        mtime = os.fstat(fd).st_mtime_ns if self.kept_mtime_ns is None else self.kept_mtime_ns
         write_fully(fd, (self.context.pack_header(clean),), 0)
         futimens(fd, (0, UTIME_OMIT, *divmod(mtime, 10**9)))
         self.set_header(clean)

@@ -36,6 +36,11 @@ class FileTable:
                 state.adopt(fd, writable=writable)
             return state
 
+    def find(self, st: os.stat_result) -> FileState | None:
+        """The state of a file that is open, or None."""
+        with self._lock:
+            return self._states.get((st.st_dev, st.st_ino))
+
     def release(self, state: FileState) -> None:
         """One handle less; with the last, the header is made CLEAN and the file closed.
 

@@ -134,6 +134,12 @@ class OpenFile:
 
     # ---- writing
 
+    def append(self, data: memoryview | bytes) -> int:
+        """Write all of data at the end of the file, wherever that is by now; returns its length."""
+        self.state.require_loaded()
+        with self.state.lock:
+            return self.write(self.state.size, data)
+
     def write(self, offset: int, data: memoryview | bytes) -> int:
         """Write all of data at offset, which may be past the end; returns its length.
 

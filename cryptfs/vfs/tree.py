@@ -17,7 +17,15 @@ from typing import NamedTuple
 from cryptfs.errors import IntegrityError, NameError_
 from cryptfs.storage.backing import open_backing
 from cryptfs.storage.dirs import is_long, open_for_listing, scan
-from cryptfs.vfs.attributes import Attributes, Caller, backing_stat, give_to_caller, plain_attributes
+from cryptfs.storage.libc import Times
+from cryptfs.vfs.attributes import (
+    Attributes,
+    Caller,
+    backing_stat,
+    change_times,
+    give_to_caller,
+    plain_attributes,
+)
 from cryptfs.vfs.context import FileContext
 from cryptfs.vfs.directory import SELF, Directory
 from cryptfs.vfs.entries import EntryOperations
@@ -85,6 +93,13 @@ class VaultTree(EntryOperations):
         """Room and inodes of the backing filesystem; f_namemax is 255 whatever it says there."""
         return os.fstatvfs(self._vault_fd)
 
+    def set_times(self, directory: Directory, name: bytes, times: Times) -> None:
+        """utimensat(2) of the entry itself."""
+        change_times(directory, name, times)
+        state = self.files.find(backing_stat(directory, name))
+        if state is not None:
+            state.forget_mtime(times)
+
     # ---- files
 
     def open(self, directory: Directory, name: bytes, flags: int) -> OpenFile:
@@ -95,7 +110,8 @@ class VaultTree(EntryOperations):
 
         Raises: IntegrityError: no regular file stands there.   OSError.
         """
-        writable = flags & os.O_ACCMODE != os.O_RDONLY
+        # O_RDONLY | O_TRUNC truncates on Linux, where the caller may write.
+        writable = flags & (os.O_ACCMODE | os.O_TRUNC) != os.O_RDONLY
         if writable:
             self.require_writable()
         entry_name = directory.entry_name(name)

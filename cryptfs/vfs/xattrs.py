@@ -10,6 +10,7 @@ import errno
 import logging
 import os
 import stat
+import sys
 
 from cryptfs.core.aead import SMALL_NONCE_SIZE, Kind, open_small, seal_small
 from cryptfs.core.header import HeaderFlag
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 _PREFIX = "user.cryptfs."
 _LONG_PREFIX = "user." + LONG_PREFIX
 _MAX_BACKING_NAME = 255
+_NAMESPACES = (b"user.", b"trusted.", b"security.")
 _UNSUPPORTED = b"system."  # POSIX ACLs would have to be enforced, not only kept
 
 
@@ -110,6 +112,10 @@ class Xattrs:
             raise _error(errno.EOPNOTSUPP)
         if not 0 < len(attribute) <= MAX_NAME_SIZE:
             raise _error(errno.ERANGE)
+        if attribute in _NAMESPACES:
+            raise _error(errno.EINVAL)  # a namespace without a name in it
+        if sys.platform == "linux" and not attribute.startswith(_NAMESPACES):
+            raise _error(errno.EOPNOTSUPP)
         cipher_name = self._names.seal(attribute)
         if len(_PREFIX) + len(cipher_name) <= _MAX_BACKING_NAME:
             return _PREFIX + cipher_name, b""

@@ -122,9 +122,7 @@ class TreeModel(RuleBasedStateMachine):
     def rmdir(self, data: st.DataObject) -> None:
         where = self.place(data)
         tree = self.vault.tree
-        self.same(
-            lambda: tree.remove_directory(where.directory, where.name), lambda: os.rmdir(where.plain)
-        )
+        self.same(lambda: tree.remove_directory(where.directory, where.name), lambda: os.rmdir(where.plain))
 
     @rule(data=st.data())
     def unlink(self, data: st.DataObject) -> None:

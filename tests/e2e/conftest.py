@@ -1,0 +1,123 @@
+"""Fixtures: mounts for a whole session, and pairs of mount and plain directory to compare."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from ctypes.util import find_library
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.mounting import Mounted, MountSpec, mounted
+from tests.e2e.trace import Case, first_difference, known_limit, run_case, walk
+
+ENGINES = ("fusepy",)
+"""Add an engine here and everything below runs on it, too."""
+
+MATRIX = [
+    spec
+    for engine in ENGINES
+    for spec in (
+        MountSpec(engine),
+        MountSpec(engine, cipher="xchacha20-poly1305", chunk_size=4096, options="nowriteback", tmpfs=False),
+        MountSpec(engine, chunk_size=1 << 20, options="noxattrs,allow_other"),
+        *([MountSpec(engine, options="allow_other", libfuse="fuse")] if engine == "fusepy" else []),
+    )
+]
+
+
+def require_fuse(spec: MountSpec) -> None:
+    """Skip where the machine really cannot run such a mount."""
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        pytest.skip("/dev/fuse is not accessible here")
+    if spec.engine == "fusepy" and not find_library(spec.libfuse):
+        package = "libfuse2" if spec.libfuse == "fuse" else "fuse3 libfuse3-3"
+        pytest.skip(f"lib{spec.libfuse} is not installed: apt-get install {package}")
+
+
+@pytest.fixture(scope="session", params=ENGINES)
+def shared_mount(request: pytest.FixtureRequest) -> Iterator[Mounted]:
+    """One mount with the default options for all cheap tests, for each engine."""
+    spec = MountSpec(request.param)
+    require_fuse(spec)
+    with mounted(spec) as mount:
+        yield mount
+
+
+@pytest.fixture
+def on_mount(shared_mount: Mounted, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A directory of one's own on the shared mount; the log must stay silent."""
+    directory = shared_mount.mountpoint / f"{abs(hash(request.node.nodeid)):x}"
+    directory.mkdir()
+    yield directory
+    shared_mount.assert_quiet()
+
+
+@pytest.fixture(params=ENGINES)
+def own_mount(request: pytest.FixtureRequest) -> Iterator[Mounted]:
+    """A fresh vault, mounted with the default options, for one test: it may be unmounted or killed."""
+    spec = MountSpec(request.param)
+    require_fuse(spec)
+    with mounted(spec) as mount:
+        yield mount
+
+
+class Pair:
+    """A mount and a plain directory on the filesystem that holds its vault."""
+
+    def __init__(self, mount: Mounted) -> None:
+        self.mount = mount
+        self.plain = mount.scratch / "plain"
+        self.plain.mkdir()
+        self._count = 0
+
+    def directories(self, name: str) -> tuple[Path, Path]:
+        """Two fresh directories: on the mount, plain."""
+        self._count += 1
+        both = (
+            self.mount.mountpoint / f"{self._count:03}-{name}",
+            self.plain / f"{self._count:03}-{name}",
+        )
+        for directory in both:
+            directory.mkdir()
+        return both
+
+    def check(self, case: Case) -> None:
+        """Run a case on both sides; fail at the first difference and on any line in the log."""
+        on_mount, on_plain = self.directories(case.__name__)
+        expected = run_case(case, on_plain)
+        seen = run_case(case, on_mount)
+        difference = first_difference(seen, expected)
+        assert not difference, f"{self.mount.spec}: {difference}"
+        self.mount.assert_quiet()
+
+    def check_after_remount(self) -> None:
+        """What all the cases left behind is the same still when it is read from the vault."""
+        before = list(walk(os.fsencode(self.mount.mountpoint), mtime=True))
+        self.mount.remount()
+        after = list(walk(os.fsencode(self.mount.mountpoint), mtime=True))
+        changed = [(old, new) for old, new in zip(before, after, strict=False) if old != new]
+        assert not changed, f"changed by a remount: {changed[:3]!r}"
+        assert len(before) == len(after)
+
+
+@pytest.fixture(scope="session", params=MATRIX, ids=str)
+def all_pairs(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    """Mount and plain directory, once for each configuration; at the end all must survive a remount."""
+    require_fuse(request.param)
+    with mounted(request.param) as mount:
+        pair = Pair(mount)
+        yield pair
+        pair.check_after_remount()
+
+
+@pytest.fixture
+def pair(all_pairs: Pair, request: pytest.FixtureRequest) -> Pair:
+    """As all_pairs, with known limits marked: strictly, so that one that is gone is noticed."""
+    callspec = getattr(request.node, "callspec", None)
+    case = callspec.params.get("case") if callspec is not None else None
+    reason = known_limit(all_pairs.mount.spec, case.__name__) if case is not None else ""
+    if reason:
+        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+    return all_pairs

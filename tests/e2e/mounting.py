@@ -1,0 +1,237 @@
+"""Mounts for the end-to-end tests: a daemon in a process of its own, its log, and an end to it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cryptfs.vfs.vault import Vault
+
+PROJECT = Path(__file__).parents[2]
+PASSPHRASE = "tests only"
+READY_SECONDS = 30.0
+END_SECONDS = 30.0
+TMPFS = "/dev/shm"
+
+
+@dataclass(frozen=True, slots=True)
+class MountSpec:
+    """What to mount and how.
+
+    Args: engine: one of cryptfs.mount.options.ENGINES.   cipher, chunk_size: of the vault.
+          options: a `-o` string.   libfuse: `fuse3` or `fuse`.
+          tmpfs: whether vault and plain directory are on tmpfs; else on the disk.
+          uid, gid: whose daemon it is; None keeps root.
+    """
+
+    engine: str = "fusepy"
+    cipher: str = "aegis-256"
+    chunk_size: int = 16 * 1024
+    options: str = ""
+    libfuse: str = "fuse3"
+    tmpfs: bool = True
+    uid: int | None = None
+    gid: int | None = None
+
+    def __str__(self) -> str:
+        parts = [self.engine, self.cipher.partition("-")[0], f"{self.chunk_size // 1024}k"]
+        parts += [self.options.replace(",", "-")] if self.options else []
+        parts += [] if self.libfuse == "fuse3" else ["libfuse2"]
+        parts += [] if self.tmpfs else ["disk"]
+        parts += [] if self.uid is None else ["user"]
+        return "-".join(parts)
+
+
+def scratch_directory(*, tmpfs: bool) -> Path:
+    """A fresh directory that others may enter, on tmpfs or on the disk."""
+    base = TMPFS if tmpfs and os.access(TMPFS, os.W_OK) else None
+    directory = Path(tempfile.mkdtemp(prefix="e2e-tests-", dir=base))
+    directory.chmod(0o755)
+    return directory
+
+
+@dataclass(slots=True)
+class Mounted:
+    """A vault and its mountpoint, and the daemon between them."""
+
+    spec: MountSpec
+    scratch: Path
+    allowed: list[re.Pattern[str]] = field(default_factory=list)
+    _process: subprocess.Popen[bytes] | None = None
+    _log_seen: int = 0
+
+    @property
+    def vault_dir(self) -> Path:
+        """The ciphertext."""
+        return self.scratch / "vault"
+
+    @property
+    def mountpoint(self) -> Path:
+        """The plaintext."""
+        return self.scratch / "mountpoint"
+
+    @property
+    def log_path(self) -> Path:
+        """What the daemons wrote, all of them."""
+        return self.scratch / "log"
+
+    @property
+    def pid(self) -> int:
+        """The daemon's process."""
+        assert self._process is not None
+        return self._process.pid
+
+    def create(self) -> None:
+        """Make the vault and the mountpoint."""
+        passphrase = PASSPHRASE.encode()
+        spec = self.spec
+        Vault.create(
+            self.vault_dir, passphrase, cipher=spec.cipher, chunk_size=spec.chunk_size, kdf_memory=64 << 20
+        )
+        self.mountpoint.mkdir()
+        self.log_path.touch()
+        if spec.uid is not None:
+            for path in (self.vault_dir, *self.vault_dir.rglob("*"), self.mountpoint):
+                os.chown(path, spec.uid, -1 if spec.gid is None else spec.gid)
+
+    def start(self) -> None:
+        """Start the daemon and wait until the mount answers."""
+        spec = self.spec
+        options = ",".join(part for part in (f"engine={spec.engine}", spec.options) if part)
+        order = {
+            "vault_dir": str(self.vault_dir),
+            "mountpoint": str(self.mountpoint),
+            "passphrase": PASSPHRASE,
+            "options": options,
+            "uid": spec.uid,
+            "gid": spec.gid,
+        }
+        environment = os.environ | {"PYTHONPATH": str(PROJECT), "FUSE_LIBRARY_NAME": spec.libfuse}
+        with self.log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.e2e.daemon", json.dumps(order)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                cwd=PROJECT,
+                env=environment,
+            )
+        self._wait_until_ready()
+
+    def _wait_until_ready(self) -> None:
+        assert self._process is not None and self._process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._process.stdout, selectors.EVENT_READ)
+            answered = selector.select(READY_SECONDS)
+        line = os.read(self._process.stdout.fileno(), 64) if answered else b""
+        if line != b"ready\n":
+            self._process.kill()
+            self._process.wait()
+            raise AssertionError(f"the mount did not come up; log:\n{self.log_path.read_text()}")
+        if self.spec.uid is None or "allow_other" in self.spec.options:
+            self.mountpoint.stat()
+            assert os.path.ismount(self.mountpoint)
+
+    def unmount(self) -> None:
+        """Unmount, lazily if it is busy, and see the daemon end by itself, without an error."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        detach(self.mountpoint)
+        try:
+            code = process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise AssertionError(f"the daemon did not end; log:\n{self.log_path.read_text()}") from None
+        finally:
+            if process.stdout is not None:
+                process.stdout.close()
+        assert code == 0, f"the daemon ended with {code}; log:\n{self.log_path.read_text()}"
+
+    def remount(self) -> None:
+        """Unmount and mount again: what is found then comes from the vault alone."""
+        self.unmount()
+        self.start()
+
+    def kill(self) -> None:
+        """SIGKILL for the daemon; the dead mount is taken away."""
+        assert self._process is not None
+        process, self._process = self._process, None
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+        detach(self.mountpoint)
+
+    def abandon(self) -> None:
+        """Whatever has happened: no mount, no daemon and no files stay behind."""
+        with contextlib.suppress(AssertionError):
+            self.unmount()
+        detach(self.mountpoint)
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def allow_log(self, *patterns: str) -> None:
+        """From here on lines that match one of these are expected."""
+        self.allowed += [re.compile(pattern) for pattern in patterns]
+
+    def new_log_lines(self) -> list[str]:
+        """What was logged since this was asked last."""
+        with self.log_path.open("rb") as log:
+            log.seek(self._log_seen)
+            text = log.read()
+        self._log_seen += len(text)
+        return text.decode("utf-8", "backslashreplace").splitlines()
+
+    def assert_quiet(self) -> None:
+        """Fail on every line logged since the last look that no pattern allows."""
+        unexpected = [
+            line for line in self.new_log_lines() if not any(pattern.search(line) for pattern in self.allowed)
+        ]
+        assert not unexpected, "unexpected lines in the daemon's log:\n" + "\n".join(unexpected[:20])
+
+
+def is_mounted(mountpoint: Path) -> bool:
+    """Whether anything is mounted there, dead mounts too."""
+    wanted = str(mountpoint).encode("unicode_escape")
+    lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
+    return any(line.split()[4] == wanted for line in lines)
+
+
+def detach(mountpoint: Path) -> None:
+    """Unmount; lazily when it stays busy for a few seconds. Does nothing where nothing is mounted."""
+    deadline = time.monotonic() + 3.0
+    while is_mounted(mountpoint):
+        late = time.monotonic() > deadline
+        command = ["fusermount3", "-u", *(["-z"] if late else []), str(mountpoint)]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode == 0:
+            return
+        assert not late, f"fusermount3: {result.stderr}"
+        time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def mounted(spec: MountSpec) -> Iterator[Mounted]:
+    """A fresh vault, mounted; afterwards unmounted, with a log that held nothing unexpected."""
+    mount = Mounted(spec, scratch_directory(tmpfs=spec.tmpfs))
+    try:
+        mount.create()
+        mount.start()
+        yield mount
+        mount.unmount()
+        mount.assert_quiet()
+    finally:
+        mount.abandon()

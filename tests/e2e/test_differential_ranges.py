@@ -1,0 +1,153 @@
+"""fallocate(2) with its modes, SEEK_HOLE and SEEK_DATA."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from cryptfs.storage.libc import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE, fallocate
+from tests.e2e.conftest import Pair
+from tests.e2e.trace import Case, Cases, Trace
+
+CASES = Cases()
+PATTERN = bytes(index % 253 + 1 for index in range(200_000))
+RANGES = (
+    (0, 1),
+    (0, 16_384),
+    (10, 100),
+    (16_384, 32_768),
+    (4000, 60_000),
+    (100_000, 200_000),
+    (150_000, 500_000),
+)
+
+
+def fresh(t: Trace, size: int = 200_000) -> int:
+    fd = t.open("create", b"f", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+    t.do("fill", os.pwrite, fd, PATTERN[:size], 0)
+    return fd
+
+
+@CASES.add
+def allocate(t: Trace) -> None:
+    for mode in (0, FALLOC_KEEP_SIZE):
+        for offset, length in RANGES:
+            fd = fresh(t, 120_000)
+            t.do(f"fallocate {mode} {offset} {length}", fallocate, fd, mode, offset, length)
+            t.stat("size", fd)
+            t.do("content", os.pread, fd, 1 << 20, 0)
+            t.do("write into it", os.pwrite, fd, b"inside", offset + length // 2)
+            t.do("content", os.pread, fd, 1 << 20, 0)
+            os.close(fd)
+    fd = t.open("empty", b"e", os.O_RDWR | os.O_CREAT)
+    t.do("posix_fallocate", os.posix_fallocate, fd, 0, 100_000)
+    t.stat("size", fd)
+    t.do("zeros", os.pread, fd, 200_000, 0)
+    os.close(fd)
+
+
+@CASES.add
+def punch_holes(t: Trace) -> None:
+    for offset, length in RANGES:
+        fd = fresh(t)
+        t.do(f"punch {offset} {length}", fallocate, fd, FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE, offset, length)
+        t.stat("size", fd)
+        t.do("content", os.pread, fd, 1 << 20, 0)
+        t.do("write into it", os.pwrite, fd, b"inside", offset)
+        t.do("content", os.pread, fd, 1 << 20, 0)
+        os.close(fd)
+        with open("f", "rb") as file:
+            t.note("again", file.read())
+
+
+@CASES.add
+def refuse_what_is_wrong(t: Trace) -> None:
+    fd = fresh(t)
+    t.do("negative offset", fallocate, fd, 0, -1, 10)
+    t.do("no length", fallocate, fd, 0, 0, 0)
+    t.do("negative length", fallocate, fd, 0, 0, -5)
+    t.do("punch without keep size", fallocate, fd, FALLOC_PUNCH_HOLE, 0, 10)
+    reader = t.open("reader", b"f", os.O_RDONLY)
+    t.do("read only", fallocate, reader, 0, 0, 10)
+    os.close(reader)
+    os.close(fd)
+
+
+@CASES.add
+def sparse_writes_read_as_zeros(t: Trace) -> None:
+    fd = t.open("create", b"f", os.O_RDWR | os.O_CREAT)
+    for offset in (50 << 20, 10 << 20, 30 << 20, 0):
+        t.do("write", os.pwrite, fd, PATTERN[:5000], offset)
+    for offset in (50 << 20, 10 << 20, 30 << 20, 0, 20 << 20, (10 << 20) + 4000):
+        t.do("read", os.pread, fd, 6000, offset)
+    os.close(fd)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+def test_ranges(case: Case, pair: Pair) -> None:
+    pair.check(case)
+
+
+def _zero_range(fd: int, offset: int, length: int, *, keep_size: bool) -> None:
+    fallocate(fd, FALLOC_ZERO_RANGE | (FALLOC_KEEP_SIZE if keep_size else 0), offset, length)
+
+
+@pytest.mark.parametrize("keep_size", [False, True])
+@pytest.mark.parametrize(("offset", "length"), RANGES)
+def test_zero_range(pair: Pair, offset: int, length: int, keep_size: bool) -> None:
+    # Not differential: tmpfs has no ZERO_RANGE.
+    if pair.mount.spec.libfuse == "fuse" and not hasattr(os, "posix_fallocate"):
+        pytest.skip("this libfuse has no fallocate")
+    directory, _ = pair.directories("zero-range")
+    fd = os.open(directory / "f", os.O_RDWR | os.O_CREAT)
+    os.pwrite(fd, PATTERN, 0)
+    _zero_range(fd, offset, length, keep_size=keep_size)
+    expected = bytearray(PATTERN)
+    end = min(offset + length, len(expected)) if keep_size else offset + length
+    expected.extend(bytes(max(0, end - len(expected))))
+    expected[offset:end] = bytes(end - offset)
+    assert os.pread(fd, 1 << 20, 0) == expected
+    assert os.fstat(fd).st_size == len(expected)
+    os.close(fd)
+
+
+@pytest.mark.parametrize("maker", ["truncate", "seek", "punch"])
+def test_seek_never_skips_data_and_finds_big_holes(pair: Pair, maker: str) -> None:
+    if pair.mount.spec.libfuse == "fuse":
+        pytest.skip("libfuse 2 has no lseek: the kernel takes the whole file as data")
+    directory, _ = pair.directories("seek")
+    fd = os.open(directory / "f", os.O_RDWR | os.O_CREAT)
+    size = 64 << 20
+    pieces = [(0, 10), (20 << 20, 100_000), (40 << 20, 3)]
+    if maker == "punch":
+        os.pwrite(fd, b"x" * size, 0)
+        os.fsync(fd)
+        fallocate(fd, FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE, 0, size)
+    elif maker == "truncate":
+        os.ftruncate(fd, size)
+    for offset, length in pieces:
+        os.pwrite(fd, b"D" * length, offset)
+    if maker == "seek":
+        os.pwrite(fd, b"D", size - 1)
+        pieces.append((size - 1, 1))
+    os.fsync(fd)
+    extents = []
+    offset = 0
+    while True:
+        try:
+            start = os.lseek(fd, offset, os.SEEK_DATA)
+        except OSError:
+            break
+        offset = os.lseek(fd, start, os.SEEK_HOLE)
+        extents.append((start, offset))
+        assert offset > start
+    for where, length in pieces:
+        assert any(start <= where and where + length <= end for start, end in extents), (where, extents)
+    hole = sum(end - start for start, end in extents)
+    # A gap of up to 4 MiB is filled by design; those here are far larger.
+    assert hole < 16 << 20, extents
+    with pytest.raises(OSError, match="No such device"):
+        os.lseek(fd, size, os.SEEK_DATA)
+    assert os.stat(directory / "f").st_blocks * 512 < 24 << 20
+    os.close(fd)

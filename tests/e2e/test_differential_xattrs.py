@@ -1,0 +1,171 @@
+"""Extended attributes on a mount as on a plain directory."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.e2e.conftest import Pair
+from tests.e2e.trace import Case, Cases, Trace
+
+CASES = Cases()
+
+
+def targets() -> list[str]:
+    with open("file", "wb") as file:
+        file.write(b"content")
+    with open("empty", "wb"):
+        pass
+    os.mkdir("dir")
+    return ["file", "empty", "dir", ".", "n" * 250]
+
+
+def names_of(path: str) -> list[str]:
+    return sorted(name for name in os.listxattr(path) if name.startswith("user."))
+
+
+@CASES.add
+def set_get_list_remove(t: Trace) -> None:
+    for path in targets()[:-1]:
+        for name, value in (("user.a", b"value"), ("user.empty", b""), ("user.b\u00e9", b"\x00\xff" * 9)):
+            t.do(f"{path} get missing", os.getxattr, path, name)
+            t.do("set", os.setxattr, path, name, value)
+            t.do("get", os.getxattr, path, name)
+            t.do("set again", os.setxattr, path, name, value + b"more")
+            t.do("get", os.getxattr, path, name)
+        t.do("list", names_of, path)
+        t.do("remove", os.removexattr, path, "user.a")
+        t.do("remove again", os.removexattr, path, "user.a")
+        t.do("get removed", os.getxattr, path, "user.a")
+        t.do("list", names_of, path)
+        t.stat("stat is unchanged", path)
+    with open("empty", "rb") as file:
+        t.note("still empty", file.read())
+
+
+@CASES.add
+def create_and_replace_flags(t: Trace) -> None:
+    for path in targets()[:3]:
+        t.do("replace missing", os.setxattr, path, "user.x", b"1", os.XATTR_REPLACE)
+        t.do("create", os.setxattr, path, "user.x", b"2", os.XATTR_CREATE)
+        t.do("create again", os.setxattr, path, "user.x", b"3", os.XATTR_CREATE)
+        t.do("replace", os.setxattr, path, "user.x", b"4", os.XATTR_REPLACE)
+        t.do("get", os.getxattr, path, "user.x")
+
+
+@CASES.add
+def names_up_to_255_bytes(t: Trace) -> None:
+    targets()
+    for length in (6, 7, 100, 150, 160, 180, 200, 249, 254, 255, 256, 300):
+        name = "user." + "n" * (length - 5)
+        t.do(f"set {length}", os.setxattr, "file", name, b"value of %d" % length)
+        t.do("get", os.getxattr, "file", name)
+    t.do("list", names_of, "file")
+    for length in (100, 255):
+        t.do("remove", os.removexattr, "file", "user." + "n" * (length - 5))
+    t.do("list", names_of, "file")
+    t.do("only a prefix", os.setxattr, "file", "user.", b"x")
+    t.do("no namespace", os.setxattr, "file", "plain", b"x")
+    t.do("unknown namespace", os.setxattr, "file", "nosuch.name", b"x")
+
+
+@CASES.add
+def values_of_many_sizes(t: Trace) -> None:
+    targets()
+    for size in (0, 1, 16, 255, 256, 1000, 2000, 3000, 3500):
+        value = bytes(index % 251 for index in range(size))
+        t.do(f"set {size}", os.setxattr, "file", "user.value", value)
+        t.do("get", os.getxattr, "file", "user.value")
+    t.do("over 64 KiB", os.setxattr, "file", "user.value", bytes(65_537))
+
+
+@CASES.add
+def large_values(t: Trace) -> None:
+    targets()
+    for size in (4096, 10_000, 30_000, 60_000):
+        t.do(f"set {size}", os.setxattr, "file", "user.large", b"v" * size)
+        t.do("get", os.getxattr, "file", "user.large")
+
+
+@CASES.add
+def attributes_follow_the_file(t: Trace) -> None:
+    targets()
+    for path in ("file", "empty", "dir"):
+        os.setxattr(path, "user.tag", path.encode())
+        t.do("rename", os.rename, path, path + "2")
+        t.do("after rename", os.getxattr, path + "2", "user.tag")
+    os.link("file2", "file3")
+    t.do("through a hard link", os.getxattr, "file3", "user.tag")
+    os.truncate("file2", 0)
+    t.do("after truncate", os.getxattr, "file2", "user.tag")
+    with open("file2", "wb") as file:
+        file.write(b"x" * 50_000)
+    t.do("after rewrite", os.getxattr, "file2", "user.tag")
+    os.unlink("file2")
+    t.do("other name", os.getxattr, "file3", "user.tag")
+    os.unlink("file3")
+
+
+@CASES.add
+def descriptors_and_open_files(t: Trace) -> None:
+    targets()
+    fd = os.open("file", os.O_RDWR)
+    t.do("fsetxattr", os.setxattr, fd, "user.f", b"by descriptor")
+    t.do("fgetxattr", os.getxattr, fd, "user.f")
+    os.pwrite(fd, b"more", 100_000)
+    t.do("after a write", os.getxattr, "file", "user.f")
+    t.do("fremovexattr", os.removexattr, fd, "user.f")
+    t.do("flistxattr", lambda: sorted(name for name in os.listxattr(fd) if name.startswith("user.")))
+    os.close(fd)
+    fd = os.open("empty", os.O_RDWR)
+    t.do("on an open empty file", os.setxattr, fd, "user.e", b"early")
+    os.write(fd, b"written after that")
+    os.close(fd)
+    t.do("both are there", os.getxattr, "empty", "user.e")
+
+
+@CASES.add
+def unlinked_open_file(t: Trace) -> None:
+    targets()
+    fd = os.open("file", os.O_RDWR)
+    os.setxattr(fd, "user.f", b"value")
+    os.unlink("file")
+    t.do("fgetxattr", os.getxattr, fd, "user.f")
+    t.do("fsetxattr", os.setxattr, fd, "user.g", b"value")
+    t.do("flistxattr", lambda: sorted(name for name in os.listxattr(fd) if name.startswith("user.")))
+    t.do("fremovexattr", os.removexattr, fd, "user.f")
+    os.close(fd)
+
+
+@CASES.add
+def on_what_cannot_have_them(t: Trace) -> None:
+    os.symlink("nowhere", "link")
+    os.mkfifo("fifo")
+    t.do("link", os.setxattr, "link", "user.x", b"1", follow_symlinks=False)
+    t.do("get of link", os.getxattr, "link", "user.x", follow_symlinks=False)
+    t.do("list of link", lambda: [n for n in os.listxattr("link", follow_symlinks=False) if n[:5] == "user."])
+    t.do("fifo", os.setxattr, "fifo", "user.x", b"1")
+    t.do("get of fifo", os.getxattr, "fifo", "user.x")
+    t.do("nothing", os.setxattr, "none", "user.x", b"1")
+    t.do("get of nothing", os.getxattr, "none", "user.x")
+    t.do("list of nothing", os.listxattr, "none")
+
+
+@CASES.add
+def many_attributes(t: Trace) -> None:
+    targets()
+    for number in range(30):
+        t.do("set", os.setxattr, "dir", f"user.attribute.{number}", b"%d" % number)
+    t.do("list", names_of, "dir")
+    t.note("values", [os.getxattr("dir", name) for name in names_of("dir")])
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+def test_xattrs(case: Case, pair: Pair) -> None:
+    if "noxattrs" in pair.mount.spec.options:
+        on_mount, _ = pair.directories(case.__name__)
+        with pytest.raises(OSError, match="not supported"):
+            os.setxattr(on_mount, "user.x", b"value")
+        return
+    pair.check(case)
