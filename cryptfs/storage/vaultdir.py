@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cryptfs.core.config import CONFIG_NAME, MAX_CONFIG_SIZE
 from cryptfs.errors import IntegrityError, NotAVaultError, VaultConfigError, VaultLockedError
-from cryptfs.storage.backing import OPEN_FLAGS, create_small, read_small
+from cryptfs.storage.backing import OPEN_FLAGS, create_small, open_backing, read_small
 from cryptfs.storage.dirs import temp_name
 
 LOCK_NAME = "cryptfs.lock"
@@ -91,9 +91,13 @@ class VaultLock:
         Raises: VaultLockedError: somebody else has it.   NotAVaultError: no permission to write there.
         """
         self._fd: int | None = None
-        flags = (os.O_RDONLY if shared else os.O_RDWR | os.O_CREAT) | OPEN_FLAGS
+        flags = os.O_RDONLY if shared else os.O_RDWR | os.O_CREAT
         try:
-            fd = os.open(LOCK_NAME, flags, 0o600, dir_fd=vault_fd)
+            fd, _ = open_backing(vault_fd, LOCK_NAME, flags, 0o600)
+        except IntegrityError as error:
+            raise NotAVaultError(
+                f"{vault_dir} cannot be locked: {LOCK_NAME} in it is {error.reason}; remove it"
+            ) from None
         except OSError as error:
             if shared and error.errno in (errno.ENOENT, errno.EACCES, errno.EROFS):
                 return
