@@ -68,7 +68,10 @@ def write_fully(fd: int, pieces: Sequence[memoryview | bytes], offset: int) -> N
         return
     rest = memoryview(b"".join(pieces))
     while done < total:
-        done += os.pwrite(fd, rest[done:], offset + done)
+        wrote = os.pwrite(fd, rest[done:], offset + done)
+        if wrote == 0:  # no filesystem should; a loop here would hang the mount
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        done += wrote
 
 
 def read_small(dir_fd: int, name: str, limit: int) -> bytes:
