@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from cryptfs.core.header import HeaderFlag
-from cryptfs.errors import ChunkError
+from cryptfs.core.header import NO_FLAGS, HeaderFlag
+from cryptfs.errors import ChunkError, HeaderError
 from tests.recovery.faults import Faults, ProcessDeath
 from tests.recovery.operations import CHUNK, OPERATIONS, Operation
 from tests.support import CIPHERS, BareVault
@@ -113,4 +114,40 @@ def test_synced_file_survives_the_death_of_a_later_extension(tmp_path: Path) -> 
         file.write(len(content), b"x" * 3 * CHUNK)
     vault.die_and_reopen()
     assert vault.get(NAME) == content
+    vault.close()
+
+
+def test_a_cut_beside_a_dead_writer_is_noticed(tmp_path: Path) -> None:
+    """size_min is the length that the file had when its writer began."""
+    vault = BareVault(tmp_path / "vault")
+    old = bytes(5 * CHUNK + 10)
+    vault.put(NAME, old)
+    vault.tree.open(vault.root, NAME, os.O_RDWR).write(len(old), b"more")
+    vault.die_and_reopen()
+    assert vault.header(NAME).size_min == len(old)
+    os.truncate(vault.backing(NAME), vault.geometry.cipher_size(len(old) - 1))
+    with pytest.raises(HeaderError):
+        vault.get(NAME)
+    vault.close()
+
+
+def test_header_is_written_once_before_and_once_after_many_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vault = BareVault(tmp_path / "vault")
+    vault.put(NAME, bytes(CHUNK))
+    flags: list[HeaderFlag] = []
+    whole = os.pwritev
+
+    def watching(fd: int, pieces: Sequence[bytes], offset: int) -> int:
+        if offset == 0:
+            flags.append(vault.context.unpack_header(bytes(pieces[0])).flags)
+        return whole(fd, pieces, offset)
+
+    monkeypatch.setattr(os, "pwritev", watching)
+    with vault.opened(NAME) as file:
+        for index in range(1, 20):
+            file.write(index * CHUNK, b"extended")
+            file.write(index * 7, b"overwritten")
+    assert flags == [NO_FLAGS, HeaderFlag.CLEAN]
     vault.close()
