@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cryptfs.core.config import CONFIG_NAME, MAX_CONFIG_SIZE
 from cryptfs.errors import IntegrityError, NotAVaultError, VaultConfigError, VaultLockedError
-from cryptfs.storage.backing import OPEN_FLAGS, create_small, read_small
+from cryptfs.storage.backing import OPEN_FLAGS, create_small, open_backing, read_small
 from cryptfs.storage.dirs import temp_name
 
 LOCK_NAME = "cryptfs.lock"
@@ -91,9 +91,13 @@ class VaultLock:
         Raises: VaultLockedError: somebody else has it.   NotAVaultError: no permission to write there.
         """
         self._fd: int | None = None
-        flags = (os.O_RDONLY if shared else os.O_RDWR | os.O_CREAT) | OPEN_FLAGS
+        flags = os.O_RDONLY if shared else os.O_RDWR | os.O_CREAT
         try:
-            fd = os.open(LOCK_NAME, flags, 0o600, dir_fd=vault_fd)
+            fd, _ = open_backing(vault_fd, LOCK_NAME, flags, 0o600)
+        except IntegrityError as error:
+            raise NotAVaultError(
+                f"{vault_dir} cannot be locked: {LOCK_NAME} in it is {error.reason}; remove it"
+            ) from None
         except OSError as error:
             if shared and error.errno in (errno.ENOENT, errno.EACCES, errno.EROFS):
                 return
@@ -118,6 +122,16 @@ class VaultLock:
         text = json.dumps({"pid": os.getpid(), "mountpoint": mountpoint}).encode()
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, text, 0)
+
+    def hand_over(self) -> None:
+        """After a fork: close this process's descriptor and leave the lock to the other process.
+
+        flock(2) belongs to the open file description, which both share: it stays locked until the other
+        one lets go. What the lock file says is the other's, too.
+        """
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
 
     def release(self) -> None:
         """Let go; idempotent."""

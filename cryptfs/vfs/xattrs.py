@@ -19,7 +19,7 @@ from cryptfs.core.names import LONG_PREFIX, MAX_NAME_SIZE, NameCipher, long_entr
 from cryptfs.core.smallvalues import xattr_aad
 from cryptfs.errors import NameError_
 from cryptfs.storage.backing import open_backing
-from cryptfs.vfs.directory import Directory, DirectoryOpener
+from cryptfs.vfs.directory import Directory, DirectoryOpener, printable
 from cryptfs.vfs.filestate import FileState
 from cryptfs.vfs.filetable import FileTable
 
@@ -91,7 +91,7 @@ class Xattrs:
                 log.warning(
                     "%s: the xattr %s does not verify and is left out",
                     directory.path_of(entry_name),
-                    backing_name,
+                    printable(backing_name),
                 )
         return found
 
