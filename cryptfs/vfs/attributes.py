@@ -10,7 +10,7 @@ from typing import NamedTuple
 from cryptfs.core.geometry import ChunkGeometry
 from cryptfs.core.smallvalues import target_size
 from cryptfs.storage.libc import Times, utimensat
-from cryptfs.vfs.directory import SELF, Directory
+from cryptfs.vfs.directory import SELF, Directory, Unnamed
 
 
 class Attributes(NamedTuple):
@@ -42,9 +42,9 @@ def backing_stat(directory: Directory, name: bytes) -> os.stat_result:
     return os.stat(directory.entry_name(name), dir_fd=directory.fd, follow_symlinks=False)
 
 
-def change_mode(directory: Directory, name: bytes, mode: int) -> None:
+def change_mode(directory: Directory | Unnamed, name: bytes, mode: int) -> None:
     """chmod(2) of the entry itself."""
-    if name == SELF:
+    if name == SELF or isinstance(directory, Unnamed):
         os.chmod(f"/proc/self/fd/{directory.fd}", mode)
         return
     flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -13,6 +13,9 @@ from cryptfs.storage.dirs import entry_name_of, open_directory, read_record
 SELF = b""
 """In place of a name: the directory itself, as the root has no entry anywhere."""
 
+NO_NAME = "(no name)"
+"""Cipher path of a file without a name, for messages."""
+
 _CACHED_NAMES = 4096
 
 
@@ -80,6 +83,22 @@ class Directory:
         return f"/proc/self/fd/{self.fd}/{entry_name}"
 
 
+class Unnamed:
+    """In place of a directory and a name: a file that is known by a descriptor only. Its name is SELF.
+
+    Args: fd: O_PATH or other descriptor; stays the caller's.
+    """
+
+    __slots__ = ("fd",)
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+
+Place = tuple[Directory | Unnamed, bytes]
+"""Where a file is: a directory and a name in it, or no place but a descriptor."""
+
+
 class DirectoryOpener:
     """Opens directories of one vault."""
 
@@ -105,8 +124,13 @@ class DirectoryOpener:
         if name == SELF:
             return parent
         entry_name = parent.entry_name(name)
-        fd = open_directory(parent.fd, entry_name)
-        path = parent.path_of(entry_name)
+        return self._verified(open_directory(parent.fd, entry_name), parent.path_of(entry_name))
+
+    def of_descriptor(self, fd: int) -> Directory:
+        """A directory that is known by a descriptor only. Raises: as child."""
+        return self._verified(open_directory(fd, "."), NO_NAME)
+
+    def _verified(self, fd: int, path: str) -> Directory:
         try:
             dir_id = unpack_directory_record(read_record(fd), self._keys)
         except DirectoryRecordError as error:

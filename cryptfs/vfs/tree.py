@@ -27,7 +27,7 @@ from cryptfs.vfs.attributes import (
     plain_attributes,
 )
 from cryptfs.vfs.context import FileContext
-from cryptfs.vfs.directory import SELF, Directory
+from cryptfs.vfs.directory import NO_NAME, SELF, Directory
 from cryptfs.vfs.entries import EntryOperations
 from cryptfs.vfs.openfile import OpenFile
 
@@ -177,7 +177,7 @@ class VaultTree(EntryOperations):
         if writable:
             self.require_writable()
         fd = reopen(held_fd, os.O_RDWR if writable else os.O_RDONLY)
-        file = self._state_of(fd, os.fstat(fd), "(no name)", writable=writable)
+        file = self._state_of(fd, os.fstat(fd), NO_NAME, writable=writable)
         if flags & os.O_TRUNC:
             file.truncate(0)
         return file
@@ -192,7 +192,7 @@ class VaultTree(EntryOperations):
         if caller is not None and caller != (os.geteuid(), os.getegid()):
             inherits_group = os.fstat(directory.fd).st_mode & stat.S_ISGID
             os.fchown(fd, caller.uid, -1 if inherits_group else caller.gid)
-        return self._state_of(fd, os.fstat(fd), "(no name)", writable=True)
+        return self._state_of(fd, os.fstat(fd), NO_NAME, writable=True)
 
     def open_unlinked(self, directory: Directory, name: bytes) -> OpenFile:
         """Remove the name of a file that is open, and take a handle of one's own on it."""

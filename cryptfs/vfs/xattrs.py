@@ -11,6 +11,7 @@ import logging
 import os
 import stat
 import sys
+from typing import NamedTuple
 
 from cryptfs.core.aead import SMALL_NONCE_SIZE, Kind, open_small, seal_small
 from cryptfs.core.header import HeaderFlag
@@ -18,8 +19,9 @@ from cryptfs.core.keys import Subkeys
 from cryptfs.core.names import LONG_PREFIX, MAX_NAME_SIZE, NameCipher, long_entry_name
 from cryptfs.core.smallvalues import xattr_aad
 from cryptfs.errors import NameError_
-from cryptfs.storage.backing import open_backing
-from cryptfs.vfs.directory import Directory, DirectoryOpener, printable
+from cryptfs.storage.backing import open_backing, reopen
+from cryptfs.vfs.attributes import backing_stat
+from cryptfs.vfs.directory import NO_NAME, Directory, DirectoryOpener, Unnamed, printable
 from cryptfs.vfs.filestate import FileState
 from cryptfs.vfs.filetable import FileTable
 
@@ -28,77 +30,105 @@ log = logging.getLogger(__name__)
 _PREFIX = "user.cryptfs."
 _LONG_PREFIX = "user." + LONG_PREFIX
 _MAX_BACKING_NAME = 255
-_NAMESPACES = (b"user.", b"trusted.", b"security.")
-_UNSUPPORTED = b"system."  # POSIX ACLs would have to be enforced, not only kept
+_NAMESPACES = (b"user.", b"trusted.", b"security.", b"system.")
+_SYSTEM = b"system."
+ACL_ACCESS = b"system.posix_acl_access"
+ACL_DEFAULT = b"system.posix_acl_default"
+ACL_NAMES = (ACL_ACCESS, ACL_DEFAULT)
 
 
 def _error(code: int) -> OSError:
     return OSError(code, os.strerror(code))
 
 
+class _Target(NamedTuple):
+    """One file whose attributes are meant. path: through /proc.   follow: it is a link in /proc."""
+
+    path: str
+    follow: bool
+    cipher_path: str
+
+
+def _target(directory: Directory | Unnamed, name: bytes) -> _Target:
+    if isinstance(directory, Unnamed):
+        return _Target(f"/proc/self/fd/{directory.fd}", True, NO_NAME)
+    entry_name = directory.entry_name(name)
+    return _Target(directory.proc_path(entry_name), False, directory.path_of(entry_name))
+
+
 class Xattrs:
-    """The extended attributes of one vault's files and directories."""
+    """The extended attributes of one vault's files and directories.
+
+    Each method takes a directory and a name in it, or an Unnamed and SELF.
+    supports_acls: whether POSIX ACLs are kept, because the engine has the kernel enforce them.
+    """
 
     def __init__(self, keys: Subkeys, names: NameCipher, files: FileTable, opener: DirectoryOpener) -> None:
+        self.supports_acls = False
         self._key = keys.xattrs_key
         self._names = names.of_xattrs()
         self._files = files
         self._opener = opener
 
-    def get(self, directory: Directory, name: bytes, attribute: bytes) -> bytes:
+    def get(self, directory: Directory | Unnamed, name: bytes, attribute: bytes) -> bytes:
         """The value.
 
         Raises: OSError: ENODATA where there is none.   NameError_: it does not authenticate here.
         """
         backing_name, prefix = self._backing_name(attribute)
-        entry_name = directory.entry_name(name)
-        stored = os.getxattr(directory.proc_path(entry_name), backing_name, follow_symlinks=False)
+        target = _target(directory, name)
+        stored = os.getxattr(target.path, backing_name, follow_symlinks=target.follow)
         kind, owner_id = self._owner(directory, name, create=False)
         value = None
         if owner_id and stored.startswith(prefix):
             value = open_small(self._key, stored[len(prefix) :], xattr_aad(kind, owner_id, attribute))
         if value is None:
             raise NameError_(
-                f"the xattr {backing_name} does not authenticate", cipher_path=directory.path_of(entry_name)
+                f"the xattr {printable(backing_name)} does not authenticate", cipher_path=target.cipher_path
             )
         return value
 
-    def set(self, directory: Directory, name: bytes, attribute: bytes, value: bytes, flags: int) -> None:
+    def set(
+        self, directory: Directory | Unnamed, name: bytes, attribute: bytes, value: bytes, flags: int
+    ) -> None:
         """Set a value; flags: os.XATTR_CREATE, os.XATTR_REPLACE or 0."""
         backing_name, prefix = self._backing_name(attribute)
         kind, owner_id = self._owner(directory, name, create=True)
         aad = xattr_aad(kind, owner_id, attribute)
         stored = prefix + seal_small(self._key, value, aad, os.urandom(SMALL_NONCE_SIZE))
-        path = directory.proc_path(directory.entry_name(name))
-        os.setxattr(path, backing_name, stored, flags, follow_symlinks=False)
+        target = _target(directory, name)
+        os.setxattr(target.path, backing_name, stored, flags, follow_symlinks=target.follow)
 
-    def remove(self, directory: Directory, name: bytes, attribute: bytes) -> None:
+    def remove(self, directory: Directory | Unnamed, name: bytes, attribute: bytes) -> None:
         """Remove an attribute; ENODATA where there is none."""
         backing_name, _ = self._backing_name(attribute)
-        os.removexattr(directory.proc_path(directory.entry_name(name)), backing_name, follow_symlinks=False)
+        target = _target(directory, name)
+        os.removexattr(target.path, backing_name, follow_symlinks=target.follow)
 
-    def list(self, directory: Directory, name: bytes) -> list[bytes]:
+    def list(self, directory: Directory | Unnamed, name: bytes) -> list[bytes]:
         """The names; one that does not verify is left out, with a warning."""
-        entry_name = directory.entry_name(name)
-        path = directory.proc_path(entry_name)
+        target = _target(directory, name)
         found = []
-        for backing_name in os.listxattr(path, follow_symlinks=False):
+        for backing_name in os.listxattr(target.path, follow_symlinks=target.follow):
             if not backing_name.startswith(_PREFIX):
                 continue
             try:
-                found.append(self._open_name(path, backing_name))
+                attribute = self._open_name(target, backing_name)
             except NameError_:
                 log.warning(
                     "%s: the xattr %s does not verify and is left out",
-                    directory.path_of(entry_name),
+                    target.cipher_path,
                     printable(backing_name),
                 )
+                continue
+            if self.supports_acls or not attribute.startswith(_SYSTEM):
+                found.append(attribute)
         return found
 
-    def _open_name(self, path: str, backing_name: str) -> bytes:
+    def _open_name(self, target: _Target, backing_name: str) -> bytes:
         if not backing_name.startswith(_LONG_PREFIX):
             return self._names.open(backing_name.removeprefix(_PREFIX))
-        stored = os.getxattr(path, backing_name, follow_symlinks=False)
+        stored = os.getxattr(target.path, backing_name, follow_symlinks=target.follow)
         length = int.from_bytes(stored[:2], "little")
         cipher_name = stored[2 : 2 + length].decode("ascii", "replace")
         fits = len(_PREFIX) + length > _MAX_BACKING_NAME  # a shorter one would be a second spelling
@@ -108,7 +138,7 @@ class Xattrs:
 
     def _backing_name(self, attribute: bytes) -> tuple[str, bytes]:
         """The backing attribute's name, and what its value begins with."""
-        if attribute.startswith(_UNSUPPORTED):
+        if attribute.startswith(_SYSTEM) and not (self.supports_acls and attribute in ACL_NAMES):
             raise _error(errno.EOPNOTSUPP)
         if not 0 < len(attribute) <= MAX_NAME_SIZE:
             raise _error(errno.ERANGE)
@@ -122,19 +152,29 @@ class Xattrs:
         prefix = len(cipher_name).to_bytes(2, "little") + cipher_name.encode("ascii")
         return "user." + long_entry_name(cipher_name), prefix
 
-    def _owner(self, directory: Directory, name: bytes, *, create: bool) -> tuple[Kind, bytes]:
+    def _owner(self, directory: Directory | Unnamed, name: bytes, *, create: bool) -> tuple[Kind, bytes]:
         """What the values of an entry are bound to: (kind, file_id or dir_id); b'' for none yet."""
-        entry_name = directory.entry_name(name)
-        mode = os.stat(entry_name, dir_fd=directory.fd, follow_symlinks=False).st_mode
-        if stat.S_ISDIR(mode):
-            return Kind.XATTR_OF_DIRECTORY, self._opener.child(directory, name).dir_id
+        if isinstance(directory, Unnamed):
+            mode = os.fstat(directory.fd).st_mode
+            if stat.S_ISDIR(mode):
+                return Kind.XATTR_OF_DIRECTORY, self._opener.of_descriptor(directory.fd).dir_id
+        else:
+            mode = backing_stat(directory, name).st_mode
+            if stat.S_ISDIR(mode):
+                return Kind.XATTR_OF_DIRECTORY, self._opener.child(directory, name).dir_id
         if not stat.S_ISREG(mode):
             raise _error(errno.EPERM)  # as Linux has it for user attributes of links and special files
-        return Kind.XATTR_OF_FILE, self._file_id(directory, entry_name, create=create)
+        return Kind.XATTR_OF_FILE, self._file_id(directory, name, create=create)
 
-    def _file_id(self, directory: Directory, entry_name: str, *, create: bool) -> bytes:
-        fd, st = open_backing(directory.fd, entry_name, os.O_RDWR if create else os.O_RDONLY)
-        path = directory.path_of(entry_name)
+    def _file_id(self, directory: Directory | Unnamed, name: bytes, *, create: bool) -> bytes:
+        flags = os.O_RDWR if create else os.O_RDONLY
+        if isinstance(directory, Unnamed):
+            fd, path = reopen(directory.fd, flags), NO_NAME
+            st = os.fstat(fd)
+        else:
+            entry_name = directory.entry_name(name)
+            fd, st = open_backing(directory.fd, entry_name, flags)
+            path = directory.path_of(entry_name)
         state = self._files.acquire(fd, st, writable=create, cipher_path=path)
         try:
             state.require_loaded()

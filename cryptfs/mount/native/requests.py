@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import stat
 import struct
 from collections.abc import Callable
 from typing import NamedTuple
@@ -21,9 +22,12 @@ from cryptfs.mount.native.structs import Op
 from cryptfs.mount.options import MountOptions
 from cryptfs.storage.libc import RENAME_EXCHANGE
 from cryptfs.vfs import ranges
+from cryptfs.vfs.acls import Acls, Inherited
 from cryptfs.vfs.attributes import Attributes, Caller, check_access
+from cryptfs.vfs.directory import SELF, Directory, Place, Unnamed
 from cryptfs.vfs.openfile import OpenFile
 from cryptfs.vfs.vault import Vault
+from cryptfs.vfs.xattrs import ACL_NAMES
 
 Payload = bytes | memoryview | None
 
@@ -64,7 +68,11 @@ class Requests:
         attr = _VALID_FOR if options.attr_timeout is None else options.attr_timeout
         self._entry_valid = (int(entry), int(entry % 1 * 1e9))
         self._attr_valid = (int(attr), int(attr % 1 * 1e9))
-        self._setter = AttributeSetter(vault.tree, self.nodes, self._files)
+        self._acls: Acls | None = None
+        if options.xattrs and options.kernel_checks_permissions:
+            vault.tree.xattrs.supports_acls = True
+            self._acls = Acls(vault.tree)
+        self._setter = AttributeSetter(vault.tree, self.nodes, self._files, self._acls)
         self.handlers = self._table(xattrs=options.xattrs)
         if options.kernel_checks_permissions:
             del self.handlers[Op.ACCESS]
@@ -179,18 +187,39 @@ class Requests:
         make(self.nodes.directory(parent), name, *details, self._caller(request))
         return self._reply_entry(parent, name)
 
+    def _inherit(self, directory: Directory, mode: int, umask: int) -> tuple[int, Inherited | None]:
+        """The mode of a new entry, and the ACLs that it gets from its directory."""
+        inherited = self._acls.inherited(directory, mode) if self._acls is not None else None
+        return (mode & ~umask, None) if inherited is None else (inherited.mode, inherited)
+
+    def _new_with_acl(
+        self,
+        request: Request,
+        name: bytes,
+        mode: int,
+        umask: int,
+        make: Callable[..., None],
+        *details: object,
+    ) -> bytes:
+        directory = self.nodes.directory(self.nodes.get(request.nodeid))
+        mode, inherited = self._inherit(directory, mode, umask)
+        made = self._new_entry(request, name, make, mode, *details)
+        if inherited is not None and self._acls is not None:
+            self._acls.give(directory, name, inherited)
+        return made
+
     def mknod(self, request: Request) -> Payload:
         """A FIFO, socket, device or empty file."""
-        mode, rdev, _, _ = structs.MKNOD_IN.unpack_from(request.body)
+        mode, rdev, umask, _ = structs.MKNOD_IN.unpack_from(request.body)
         (name,) = structs.take_names(request.body, structs.MKNOD_IN.size, 1)
         device = os.makedev(rdev >> 8 & 0xFFF, rdev & 0xFF | rdev >> 12 & 0xFFF00)
-        return self._new_entry(request, name, self._tree.make_node, mode, device)
+        return self._new_with_acl(request, name, mode, umask, self._tree.make_node, device)
 
     def mkdir(self, request: Request) -> Payload:
         """A new directory."""
-        mode, _ = structs.MKDIR_IN.unpack_from(request.body)
+        mode, umask = structs.MKDIR_IN.unpack_from(request.body)
         (name,) = structs.take_names(request.body, structs.MKDIR_IN.size, 1)
-        return self._new_entry(request, name, self._tree.make_directory, mode)
+        return self._new_with_acl(request, name, stat.S_IFDIR | mode, umask, self._tree.make_directory)
 
     def symlink(self, request: Request) -> Payload:
         """A new symlink."""
@@ -319,21 +348,27 @@ class Requests:
 
     def create(self, request: Request) -> Payload:
         """Create and open."""
-        flags, mode, _, open_flags = structs.CREATE_IN.unpack_from(request.body)
+        flags, mode, umask, open_flags = structs.CREATE_IN.unpack_from(request.body)
         (name,) = structs.take_names(request.body, structs.CREATE_IN.size, 1)
         parent = self.nodes.get(request.nodeid)
         directory = self.nodes.directory(parent)
+        mode, inherited = self._inherit(directory, mode, umask)
         file = self._tree.create(directory, name, flags, mode, self._caller(request))
+        if inherited is not None and self._acls is not None:
+            self._acls.give(directory, name, inherited)
         if open_flags & structs.OPEN_KILL_SUIDGID:
             self._setter.kill_privileges(file.state)
         return self.entry_out(parent, name, self._tree.stat_open(file))[1] + self._opened(file)
 
     def tmpfile(self, request: Request) -> Payload:
         """O_TMPFILE: a file without a name."""
-        flags, mode, _, _ = structs.CREATE_IN.unpack_from(request.body)
+        flags, mode, umask, _ = structs.CREATE_IN.unpack_from(request.body)
         parent = self.nodes.get(request.nodeid)
         directory = self.nodes.directory(parent)
+        mode, inherited = self._inherit(directory, mode, umask)
         file = self._tree.create_unnamed(directory, flags, mode, self._caller(request))
+        if inherited is not None and self._acls is not None:
+            self._acls.give(Unnamed(file.state.fd), SELF, inherited)
         node, entry = self.entry_out(parent, b"", self._tree.stat_open(file))
         node.held = HeldFile(os.open(f"/proc/self/fd/{file.state.fd}", os.O_PATH | os.O_CLOEXEC))
         return entry + self._opened(file)
@@ -395,17 +430,22 @@ class Requests:
 
     # ---- xattrs
 
+    def _place(self, nodeid: int) -> Place:
+        node = self.nodes.get(nodeid)
+        held = node.held
+        return self.nodes.place(node) if held is None else (Unnamed(held.fd), SELF)
+
     def getxattr(self, request: Request) -> Payload:
         """A value, or its size."""
         size, _ = structs.GETXATTR_IN.unpack_from(request.body)
         (name,) = structs.take_names(request.body, structs.GETXATTR_IN.size, 1)
-        value = self._tree.xattrs.get(*self.nodes.place(self.nodes.get(request.nodeid)), name)
+        value = self._tree.xattrs.get(*self._place(request.nodeid), name)
         return _sized(value, size)
 
     def listxattr(self, request: Request) -> Payload:
         """The names, or their size."""
         size, _ = structs.GETXATTR_IN.unpack_from(request.body)
-        names = self._tree.xattrs.list(*self.nodes.place(self.nodes.get(request.nodeid)))
+        names = self._tree.xattrs.list(*self._place(request.nodeid))
         return _sized(b"".join(name + b"\0" for name in names), size)
 
     def setxattr(self, request: Request) -> Payload:
@@ -417,14 +457,17 @@ class Requests:
         if len(value) != size:
             raise struct.error("the request holds another number of bytes than it says")
         self._tree.require_writable()
-        self._tree.xattrs.set(*self.nodes.place(self.nodes.get(request.nodeid)), name, value, flags)
+        if self._acls is not None and name in ACL_NAMES:
+            self._acls.set(*self._place(request.nodeid), name, value, flags)
+        else:
+            self._tree.xattrs.set(*self._place(request.nodeid), name, value, flags)
         return b""
 
     def removexattr(self, request: Request) -> Payload:
         """Remove an attribute."""
         self._tree.require_writable()
         name = bytes(request.body[:-1])
-        self._tree.xattrs.remove(*self.nodes.place(self.nodes.get(request.nodeid)), name)
+        self._tree.xattrs.remove(*self._place(request.nodeid), name)
         return b""
 
     def close(self) -> None:

@@ -101,7 +101,12 @@ class Session:
         self._reply(unique, 0, reply)
 
     def _wanted(self) -> Cap:
-        return WANTED | Cap.WRITEBACK_CACHE if self._options.writeback else WANTED
+        wanted = WANTED
+        if self._options.writeback:
+            wanted |= Cap.WRITEBACK_CACHE
+        if self._options.xattrs and self._options.kernel_checks_permissions:
+            wanted |= Cap.POSIX_ACL | Cap.DONT_MASK  # a default ACL takes the place of the umask
+        return wanted
 
     # ---- loops
 

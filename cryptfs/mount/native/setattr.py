@@ -10,7 +10,9 @@ from typing import Any
 from cryptfs.mount.native.nodes import Node, NodeTable
 from cryptfs.mount.native.structs import SetAttr
 from cryptfs.storage.libc import UTIME_NOW, UTIME_OMIT, Times, futimens
+from cryptfs.vfs.acls import Acls
 from cryptfs.vfs.attributes import change_mode, change_owner
+from cryptfs.vfs.directory import SELF, Place, Unnamed
 from cryptfs.vfs.filestate import FileState
 from cryptfs.vfs.openfile import OpenFile
 from cryptfs.vfs.tree import VaultTree
@@ -24,8 +26,11 @@ class AttributeSetter:
     Args: files: the open files by handle, shared with the other requests.
     """
 
-    def __init__(self, tree: VaultTree, nodes: NodeTable, files: dict[int, OpenFile]) -> None:
+    def __init__(
+        self, tree: VaultTree, nodes: NodeTable, files: dict[int, OpenFile], acls: Acls | None
+    ) -> None:
         self._tree = tree
+        self._acls = acls
         self._nodes = nodes
         self._files = files
 
@@ -52,10 +57,10 @@ class AttributeSetter:
 
     def _set_mode(self, node: Node, mode: int) -> None:
         held = node.held
-        if held is not None:
-            os.chmod(f"/proc/self/fd/{held.fd}", mode)
-        else:
-            change_mode(*self._nodes.place(node), mode)
+        place: Place = self._nodes.place(node) if held is None else (Unnamed(held.fd), SELF)
+        change_mode(*place, mode)
+        if self._acls is not None:
+            self._acls.mode_changed(*place, mode)
 
     def _set_owner(self, node: Node, uid: int, gid: int) -> None:
         held = node.held
