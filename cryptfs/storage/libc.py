@@ -15,6 +15,9 @@ UTIME_NOW = (1 << 30) - 1  # value of tv_nsec, utimensat(2)
 UTIME_OMIT = (1 << 30) - 2
 AT_FDCWD = -100
 AT_SYMLINK_NOFOLLOW = 0x100
+AT_EMPTY_PATH = 0x1000
+_STATX_BTIME = 0x800
+_BTIME_WORD = 20  # stx_btime in struct statx, in words of 4 bytes: seconds (2 words), nanoseconds
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -42,6 +45,7 @@ _renameat2 = _declare(
     "renameat2", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint
 )
 _utimensat = _declare("utimensat", ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int)
+_statx = _declare("statx", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p)
 _futimens = _declare("futimens", ctypes.c_int, ctypes.c_void_p)
 _fallocate = _declare("fallocate64", ctypes.c_int, ctypes.c_int, _c_off, _c_off) or _declare(
     "fallocate", ctypes.c_int, ctypes.c_int, _c_off, _c_off
@@ -85,3 +89,13 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
 def syncfs(fd: int) -> None:
     """Write back everything of the filesystem that holds fd."""
     _check(_syncfs, fd)
+
+
+def statx_birth_time(dir_fd: int, name: str) -> int | None:
+    """stx_btime in nanoseconds of an entry ('' for the descriptor itself); None where there is none."""
+    buffer = (ctypes.c_uint32 * 64)()
+    flags = AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH
+    _check(_statx, dir_fd, os.fsencode(name), flags, _STATX_BTIME, ctypes.addressof(buffer))
+    if not buffer[0] & _STATX_BTIME:
+        return None
+    return buffer[_BTIME_WORD] * 10**9 + (buffer[_BTIME_WORD + 1] << 32) * 10**9 + buffer[_BTIME_WORD + 2]

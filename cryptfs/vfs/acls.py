@@ -68,17 +68,10 @@ class Acls:
             self._xattrs.set(directory, name, attribute, value, flags)
             return
         if is_minimal(acl):
-            self._remove(directory, name, attribute)
+            self._xattrs.drop(directory, name, attribute)
         else:
             self._xattrs.set(directory, name, attribute, value, flags)
         change_mode(directory, name, stat.S_IMODE(mode_from_acl(acl, mode)))
-
-    def _remove(self, directory: Directory | Unnamed, name: bytes, attribute: bytes) -> None:
-        try:
-            self._xattrs.remove(directory, name, attribute)
-        except OSError as error:
-            if error.errno not in _ABSENT:
-                raise
 
     def mode_changed(self, directory: Directory | Unnamed, name: bytes, mode: int) -> None:
         """After a chmod: the access ACL says the same."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from cryptfs.core.geometry import ChunkGeometry
 from cryptfs.core.smallvalues import target_size
-from cryptfs.storage.libc import Times, utimensat
+from cryptfs.storage.libc import Times, statx_birth_time, utimensat
 from cryptfs.vfs.directory import SELF, Directory, Unnamed
 
 
@@ -78,6 +78,12 @@ def check_access(directory: Directory, name: bytes, mode: int) -> None:
     os.stat(entry_name, dir_fd=directory.fd, follow_symlinks=False)  # a missing entry is ENOENT
     read_only = mode & os.W_OK and os.fstatvfs(directory.fd).f_flag & os.ST_RDONLY
     raise OSError(code := errno.EROFS if read_only else errno.EACCES, os.strerror(code))
+
+
+def birth_time(directory: Directory | Unnamed, name: bytes) -> int | None:
+    """When a file was made, in nanoseconds; None where the backing filesystem does not know."""
+    entry_name = "" if isinstance(directory, Unnamed) else directory.entry_name(name)
+    return statx_birth_time(directory.fd, entry_name)
 
 
 def give_to_caller(directory: Directory, entry_name: str, mode: int, caller: Caller | None) -> None:

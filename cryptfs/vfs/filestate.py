@@ -49,6 +49,7 @@ class FileState:
         self.content_key = b""
         self.size = 0
         self.kept_mtime_ns: int | None = None  # what the last close restores, see keep_mtime
+        self.may_have_capability = True  # a security.capability, which a write takes away
         self._retired_fds: list[int] = []
 
     def adopt(self, fd: int, *, writable: bool) -> None:

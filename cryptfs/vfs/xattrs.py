@@ -35,6 +35,7 @@ _SYSTEM = b"system."
 ACL_ACCESS = b"system.posix_acl_access"
 ACL_DEFAULT = b"system.posix_acl_default"
 ACL_NAMES = (ACL_ACCESS, ACL_DEFAULT)
+CAPABILITY = b"security.capability"
 
 
 def _error(code: int) -> OSError:
@@ -104,6 +105,14 @@ class Xattrs:
         backing_name, _ = self._backing_name(attribute)
         target = _target(directory, name)
         os.removexattr(target.path, backing_name, follow_symlinks=target.follow)
+
+    def drop(self, directory: Directory | Unnamed, name: bytes, attribute: bytes) -> None:
+        """Remove an attribute that need not be there."""
+        try:
+            self.remove(directory, name, attribute)
+        except OSError as error:
+            if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP, errno.EPERM):
+                raise
 
     def list(self, directory: Directory | Unnamed, name: bytes) -> list[bytes]:
         """The names; one that does not verify is left out, with a warning."""

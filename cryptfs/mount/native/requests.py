@@ -23,11 +23,11 @@ from cryptfs.mount.options import MountOptions
 from cryptfs.storage.libc import RENAME_EXCHANGE
 from cryptfs.vfs import ranges
 from cryptfs.vfs.acls import Acls, Inherited
-from cryptfs.vfs.attributes import Attributes, Caller, check_access
+from cryptfs.vfs.attributes import Attributes, Caller, birth_time, check_access
 from cryptfs.vfs.directory import SELF, Directory, Place, Unnamed
 from cryptfs.vfs.openfile import OpenFile
 from cryptfs.vfs.vault import Vault
-from cryptfs.vfs.xattrs import ACL_NAMES
+from cryptfs.vfs.xattrs import ACL_NAMES, CAPABILITY
 
 Payload = bytes | memoryview | None
 
@@ -72,7 +72,7 @@ class Requests:
         if options.xattrs and options.kernel_checks_permissions:
             vault.tree.xattrs.supports_acls = True
             self._acls = Acls(vault.tree)
-        self._setter = AttributeSetter(vault.tree, self.nodes, self._files, self._acls)
+        self._setter = AttributeSetter(vault.tree, self.nodes, self._files, self._acls, xattrs=options.xattrs)
         self.handlers = self._table(xattrs=options.xattrs)
         if options.kernel_checks_permissions:
             del self.handlers[Op.ACCESS]
@@ -88,7 +88,7 @@ class Requests:
             Op.OPENDIR: self.opendir, Op.READDIR: self.readdir, Op.READDIRPLUS: self.readdirplus,
             Op.RELEASEDIR: self.releasedir, Op.FSYNCDIR: self.fsyncdir, Op.ACCESS: self.access,
             Op.FALLOCATE: self.fallocate, Op.LSEEK: self.lseek, Op.COPY_FILE_RANGE: self.copy_file_range,
-            Op.SYNCFS: self.syncfs,
+            Op.SYNCFS: self.syncfs, Op.STATX: self.statx,
         }  # fmt: skip
         if xattrs:
             table |= {
@@ -157,6 +157,15 @@ class Requests:
         """stat, fstat."""
         node = self.nodes.get(request.nodeid)
         return self._attr_out(node, self.nodes.attributes(node))
+
+    def statx(self, request: Request) -> Payload:
+        """statx, asked for only where a program wants the time of birth."""
+        node = self.nodes.get(request.nodeid)
+        found = self.nodes.attributes(node)
+        birth = birth_time(*self._place(request.nodeid))
+        return structs.STATX_OUT.pack(*self._attr_valid, 0) + structs.pack_statx(
+            found.st, node.inode, found.size, birth
+        )
 
     def setattr(self, request: Request) -> Payload:
         """chmod, chown, truncate, utimens, in one request."""
@@ -342,8 +351,8 @@ class Requests:
             file = self._tree.open_held(node.held.fd, flags)
         else:
             file = self._tree.open(*self.nodes.place(node), flags)
-        if open_flags & structs.OPEN_KILL_SUIDGID:
-            self._setter.kill_privileges(file.state)
+        if flags & os.O_TRUNC:
+            self._setter.written(file.state, kill=bool(open_flags & structs.OPEN_KILL_SUIDGID))
         return self._opened(file)
 
     def create(self, request: Request) -> Payload:
@@ -356,8 +365,8 @@ class Requests:
         file = self._tree.create(directory, name, flags, mode, self._caller(request))
         if inherited is not None and self._acls is not None:
             self._acls.give(directory, name, inherited)
-        if open_flags & structs.OPEN_KILL_SUIDGID:
-            self._setter.kill_privileges(file.state)
+        if flags & os.O_TRUNC:  # for a file that was there after all
+            self._setter.written(file.state, kill=bool(open_flags & structs.OPEN_KILL_SUIDGID))
         return self.entry_out(parent, name, self._tree.stat_open(file))[1] + self._opened(file)
 
     def tmpfile(self, request: Request) -> Payload:
@@ -389,8 +398,8 @@ class Requests:
         if write_flags & structs.WRITE_CACHE and file.state.kept_mtime_ns is None:
             file.state.keep_mtime()
         done = file.write(offset, data)
-        if write_flags & structs.WRITE_KILL_SUIDGID:
-            self._setter.kill_privileges(file.state)
+        if write_flags & structs.WRITE_KILL_SUIDGID or file.state.may_have_capability:
+            self._setter.written(file.state, kill=bool(write_flags & structs.WRITE_KILL_SUIDGID))
         return structs.WRITE_OUT.pack(done, 0)
 
     def release(self, request: Request) -> Payload:
@@ -461,6 +470,11 @@ class Requests:
             self._acls.set(*self._place(request.nodeid), name, value, flags)
         else:
             self._tree.xattrs.set(*self._place(request.nodeid), name, value, flags)
+            if name == CAPABILITY:
+                node = self.nodes.get(request.nodeid)
+                state = self._tree.files.find(self.nodes.attributes(node).st)
+                if state is not None:
+                    state.may_have_capability = True
         return b""
 
     def removexattr(self, request: Request) -> Payload:

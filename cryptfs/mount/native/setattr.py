@@ -16,6 +16,7 @@ from cryptfs.vfs.directory import SELF, Place, Unnamed
 from cryptfs.vfs.filestate import FileState
 from cryptfs.vfs.openfile import OpenFile
 from cryptfs.vfs.tree import VaultTree
+from cryptfs.vfs.xattrs import CAPABILITY
 
 _TIME_FIELDS = SetAttr.ATIME | SetAttr.MTIME | SetAttr.ATIME_NOW | SetAttr.MTIME_NOW
 
@@ -24,13 +25,21 @@ class AttributeSetter:
     """Applies SETATTR requests.
 
     Args: files: the open files by handle, shared with the other requests.
+          acls: to keep in step with modes, or None.   xattrs: whether the mount has them.
     """
 
     def __init__(
-        self, tree: VaultTree, nodes: NodeTable, files: dict[int, OpenFile], acls: Acls | None
+        self,
+        tree: VaultTree,
+        nodes: NodeTable,
+        files: dict[int, OpenFile],
+        acls: Acls | None,
+        *,
+        xattrs: bool,
     ) -> None:
         self._tree = tree
         self._acls = acls
+        self._xattrs = tree.xattrs if xattrs else None
         self._nodes = nodes
         self._files = files
 
@@ -68,6 +77,13 @@ class AttributeSetter:
             os.chown(f"/proc/self/fd/{held.fd}", uid, gid)
         else:
             change_owner(*self._nodes.place(node), uid, gid)
+        self._drop_capability(node)
+
+    def _drop_capability(self, node: Node) -> None:
+        if self._xattrs is not None:
+            held = node.held
+            place: Place = self._nodes.place(node) if held is None else (Unnamed(held.fd), SELF)
+            self._xattrs.drop(*place, CAPABILITY)
 
     def _set_times(self, node: Node, times: Times) -> None:
         held = node.held
@@ -86,8 +102,7 @@ class AttributeSetter:
     def _set_size(self, node: Node, handle: OpenFile | None, size: int, *, kill: bool) -> None:
         if handle is not None and handle.writable:
             handle.truncate(size)
-            if kill:
-                self.kill_privileges(handle.state)
+            self.written(handle.state, kill=kill)
             return
         held = node.held
         if held is not None:
@@ -96,20 +111,32 @@ class AttributeSetter:
             file = self._tree.open(*self._nodes.place(node), os.O_WRONLY)
         try:
             file.truncate(size)
-            if kill:
-                self.kill_privileges(file.state)
+            self.written(file.state, kill=kill)
         finally:
             self._tree.release(file)
 
-    def kill_privileges(self, state: FileState) -> None:
-        """Take away suid, and sgid of a group-executable file: the kernel said that the change does."""
-        mode = stat.S_IMODE(os.fstat(state.fd).st_mode)
-        kept = mode & ~stat.S_ISUID
-        if mode & stat.S_IXGRP:
-            kept &= ~stat.S_ISGID
-        if kept != mode:
-            with contextlib.suppress(PermissionError):  # not the owner: the backing write took them away
-                os.fchmod(state.fd, kept)
+    def written(self, state: FileState, *, kill: bool) -> None:
+        """After a change of content: the privileges that it takes away.
+
+        Args: kill: the kernel says that set-id bits go; a security.capability goes always.
+        """
+        if kill:
+            _drop_set_id_bits(state.fd)
+        if state.may_have_capability:
+            state.may_have_capability = False
+            if self._xattrs is not None:
+                self._xattrs.drop(Unnamed(state.fd), SELF, CAPABILITY)
+
+
+def _drop_set_id_bits(fd: int) -> None:
+    """Take away suid, and sgid of a group-executable file."""
+    mode = stat.S_IMODE(os.fstat(fd).st_mode)
+    kept = mode & ~stat.S_ISUID
+    if mode & stat.S_IXGRP:
+        kept &= ~stat.S_ISGID
+    if kept != mode:
+        with contextlib.suppress(PermissionError):  # not the owner: the backing write took them away
+            os.fchmod(fd, kept)
 
 
 def _time(seconds: int, nanoseconds: int, wanted: int, now: int) -> tuple[int, int]:

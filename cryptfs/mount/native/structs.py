@@ -7,6 +7,7 @@ with EINVAL.
 
 from __future__ import annotations
 
+import os
 import struct
 from enum import IntEnum, IntFlag
 
@@ -59,6 +60,7 @@ class Op(IntEnum):
     COPY_FILE_RANGE = 47
     SYNCFS = 50
     TMPFILE = 51
+    STATX = 52
 
 
 class Cap(IntFlag):
@@ -141,9 +143,14 @@ FALLOCATE_IN = struct.Struct("=QQQII")  # fh offset length mode padding
 LSEEK_IN = struct.Struct("=QQII")
 LSEEK_OUT = struct.Struct("=Q")
 COPY_FILE_RANGE_IN = struct.Struct("=QQQQQQQ")  # fh_in off_in nodeid_out fh_out off_out len flags
+STATX_OUT = struct.Struct("=QII16x")  # attr_valid + nanoseconds, flags; STATX follows
+STATX = struct.Struct("=IIQIIIHxxQQQQ" + "qIxxxx" * 4 + "IIII112x")
+# mask blksize attributes nlink uid gid mode ino size blocks attributes_mask, four times, devices
 DIRENT = struct.Struct("=QQII")  # ino off namelen type; the name follows, padded to 8
 
 _DIRENT_ALIGN = 8
+_STATX_BASIC = 0x7FF
+_STATX_BTIME = 0x800
 
 
 def take_names(body: memoryview, offset: int, count: int) -> list[bytes]:
@@ -166,3 +173,14 @@ def pack_dirent(inode: int, offset: int, kind: int, name: bytes) -> bytes:
 def dirent_size(name: bytes) -> int:
     """Bytes that pack_dirent makes of a name."""
     return DIRENT.size + len(name) + -len(name) % _DIRENT_ALIGN
+
+
+def pack_statx(st: os.stat_result, inode: int, size: int, birth_ns: int | None) -> bytes:
+    """fuse_statx. birth_ns: time of birth, or None where the backing filesystem keeps none."""
+    mask = _STATX_BASIC | (0 if birth_ns is None else _STATX_BTIME)
+    times = [divmod(ns or 0, 10**9) for ns in (st.st_atime_ns, birth_ns, st.st_ctime_ns, st.st_mtime_ns)]
+    return STATX.pack(
+        mask, st.st_blksize, 0, st.st_nlink, st.st_uid, st.st_gid, st.st_mode, inode, size, st.st_blocks, 0,
+        *(part for time in times for part in time),
+        os.major(st.st_rdev), os.minor(st.st_rdev), 0, 0,
+    )  # fmt: skip
