@@ -7,6 +7,7 @@ from cryptfs.core.names import decode_text, encode_text
 from cryptfs.errors import NameError_, NameTooLongError
 
 MAX_STORED_TARGET = 4095  # what a backing symlink can hold
+MAX_FITTING_TARGET = MAX_STORED_TARGET * 3 // 4 - SMALL_OVERHEAD  # 3031; a longer one has its own file
 _OWNER_SIZE = 32
 
 
@@ -36,14 +37,17 @@ def open_target(text: str, links_key: bytes, dir_id: bytes, siv: bytes) -> tuple
 
     Raises: NameError_: it is damaged, forged, or stood in another place.
     """
-    sealed = decode_text(text)
-    if sealed is not None:
-        target = open_small(links_key, sealed, link_aad(dir_id, siv))
-        if target is not None:
-            return target, True
-        target = open_small(links_key, sealed, unbound_link_aad())
-        if target is not None:
-            return target, False
+    return open_sealed_target(decode_text(text) or b"", links_key, dir_id, siv)
+
+
+def open_sealed_target(sealed: bytes, links_key: bytes, dir_id: bytes, siv: bytes) -> tuple[bytes, bool]:
+    """As open_target, for a sealed target that is no text."""
+    target = open_small(links_key, sealed, link_aad(dir_id, siv))
+    if target is not None:
+        return target, True
+    target = open_small(links_key, sealed, unbound_link_aad())
+    if target is not None:
+        return target, False
     raise NameError_("the symlink target does not authenticate")
 
 

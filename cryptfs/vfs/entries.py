@@ -43,7 +43,7 @@ class EntryOperations:
         self.sidecars = Sidecars(self.pending)
         self.opener = DirectoryOpener(context.keys)
         self.files = FileTable(context)
-        self.symlinks = Symlinks(context.keys)
+        self.symlinks = Symlinks(context.keys, vault_fd, self.pending)
         self.xattrs = Xattrs(context.keys, self.opener.name_cipher, self.files, self.opener)
 
     def require_writable(self) -> None:
@@ -108,8 +108,10 @@ class EntryOperations:
     def unlink(self, parent: Directory, name: bytes) -> None:
         """unlink(2); works on damaged files, too."""
         self.require_writable()
+        long_target = self.symlinks.text_to_discard(parent, name)
         with self.unnaming(parent, name) as entry_name:
             os.unlink(entry_name, dir_fd=parent.fd)
+        self.symlinks.discard(long_target)
 
     def make_node(
         self, parent: Directory, name: bytes, mode: int, device: int, caller: Caller | None = None
@@ -126,9 +128,13 @@ class EntryOperations:
         """symlink(2). Raises: NameTooLongError: the target does not fit once sealed."""
         self.require_writable()
         text = self.symlinks.text_for(parent, name, target)
-        with self.naming(parent, name) as entry_name:
-            os.symlink(text, entry_name, dir_fd=parent.fd)
-            self._own_or_remove(parent, entry_name, stat.S_IFLNK | 0o777, caller)
+        try:
+            with self.naming(parent, name) as entry_name:
+                os.symlink(text, entry_name, dir_fd=parent.fd)
+                self._own_or_remove(parent, entry_name, stat.S_IFLNK | 0o777, caller)
+        except BaseException:
+            self.symlinks.discard(text)
+            raise
 
     def _own_or_remove(self, parent: Directory, entry_name: str, mode: int, caller: Caller | None) -> None:
         try:
@@ -167,6 +173,7 @@ class EntryOperations:
             return
         if flags not in (0, RENAME_NOREPLACE):
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        long_target = self.symlinks.text_to_discard(target, new_name)
         with self.unnaming(source, name) as old, self.naming(target, new_name) as new:
             if is_single_symlink(backing_stat(source, name)):
                 self._move_symlink(source, name, target, new_name, flags)
@@ -174,6 +181,12 @@ class EntryOperations:
                 rename_exclusive(source.fd, old, target.fd, new)
             else:
                 self._rename_over(source.fd, old, target.fd, new)
+        if long_target and not self._same_target(target, new_name, long_target):
+            self.symlinks.discard(long_target)
+
+    def _same_target(self, directory: Directory, name: bytes, text: str) -> bool:
+        """Whether an entry is still the long symlink that it was: a rename onto itself changes nothing."""
+        return self.symlinks.text_to_discard(directory, name) == text
 
     def _move_symlink(
         self, source: Directory, name: bytes, target: Directory, new_name: bytes, flags: int

@@ -2,24 +2,59 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import stat
 
-from cryptfs.core.aead import SMALL_NONCE_SIZE
+from cryptfs.core.aead import SMALL_NONCE_SIZE, SMALL_OVERHEAD, seal_small
 from cryptfs.core.keys import Subkeys
-from cryptfs.core.names import siv_of
-from cryptfs.core.smallvalues import link_aad, open_target, seal_target, unbound_link_aad
-from cryptfs.errors import NameError_
-from cryptfs.storage.dirs import temp_name
+from cryptfs.core.names import decode_text, encode_text, siv_of
+from cryptfs.core.smallvalues import (
+    MAX_FITTING_TARGET,
+    link_aad,
+    open_sealed_target,
+    open_target,
+    seal_target,
+    target_size,
+    unbound_link_aad,
+)
+from cryptfs.errors import IntegrityError, NameError_, NameTooLongError
+from cryptfs.storage.backing import create_small, read_small
+from cryptfs.storage.dirs import open_directory, temp_name
+from cryptfs.storage.durability import PendingSync
 from cryptfs.storage.libc import utimensat
 from cryptfs.vfs.directory import Directory
 
+MAX_TARGET = 4095  # what the kernel takes
+LINKS_DIRECTORY = "cryptfs.links"
+_LONG_PREFIX = "cryptfs.link."
+_ID_SIZE = 18
+_LONGEST_TEXT = len(_LONG_PREFIX) + 24 + 1 + 4  # prefix, id, dot, size: shorter than any sealed target
+
 
 class Symlinks:
-    """Make, read and move the symlinks of one vault."""
+    """Make, read, move and remove the symlinks of one vault.
 
-    def __init__(self, keys: Subkeys) -> None:
+    A target that does not fit into a backing symlink once it is sealed stands in a file of its own in
+    `cryptfs.links`, and the symlink names that file.
+
+    Args: vault_fd: the vault directory.   pending: takes new files, to be on disk before the next fsync.
+    """
+
+    def __init__(self, keys: Subkeys, vault_fd: int, pending: PendingSync) -> None:
         self._key = keys.links_key
+        self._vault_fd = vault_fd
+        self._pending = pending
+        self._links_fd: int | None = None
+        with contextlib.suppress(OSError):
+            self._links_fd = open_directory(vault_fd, LINKS_DIRECTORY)
+
+    def close(self) -> None:
+        """The last use."""
+        if self._links_fd is not None:
+            os.close(self._links_fd)
+            self._links_fd = None
 
     def read(self, directory: Directory, name: bytes) -> bytes:
         """The target.
@@ -28,26 +63,89 @@ class Symlinks:
         """
         return self._open(directory, name)[0]
 
+    def size(self, directory: Directory, name: bytes, st: os.stat_result) -> int:
+        """Bytes of a target, from the backing stat alone but for those that do not fit."""
+        if st.st_size > _LONGEST_TEXT:
+            return target_size(st.st_size)
+        size = os.readlink(directory.entry_name(name), dir_fd=directory.fd).rpartition(".")[2]
+        return int(size) if size.isascii() and size.isdecimal() else 0
+
     def _open(self, directory: Directory, name: bytes) -> tuple[bytes, bool]:
         entry_name = directory.entry_name(name)
         text = os.readlink(entry_name, dir_fd=directory.fd)
         try:
-            return open_target(text, self._key, directory.dir_id, siv_of(directory.cipher_name(name)))
+            siv = siv_of(directory.cipher_name(name))
+            if text.startswith(_LONG_PREFIX):
+                return open_sealed_target(self._read_long(text), self._key, directory.dir_id, siv)
+            return open_target(text, self._key, directory.dir_id, siv)
         except NameError_ as error:
             error.cipher_path = directory.path_of(entry_name)
             raise
 
+    def _read_long(self, text: str) -> bytes:
+        link_id, _, size = text.removeprefix(_LONG_PREFIX).partition(".")
+        try:
+            if self._links_fd is None or len(decode_text(link_id) or b"") != _ID_SIZE:
+                raise FileNotFoundError
+            sealed = read_small(self._links_fd, link_id, MAX_TARGET + SMALL_OVERHEAD)
+        except (FileNotFoundError, IntegrityError):
+            raise NameError_("the symlink has lost its target") from None
+        if str(len(sealed) - SMALL_OVERHEAD) != size:
+            raise NameError_("the symlink tells a wrong length of its target")
+        return sealed
+
     def text_for(self, directory: Directory, name: bytes, target: bytes) -> str:
-        """The text of a backing symlink that is to stand under this name."""
-        aad = link_aad(directory.dir_id, siv_of(directory.cipher_name(name)))
-        return seal_target(target, self._key, aad, os.urandom(SMALL_NONCE_SIZE))
+        """The text of a backing symlink that is to stand under this name; `discard` it if it does not."""
+        return self._seal(target, link_aad(directory.dir_id, siv_of(directory.cipher_name(name))))
+
+    def _seal(self, target: bytes, aad: bytes) -> str:
+        if len(target) > MAX_TARGET:
+            raise NameTooLongError(
+                f"a symlink target of {len(target)} bytes is over the limit of {MAX_TARGET}"
+            )
+        if len(target) <= MAX_FITTING_TARGET:
+            return seal_target(target, self._key, aad, os.urandom(SMALL_NONCE_SIZE))
+        sealed = seal_small(self._key, target, aad, os.urandom(SMALL_NONCE_SIZE))
+        link_id = encode_text(os.urandom(_ID_SIZE))
+        self._pending.add(create_small(self._require_links(), link_id, sealed, 0o600))
+        return f"{_LONG_PREFIX}{link_id}.{len(target)}"
+
+    def _require_links(self) -> int:
+        if self._links_fd is None:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(LINKS_DIRECTORY, 0o700, dir_fd=self._vault_fd)
+            self._links_fd = open_directory(self._vault_fd, LINKS_DIRECTORY)
+        return self._links_fd
+
+    def discard(self, text: str) -> None:
+        """After the last backing symlink with this text has gone: its file goes, if it has one."""
+        if text.startswith(_LONG_PREFIX) and self._links_fd is not None:
+            link_id = text.removeprefix(_LONG_PREFIX).partition(".")[0]
+            if len(decode_text(link_id) or b"") == _ID_SIZE:
+                with contextlib.suppress(OSError):
+                    os.unlink(link_id, dir_fd=self._links_fd)
+
+    def text_to_discard(self, directory: Directory, name: bytes) -> str:
+        """Before a name goes: what to `discard` afterwards, '' for nothing."""
+        if self._links_fd is None:
+            return ""
+        try:
+            entry_name = directory.entry_name(name)
+            st = os.stat(entry_name, dir_fd=directory.fd, follow_symlinks=False)
+            if stat.S_ISLNK(st.st_mode) and st.st_nlink == 1 and st.st_size <= _LONGEST_TEXT:
+                return os.readlink(entry_name, dir_fd=directory.fd)
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise
+        return ""
 
     def unbind(self, directory: Directory, name: bytes) -> None:
         """Seal the target anew without its place, so that the link may have several names."""
         target, bound = self._open(directory, name)
         if bound:
-            text = seal_target(target, self._key, unbound_link_aad(), os.urandom(SMALL_NONCE_SIZE))
-            self._replace(directory, name, text, directory, name)
+            old = self.text_to_discard(directory, name)
+            self._replace(directory, name, self._seal(target, unbound_link_aad()), directory, name)
+            self.discard(old)
 
     def move(self, source: Directory, name: bytes, target: Directory, new_name: bytes) -> None:
         """Rename a symlink that has one name: sealed anew for its new place, then the old one goes."""
@@ -60,21 +158,28 @@ class Symlinks:
                 dst_dir_fd=target.fd,
             )
             return
+        old = self.text_to_discard(source, name)
         text = self.text_for(target, new_name, link_target)
         self._replace(source, name, text, target, new_name)
         os.unlink(source.entry_name(name), dir_fd=source.fd)
+        self.discard(old)
 
     def _replace(self, source: Directory, name: bytes, text: str, target: Directory, new_name: bytes) -> None:
         """Put a symlink with this text, and owner and times of the old one, in place at once."""
         old = os.stat(source.entry_name(name), dir_fd=source.fd, follow_symlinks=False)
         temporary = temp_name()
-        os.symlink(text, temporary, dir_fd=target.fd)
+        try:
+            os.symlink(text, temporary, dir_fd=target.fd)
+        except OSError:
+            self.discard(text)
+            raise
         try:
             if (old.st_uid, old.st_gid) != (os.geteuid(), os.getegid()):
                 os.chown(temporary, old.st_uid, old.st_gid, dir_fd=target.fd, follow_symlinks=False)
             os.rename(temporary, target.entry_name(new_name), src_dir_fd=target.fd, dst_dir_fd=target.fd)
         except OSError:
             os.unlink(temporary, dir_fd=target.fd)
+            self.discard(text)
             raise
         times = (*divmod(old.st_atime_ns, 10**9), *divmod(old.st_mtime_ns, 10**9))
         utimensat(target.fd, target.entry_name(new_name), times)

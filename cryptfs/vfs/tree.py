@@ -61,7 +61,10 @@ class VaultTree(EntryOperations):
 
     def stat(self, directory: Directory, name: bytes) -> Attributes:
         """Attributes of an entry, without opening it."""
-        return plain_attributes(backing_stat(directory, name), self.context.geometry)
+        st = backing_stat(directory, name)
+        if stat.S_ISLNK(st.st_mode):
+            return Attributes(st, self.symlinks.size(directory, name, st))
+        return plain_attributes(st, self.context.geometry)
 
     def stat_open(self, file: OpenFile) -> Attributes:
         """Attributes of an open file, also of one that has no name left."""
@@ -243,6 +246,7 @@ class VaultTree(EntryOperations):
         """Settle open files and bring what is pending to disk."""
         self.files.close()
         self.pending.close()
+        self.symlinks.close()
 
 
 def _open_unreadable(directory: Directory, entry_name: str) -> tuple[int, os.stat_result]:
