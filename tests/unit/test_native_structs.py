@@ -149,18 +149,28 @@ def test_dirents_of_a_listing_are_found_again(names: list[bytes]) -> None:
     assert found == names
 
 
-@given(st.lists(st.binary().map(lambda raw: raw.replace(b"\0", b"")), min_size=1, max_size=3), st.binary())
+@given(st.lists(st.binary().map(lambda raw: raw.replace(b"\0", b"x") or b"x"), min_size=1, max_size=3), st.binary())
 def test_names_are_taken(names: list[bytes], rest: bytes) -> None:
     body = memoryview(b"head" + b"".join(name + b"\0" for name in names) + rest)
     assert structs.take_names(body, 4, len(names)) == names
 
 
 @pytest.mark.parametrize(
-    ("body", "count"), [(b"", 1), (b"name", 1), (b"one\0two", 2), (b"one\0", 2), (b"\0", 2)]
+    ("body", "count"), [(b"", 1), (b"name", 1), (b"one\0two", 2), (b"one\0", 2), (b"\0", 1), (b"a\0\0", 2)]
 )
 def test_names_without_an_end_are_refused(body: bytes, count: int) -> None:
-    with pytest.raises(struct.error, match="not terminated"):
+    with pytest.raises(struct.error, match="empty or not terminated"):
         structs.take_names(memoryview(body), 0, count)
+
+
+@pytest.mark.parametrize("body", [b"", b"\0", b"name", b"na\0me\0", b"name\0\0", b"\0name"])
+def test_a_body_that_is_no_single_name_is_refused(body: bytes) -> None:
+    with pytest.raises(struct.error, match="empty or not terminated"):
+        structs.only_name(memoryview(body))
+
+
+def test_a_body_that_is_a_single_name() -> None:
+    assert structs.only_name(memoryview(b"\xff \n\0")) == b"\xff \n"
 
 
 def test_an_offset_behind_the_end_is_refused() -> None:

@@ -12,7 +12,7 @@ import os
 import stat
 import struct
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from cryptfs.mount.native import structs
 from cryptfs.mount.native.directories import DirectoryHandle
@@ -30,6 +30,7 @@ from cryptfs.vfs.vault import Vault
 from cryptfs.vfs.xattrs import ACL_NAMES, CAPABILITY
 
 Payload = bytes | memoryview | None
+Handle = TypeVar("Handle")
 
 _VALID_FOR = 86_400  # seconds: nobody else changes the vault
 
@@ -51,6 +52,19 @@ def _error(code: int) -> OSError:
     return OSError(code, os.strerror(code))
 
 
+class Handles(dict[int, Handle]):
+    """What is open, by the number that the kernel was given. EBADF for another, which it never uses."""
+
+    def __missing__(self, fh: int) -> Handle:
+        raise _error(errno.EBADF)
+
+    def take(self, fh: int) -> Handle:
+        """The last use of a handle."""
+        handle = self[fh]
+        del self[fh]
+        return handle
+
+
 class Requests:
     """The handlers of one mount.
 
@@ -61,8 +75,8 @@ class Requests:
         self._tree = vault.tree
         self.nodes = NodeTable(vault.tree)
         self._shared = options.allow_other
-        self._files: dict[int, OpenFile] = {}
-        self._directories: dict[int, DirectoryHandle] = {}
+        self._files: Handles[OpenFile] = Handles()
+        self._directories: Handles[DirectoryHandle] = Handles()
         self._next_handle = itertools.count(1)
         entry = _VALID_FOR if options.entry_timeout is None else options.entry_timeout
         attr = _VALID_FOR if options.attr_timeout is None else options.attr_timeout
@@ -132,7 +146,7 @@ class Requests:
     def lookup(self, request: Request) -> Payload:
         """A name in a directory; a missing one is remembered by the kernel, too."""
         parent = self.nodes.get(request.nodeid)
-        name = bytes(request.body[:-1])
+        name = structs.only_name(request.body)
         try:
             return self._reply_entry(parent, name)
         except FileNotFoundError:
@@ -267,7 +281,7 @@ class Requests:
 
     def _remove(self, request: Request, remove: Callable[..., None]) -> None:
         directory = self.nodes.directory(self.nodes.get(request.nodeid))
-        name = bytes(request.body[:-1])
+        name = structs.only_name(request.body)
         node, held = self.nodes.hold(directory, name)
         with self.nodes.displaced(node, held):
             remove(directory, name)
@@ -327,7 +341,7 @@ class Requests:
 
     def releasedir(self, request: Request) -> Payload:
         """The last use of a directory handle."""
-        self._directories.pop(structs.RELEASE_IN.unpack_from(request.body)[0]).close()
+        self._directories.take(structs.RELEASE_IN.unpack_from(request.body)[0]).close()
         return b""
 
     def fsyncdir(self, request: Request) -> Payload:
@@ -404,7 +418,7 @@ class Requests:
 
     def release(self, request: Request) -> Payload:
         """The last use of a handle."""
-        self._tree.release(self._files.pop(structs.RELEASE_IN.unpack_from(request.body)[0]))
+        self._tree.release(self._files.take(structs.RELEASE_IN.unpack_from(request.body)[0]))
         return b""
 
     def fsync(self, request: Request) -> Payload:
@@ -480,7 +494,7 @@ class Requests:
     def removexattr(self, request: Request) -> Payload:
         """Remove an attribute."""
         self._tree.require_writable()
-        name = bytes(request.body[:-1])
+        name = structs.only_name(request.body)
         self._tree.xattrs.remove(*self._place(request.nodeid), name)
         return b""
 
