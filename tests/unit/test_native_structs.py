@@ -149,7 +149,10 @@ def test_dirents_of_a_listing_are_found_again(names: list[bytes]) -> None:
     assert found == names
 
 
-@given(st.lists(st.binary().map(lambda raw: raw.replace(b"\0", b"x") or b"x"), min_size=1, max_size=3), st.binary())
+@given(
+    st.lists(st.binary().map(lambda raw: raw.replace(b"\0", b"x") or b"x"), min_size=1, max_size=3),
+    st.binary(),
+)
 def test_names_are_taken(names: list[bytes], rest: bytes) -> None:
     body = memoryview(b"head" + b"".join(name + b"\0" for name in names) + rest)
     assert structs.take_names(body, 4, len(names)) == names
