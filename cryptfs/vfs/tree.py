@@ -163,7 +163,9 @@ class VaultTree(EntryOperations):
                 os.close(fd)
                 os.unlink(entry_name, dir_fd=directory.fd)
                 raise
-        return self._handle(directory, entry_name, fd, st, writable=True)
+        file = self._handle(directory, entry_name, fd, st, writable=True)
+        file.state.may_have_capability = False
+        return file
 
     def _handle(
         self, directory: Directory, entry_name: str, fd: int, st: os.stat_result, *, writable: bool
