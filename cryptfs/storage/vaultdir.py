@@ -91,7 +91,7 @@ class VaultLock:
         Raises: VaultLockedError: somebody else has it.   NotAVaultError: no permission to write there.
         """
         self._fd: int | None = None
-        flags = os.O_RDONLY if shared else os.O_RDWR | os.O_CREAT
+        flags = (os.O_RDONLY if shared else os.O_RDWR) | os.O_CREAT
         try:
             fd, _ = open_backing(vault_fd, LOCK_NAME, flags, 0o600)
         except IntegrityError as error:
@@ -99,7 +99,7 @@ class VaultLock:
                 f"{vault_dir} cannot be locked: {LOCK_NAME} in it is {error.reason}; remove it"
             ) from None
         except OSError as error:
-            if shared and error.errno in (errno.ENOENT, errno.EACCES, errno.EROFS):
+            if shared and error.errno in (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
                 return
             raise NotAVaultError(
                 f"{vault_dir} cannot be opened for writing: {error.strerror}; try a read-only mount"

@@ -161,8 +161,7 @@ def test_unreadable_holder_is_still_a_holder(vault_dir: Path, text: bytes) -> No
 
 
 def test_readers_share_the_lock_and_keep_writers_out(vault_dir: Path) -> None:
-    Vault.unlock(vault_dir, PASSPHRASE).close()
-    with Vault.unlock(vault_dir, PASSPHRASE, read_only=True) as first:
+    with Vault.unlock(vault_dir, PASSPHRASE, read_only=True) as first:  # a vault that nobody had open before
         with Vault.unlock(vault_dir, PASSPHRASE, read_only=True) as second:
             first.announce("/mnt/one")
             second.announce("/mnt/two")
