@@ -152,9 +152,7 @@ class ChunkCipher:
                     raise ChunkError("the record has no plaintext", chunk_index=chunk_index)
                 record = source + place
                 aad = chunk_aad(chunk_index)
-                opened = calls.open(
-                    target + done, record + nonce_size, length - nonce_size, aad, record, key
-                )
+                opened = calls.open(target + done, record + nonce_size, length - nonce_size, aad, record, key)
                 if not opened:
                     out[done : done + length - overhead] = bytes(length - overhead)
                     if bytes(sealed[place : place + length]) != bytes(length):

@@ -227,7 +227,9 @@ def test_every_character_of_a_symlink_matters(vault: BareVault, caplog: pytest.L
     vault.tree.make_symlink(vault.root, b"link", b"/a/target")
     path, entry = vault.backing(b"link"), vault.entry(b"link")
     text = str(path.readlink())
-    spoiled = [text[:place] + ("B" if text[place] == "A" else "A") + text[place + 1 :] for place in range(len(text))]
+    spoiled = [
+        text[:place] + ("B" if text[place] == "A" else "A") + text[place + 1 :] for place in range(len(text))
+    ]
     for changed in (*spoiled, text[:-1], text + "A", "A", "../../..", "/etc/passwd", "\udcff"):
         replant(path, changed)
         error = assert_detected(lambda: vault.tree.symlinks.read(vault.root, b"link"), caplog, entry)
@@ -245,7 +247,11 @@ def test_exchanged_and_moved_symlinks(vault: BareVault, caplog: pytest.LogCaptur
     replant(vault.backing(b"two"), one)
     # The same name in another directory is another place, too.
     vault.backing(b"one", directory).symlink_to(one)
-    places: tuple[tuple[Directory, bytes], ...] = ((vault.root, b"one"), (vault.root, b"two"), (directory, b"one"))
+    places: tuple[tuple[Directory, bytes], ...] = (
+        (vault.root, b"one"),
+        (vault.root, b"two"),
+        (directory, b"one"),
+    )
     for where, name in places:
         entry = vault.entry(name, where)
         assert_detected(
@@ -284,7 +290,12 @@ def test_every_byte_of_an_xattr_matters(
     xattrs.set(vault.root, b"x", attribute, b"value", 0)
     path, entry = vault.backing(b"x"), vault.entry(b"x")
     ((backing_name, stored),) = backing_attributes(path).items()
-    for changed in (*(flipped(stored, place) for place in range(len(stored))), b"", stored[:-1], stored + b"\0"):
+    for changed in (
+        *(flipped(stored, place) for place in range(len(stored))),
+        b"",
+        stored[:-1],
+        stored + b"\0",
+    ):
         os.setxattr(path, backing_name, changed)
         error = assert_detected(lambda: xattrs.get(vault.root, b"x", attribute), caplog, entry)
         assert backing_name in error.reason

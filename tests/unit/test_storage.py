@@ -93,7 +93,14 @@ def test_read_and_write_fully(dir_fd: int, tmp_path: Path) -> None:
 
 def test_listing_hides_internal_names_only(dir_fd: int, tmp_path: Path) -> None:
     shown = ("name", "cryptfs.long.abc", ".hidden")
-    hidden = ("cryptfs.json", "cryptfs.dir", "cryptfs.lock", "cryptfs.long.abc.name", "cryptfs.tmp.x", "cryptfs.x")
+    hidden = (
+        "cryptfs.json",
+        "cryptfs.dir",
+        "cryptfs.lock",
+        "cryptfs.long.abc.name",
+        "cryptfs.tmp.x",
+        "cryptfs.x",
+    )
     for name in (*shown, *hidden):
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "directory").mkdir()

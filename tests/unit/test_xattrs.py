@@ -73,7 +73,11 @@ def test_odd_names_on_files_and_directories(vault: BareVault, owner: bytes) -> N
 
 @pytest.mark.parametrize(
     ("name", "code"),
-    [(b"user." + b"n" * 251, errno.ERANGE), (b"", errno.ERANGE), (b"system.posix_acl_access", errno.EOPNOTSUPP)],
+    [
+        (b"user." + b"n" * 251, errno.ERANGE),
+        (b"", errno.ERANGE),
+        (b"system.posix_acl_access", errno.EOPNOTSUPP),
+    ],
 )
 def test_refused_names(vault: BareVault, name: bytes, code: int) -> None:
     vault.put(b"f", b"")
