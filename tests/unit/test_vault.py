@@ -21,7 +21,7 @@ from cryptfs.errors import (
 )
 from cryptfs.storage.vaultdir import LOCK_NAME, VaultLock, lock_holder, open_vault_dir
 from cryptfs.vfs.vault import Vault, change_passphrase, read_config, wipe
-from tests.support import KIB, BareVault, open_descriptors
+from tests.support import KIB, BareVault, child_environment, open_descriptors
 
 PASSPHRASE = b"open sesame"
 
@@ -191,7 +191,10 @@ sys.stdin.read()
 
 def test_lock_survives_fork_and_falls_with_the_process(vault_dir: Path) -> None:
     held = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(vault_dir)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", HOLD, str(vault_dir)],
+        env=child_environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
     assert held.stdin is not None and held.stdout is not None
     child = int(held.stdout.readline())
