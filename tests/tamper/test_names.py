@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Iterator
@@ -367,3 +368,32 @@ def test_xattrs_of_a_file_that_lost_its_header(vault: BareVault, caplog: pytest.
     assert_detected(lambda: vault.tree.xattrs.get(vault.root, b"x", b"user.a"), caplog, vault.entry(b"x"))
     vault.tree.xattrs.set(vault.root, b"x", b"user.a", b"again", 0)
     assert vault.tree.xattrs.get(vault.root, b"x", b"user.a") == b"again"
+
+
+def test_unreadable_sidecar_hides_nothing_else(
+    vault: BareVault, sidecar: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even for a process that has no right to read it."""
+    usual = os.open
+
+    def refuse(path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        if path == sidecar.name:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return usual(path, flags, mode, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert listing_without(vault, caplog, vault.entry(LONG)) == [b"bystander"]
+
+
+def test_entry_that_goes_during_a_listing_is_no_damage(
+    vault: BareVault, sidecar: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = vault.tree.sidecars.read
+
+    def read_too_late(dir_fd: int, entry_name: str) -> str:
+        vault.tree.unlink(vault.root, LONG)
+        return read(dir_fd, entry_name)
+
+    monkeypatch.setattr(vault.tree.sidecars, "read", read_too_late)
+    assert listing_without(vault, caplog) == [b"bystander"]
+    assert not sidecar.exists()
