@@ -7,6 +7,7 @@ import errno
 import fcntl
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,6 +78,16 @@ def write_config_file(vault_fd: int, content: bytes) -> None:
     finally:
         os.close(fd)
     os.fsync(vault_fd)
+
+
+@contextlib.contextmanager
+def changing_config(vault_fd: int) -> Iterator[None]:
+    """One change of the config at a time, from reading it to replacing it; waits for another's."""
+    fcntl.flock(vault_fd, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(vault_fd, fcntl.LOCK_UN)
 
 
 class VaultLock:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -306,3 +307,27 @@ def test_directories_close_with_their_last_reference(tmp_path: Path) -> None:
         vault.tree.directory(vault.root, b"f")
     assert open_descriptors() == before
     vault.close()
+
+
+def test_changes_at_once_follow_one_another(tmp_path: Path) -> None:
+    """Each of two changes that start together must see what the other wrote, or lose to it openly."""
+    vault_dir = tmp_path / "vault"
+    Vault.create(vault_dir, PASSPHRASE, kdf_memory=MIN_KDF_MEMORY)
+    outcomes: dict[bytes, bool] = {}
+
+    def change(new: bytes) -> None:
+        try:
+            change_passphrase(vault_dir, PASSPHRASE, new, kdf_memory=MIN_KDF_MEMORY)
+            outcomes[new] = True
+        except WrongPassphraseError:
+            outcomes[new] = False
+
+    threads = [threading.Thread(target=change, args=(new,)) for new in (b"one", b"two")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes.values()) == [False, True]
+    (winner,) = [new for new, done in outcomes.items() if done]
+    Vault.unlock(vault_dir, winner).close()
+    assert read_config(vault_dir).generation == 2
