@@ -50,6 +50,10 @@ NO_FLAGS = HeaderFlag(0)
 _KNOWN_FLAGS = int(HeaderFlag.CLEAN | HeaderFlag.SPARSE | HeaderFlag.VOID)
 
 
+# Plain numbers for the questions that every read and write asks: an IntFlag's own operators are slow.
+_CLEAN, _SPARSE, _VOID = (int(flag) for flag in (HeaderFlag.CLEAN, HeaderFlag.SPARSE, HeaderFlag.VOID))
+
+
 @dataclass(frozen=True, slots=True)
 class FileHeader:
     """What a header says. Sizes are plaintext bytes.
@@ -68,6 +72,21 @@ class FileHeader:
     size_min: int = 0
     generation: int = 0
     flags: HeaderFlag = NO_FLAGS
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether the file is exactly `size` long."""
+        return bool(int(self.flags) & _CLEAN)
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether all-zero records are holes."""
+        return bool(int(self.flags) & _SPARSE)
+
+    @property
+    def is_void(self) -> bool:
+        """Whether nothing behind the header counts."""
+        return bool(int(self.flags) & _VOID)
 
     def changed(self, **fields: object) -> FileHeader:
         """A copy with some fields replaced."""

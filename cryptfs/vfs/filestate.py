@@ -81,12 +81,12 @@ class FileState:
         header = self.header
         if header is None or self.header_is_planned or self.damage is not None:
             return True
-        return HeaderFlag.CLEAN in header.flags or header is self._unsettled
+        return header.is_clean or header is self._unsettled
 
     @property
     def sparse(self) -> bool:
         """Whether all-zero records are holes."""
-        return self.header is not None and HeaderFlag.SPARSE in self.header.flags
+        return self.header is not None and self.header.is_sparse
 
     def require_loaded(self) -> None:
         """Read and verify the header, once.
@@ -114,11 +114,11 @@ class FileState:
         header = self.context.unpack_header(bytes(raw[: read_fully(self.fd, raw, 0)]))
         self.set_header(header)
         geometry = self.context.geometry
-        if HeaderFlag.VOID in header.flags:
+        if header.is_void:
             self.size = 0
             self._trim(HEADER_SIZE, cipher_size, "what a truncate to zero left")
             self._settle()
-        elif HeaderFlag.CLEAN in header.flags:
+        elif header.is_clean:
             expected = geometry.cipher_size(header.size)
             if cipher_size < expected:
                 raise HeaderError(f"the file was cut: {cipher_size} bytes instead of {expected}")
@@ -191,8 +191,10 @@ class FileState:
             old = self.context.new_header()
             flags, old_min, generation = NO_FLAGS, 0, old.generation
         else:
+            if size_min is None and not (sparse or self.header_is_planned or old.is_clean or old.is_void):
+                return None
             flags = old.flags & ~(HeaderFlag.CLEAN | HeaderFlag.VOID)
-            was_clean = HeaderFlag.CLEAN in old.flags
+            was_clean = old.is_clean
             old_min = self.size if was_clean else old.size_min
             generation = old.generation + was_clean
         if sparse:

@@ -5,7 +5,7 @@ Source: docs/FORMAT.md, section 4 ("Recovery").
 
 from __future__ import annotations
 
-from cryptfs.core.header import FileHeader, HeaderFlag
+from cryptfs.core.header import FileHeader
 from cryptfs.errors import ChunkError, HeaderError
 from cryptfs.storage.backing import read_fully
 from cryptfs.vfs.context import FileContext
@@ -25,7 +25,7 @@ def recovered_size(context: FileContext, fd: int, header: FileHeader, key: bytes
         raise HeaderError(
             f"the file was cut: {size} bytes of plaintext instead of at least {header.size_min}"
         )
-    holes = HeaderFlag.SPARSE in header.flags
+    holes = header.is_sparse
     sealed = context.buffers.take(geometry.record_size)
     plain = context.buffers.take(geometry.chunk_size)
 

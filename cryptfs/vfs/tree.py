@@ -94,7 +94,8 @@ class VaultTree(EntryOperations):
                 cipher_name = self.sidecars.read(directory.fd, entry_name)
             return directory.open_name(cipher_name, entry_name)
         except NameError_ as error:
-            log.warning("%s: left out of the listing: %s", directory.path_of(entry_name), error.reason)
+            if _is_there(directory, entry_name):  # else it went meanwhile, and its sidecar after it
+                log.warning("%s: left out of the listing: %s", directory.path_of(entry_name), error.reason)
             return None
 
     def statfs(self) -> os.statvfs_result:
@@ -163,7 +164,9 @@ class VaultTree(EntryOperations):
                 os.close(fd)
                 os.unlink(entry_name, dir_fd=directory.fd)
                 raise
-        return self._handle(directory, entry_name, fd, st, writable=True)
+        file = self._handle(directory, entry_name, fd, st, writable=True)
+        file.state.may_have_capability = False
+        return file
 
     def _handle(
         self, directory: Directory, entry_name: str, fd: int, st: os.stat_result, *, writable: bool
@@ -247,6 +250,14 @@ class VaultTree(EntryOperations):
         self.files.close()
         self.pending.close()
         self.symlinks.close()
+
+
+def _is_there(directory: Directory, entry_name: str) -> bool:
+    try:
+        os.stat(entry_name, dir_fd=directory.fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _open_unreadable(directory: Directory, entry_name: str) -> tuple[int, os.stat_result]:

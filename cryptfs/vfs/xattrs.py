@@ -140,7 +140,7 @@ class Xattrs:
         stored = os.getxattr(target.path, backing_name, follow_symlinks=target.follow)
         length = int.from_bytes(stored[:2], "little")
         cipher_name = stored[2 : 2 + length].decode("ascii", "replace")
-        fits = len(_PREFIX) + length > _MAX_BACKING_NAME  # a shorter one would be a second spelling
+        fits = len(_PREFIX) + len(cipher_name) > _MAX_BACKING_NAME  # a shorter one would be a second spelling
         if not fits or "user." + long_entry_name(cipher_name) != backing_name:
             raise NameError_("a long xattr name does not match its hash")
         return self._names.open(cipher_name)

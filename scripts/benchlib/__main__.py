@@ -47,6 +47,13 @@ def arguments() -> argparse.Namespace:
         help="cryptfs with options of init and mount, such as 'c64:--chunk-size 64k:--no-xattrs'; may be "
         f"repeated; {' and '.join(DEFAULT_VARIANTS)} unless said",
     )
+    parser.add_argument(
+        "--wait-idle",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="before each turn wait until nobody else uses the processors, SECONDS at most; 0 unless said",
+    )
     parser.add_argument("--against", default="gocryptfs", metavar="NAME", help="what ratios are taken to")
     parser.add_argument("--workload", action="append", choices=[each.__name__ for each in WORKLOADS])
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured to FILE")
@@ -65,22 +72,23 @@ def chosen_subjects(variants: list[str]) -> list[subjects.Subject]:
     return found
 
 
-def measure(
-    places: list[tuple[subjects.Subject, Path]], chosen: list[str] | None, sizes: Sizes, rounds: int
-) -> Samples:
+def measure(places: list[tuple[subjects.Subject, Path]], options: argparse.Namespace) -> Samples:
     """All rounds."""
     samples: Samples = {}
-    workloads = [each for each in WORKLOADS if not chosen or each.__name__ in chosen]
+    sizes = QUICK if options.quick else Sizes()
+    workloads = [each for each in WORKLOADS if not options.workload or each.__name__ in options.workload]
     screen = Console(stderr=True)
     with Progress(console=screen, transient=True, disable=not screen.is_terminal) as progress:
-        task = progress.add_task("", total=rounds * len(workloads) * len(places))
-        for number in range(rounds):
+        task = progress.add_task("", total=options.rounds * len(workloads) * len(places))
+        for number in range(options.rounds):
             for workload in workloads:
                 turn = number % len(places)
                 for subject, directory in places[turn:] + places[:turn]:
                     progress.update(task, description=f"{workload.__name__}, {subject.name}")
                     run = Run(directory, subject.cpu)
                     machine.drop_caches()
+                    if options.wait_idle:
+                        machine.wait_until_idle(options.wait_idle)
                     workload(run, sizes)
                     for quantity, sample in run.samples.items():
                         samples.setdefault(quantity, {}).setdefault(subject.name, []).append(sample)
@@ -102,8 +110,7 @@ def bench(directory: Path, options: argparse.Namespace, console: Console) -> dic
             places.append((subject, subject.start(home)))
         if options.memory:
             return memory.measure(places, options.memory, console)
-        sizes = QUICK if options.quick else Sizes()
-        samples = measure(places, options.workload, sizes, options.rounds)
+        samples = measure(places, options)
     figures = {
         quantity: {name: figure(quantity, row) for name, row in by_subject.items()}
         for quantity, by_subject in samples.items()

@@ -14,6 +14,8 @@ from cryptfs.version import VERSION
 
 _DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 _TICK = os.sysconf("SC_CLK_TCK")
+_GLANCE = 0.3  # seconds
+_IDLE = 0.9  # part of the processors' time
 
 
 def cpu_seconds(pid: int) -> float:
@@ -30,6 +32,24 @@ def resident_bytes(pid: int) -> tuple[int, int]:
         if name in found:
             found[name] = int(rest.split()[0]) * 1024
     return found["VmRSS"], found["VmHWM"]
+
+
+def _processor_times() -> tuple[int, int]:
+    """All ticks of all processors since the start, and the idle ones among them (proc_stat(5))."""
+    fields = [int(field) for field in Path("/proc/stat").read_text().partition("\n")[0].split()[1:]]
+    return sum(fields), fields[3] + fields[4]
+
+
+def wait_until_idle(seconds: float) -> bool:
+    """Wait, `seconds` at most, for a moment in which the processors do next to nothing."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        total, idle = _processor_times()
+        time.sleep(_GLANCE)
+        now_total, now_idle = _processor_times()
+        if now_idle - idle > _IDLE * (now_total - total):
+            return True
+    return False
 
 
 def drop_caches() -> bool:

@@ -1,4 +1,4 @@
-"""A disk that is full or refuses, at each call of an operation: the error reaches the caller, the file stays."""
+"""A disk that is full or refuses, at each call of an operation: the caller is told, the file stays."""
 
 from __future__ import annotations
 

@@ -87,7 +87,9 @@ def test_replaced_field(vault_dir: Path, field: str, value: object, expected: ty
     assert type(raised.value) is expected
 
 
-@pytest.mark.parametrize("field", ["chunk_size", "cipher", "features", "generation", "mac", "slots", "vault_id"])
+@pytest.mark.parametrize(
+    "field", ["chunk_size", "cipher", "features", "generation", "mac", "slots", "vault_id"]
+)
 def test_missing_field(vault_dir: Path, field: str) -> None:
     config = load(vault_dir)
     del config[field]

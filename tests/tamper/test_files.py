@@ -227,7 +227,9 @@ def test_emptied_file_is_not_detected(scene: Scene) -> None:
     scene.assert_contained()
 
 
-@pytest.mark.parametrize("surplus", [b"\0", b"junk", bytes(5000), None], ids=["byte", "junk", "zeros", "record"])
+@pytest.mark.parametrize(
+    "surplus", [b"\0", b"junk", bytes(5000), None], ids=["byte", "junk", "zeros", "record"]
+)
 def test_surplus_is_trimmed_with_a_warning(
     scene: Scene, caplog: pytest.LogCaptureFixture, surplus: bytes | None
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Iterator
@@ -227,7 +228,9 @@ def test_every_character_of_a_symlink_matters(vault: BareVault, caplog: pytest.L
     vault.tree.make_symlink(vault.root, b"link", b"/a/target")
     path, entry = vault.backing(b"link"), vault.entry(b"link")
     text = str(path.readlink())
-    spoiled = [text[:place] + ("B" if text[place] == "A" else "A") + text[place + 1 :] for place in range(len(text))]
+    spoiled = [
+        text[:place] + ("B" if text[place] == "A" else "A") + text[place + 1 :] for place in range(len(text))
+    ]
     for changed in (*spoiled, text[:-1], text + "A", "A", "../../..", "/etc/passwd", "\udcff"):
         replant(path, changed)
         error = assert_detected(lambda: vault.tree.symlinks.read(vault.root, b"link"), caplog, entry)
@@ -245,7 +248,11 @@ def test_exchanged_and_moved_symlinks(vault: BareVault, caplog: pytest.LogCaptur
     replant(vault.backing(b"two"), one)
     # The same name in another directory is another place, too.
     vault.backing(b"one", directory).symlink_to(one)
-    places: tuple[tuple[Directory, bytes], ...] = ((vault.root, b"one"), (vault.root, b"two"), (directory, b"one"))
+    places: tuple[tuple[Directory, bytes], ...] = (
+        (vault.root, b"one"),
+        (vault.root, b"two"),
+        (directory, b"one"),
+    )
     for where, name in places:
         entry = vault.entry(name, where)
         assert_detected(
@@ -284,7 +291,12 @@ def test_every_byte_of_an_xattr_matters(
     xattrs.set(vault.root, b"x", attribute, b"value", 0)
     path, entry = vault.backing(b"x"), vault.entry(b"x")
     ((backing_name, stored),) = backing_attributes(path).items()
-    for changed in (*(flipped(stored, place) for place in range(len(stored))), b"", stored[:-1], stored + b"\0"):
+    for changed in (
+        *(flipped(stored, place) for place in range(len(stored))),
+        b"",
+        stored[:-1],
+        stored + b"\0",
+    ):
         os.setxattr(path, backing_name, changed)
         error = assert_detected(lambda: xattrs.get(vault.root, b"x", attribute), caplog, entry)
         assert backing_name in error.reason
@@ -356,3 +368,32 @@ def test_xattrs_of_a_file_that_lost_its_header(vault: BareVault, caplog: pytest.
     assert_detected(lambda: vault.tree.xattrs.get(vault.root, b"x", b"user.a"), caplog, vault.entry(b"x"))
     vault.tree.xattrs.set(vault.root, b"x", b"user.a", b"again", 0)
     assert vault.tree.xattrs.get(vault.root, b"x", b"user.a") == b"again"
+
+
+def test_unreadable_sidecar_hides_nothing_else(
+    vault: BareVault, sidecar: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even for a process that has no right to read it."""
+    usual = os.open
+
+    def refuse(path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        if path == sidecar.name:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return usual(path, flags, mode, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert listing_without(vault, caplog, vault.entry(LONG)) == [b"bystander"]
+
+
+def test_entry_that_goes_during_a_listing_is_no_damage(
+    vault: BareVault, sidecar: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = vault.tree.sidecars.read
+
+    def read_too_late(dir_fd: int, entry_name: str) -> str:
+        vault.tree.unlink(vault.root, LONG)
+        return read(dir_fd, entry_name)
+
+    monkeypatch.setattr(vault.tree.sidecars, "read", read_too_late)
+    assert listing_without(vault, caplog) == [b"bystander"]
+    assert not sidecar.exists()

@@ -17,7 +17,7 @@ from cryptfs.core.aead import SUITES, ChunkCipher
 from cryptfs.core.geometry import ChunkGeometry
 from cryptfs.core.sodium import DirectCalls
 from cryptfs.errors import ChunkError
-from tests.support import CIPHERS, KIB
+from tests.support import CIPHERS, KIB, child_environment
 
 
 class FailingCalls(DirectCalls):
@@ -68,6 +68,11 @@ print("survived")
 
 def test_the_collector_survives_damage_met_by_the_pool() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", IN_A_LOOP], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", IN_A_LOOP],
+        env=child_environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert (done.returncode, done.stdout) == (0, "survived\n"), done.stderr
