@@ -184,7 +184,7 @@ class Requests:
     def setattr(self, request: Request) -> Payload:
         """chmod, chown, truncate, utimens, in one request."""
         node = self.nodes.get(request.nodeid)
-        self._setter.apply(node, structs.SETATTR_IN.unpack_from(request.body))
+        self._setter.apply(node, structs.SETATTR_IN.unpack_from(request.body), request.uid)
         return self._attr_out(node, self.nodes.attributes(node))
 
     def access(self, request: Request) -> Payload:

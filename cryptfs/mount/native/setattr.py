@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from typing import Any
@@ -43,14 +44,16 @@ class AttributeSetter:
         self._nodes = nodes
         self._files = files
 
-    def apply(self, node: Node, fields: tuple[Any, ...]) -> None:
-        """Change what the request names, in the order mode, owner, size, times."""
+    def apply(self, node: Node, fields: tuple[Any, ...], caller: int) -> None:
+        """Change what the request names, in the order mode, owner, size, times. caller: its uid."""
         (valid, _, fh, size, _, atime, mtime, _, atime_ns, mtime_ns, _, mode, _, uid, gid, _) = fields
         self._tree.require_writable()
         if valid & SetAttr.MODE:
             self._set_mode(node, stat.S_IMODE(mode))
         if not valid & ~(SetAttr.CTIME | SetAttr.FH):
-            # All that the kernel says of chown(-1, -1), which changes no owner but takes set-id bits away.
+            # All that the kernel says of chown(-1, -1), which changes no owner but takes set-id bits away;
+            # it has not checked whether the caller may.
+            self._require_owner_of_set_id(node, caller)
             self._set_owner(node, -1, -1)
         if valid & (SetAttr.UID | SetAttr.GID):
             self._set_owner(node, uid if valid & SetAttr.UID else -1, gid if valid & SetAttr.GID else -1)
@@ -63,6 +66,12 @@ class AttributeSetter:
                 *_time(mtime, mtime_ns, valid & SetAttr.MTIME, valid & SetAttr.MTIME_NOW),
             )
             self._set_times(node, times)
+
+    def _require_owner_of_set_id(self, node: Node, caller: int) -> None:
+        st = self._nodes.attributes(node).st
+        privileged = has_set_id(st.st_mode) and not stat.S_ISDIR(st.st_mode)
+        if privileged and caller not in (0, st.st_uid):
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
     def _set_mode(self, node: Node, mode: int) -> None:
         held = node.held
@@ -126,6 +135,12 @@ class AttributeSetter:
             state.may_have_capability = False
             if self._xattrs is not None:
                 self._xattrs.drop(Unnamed(state.fd), SELF, CAPABILITY)
+
+
+def has_set_id(mode: int) -> bool:
+    """Whether a change takes something away: suid, or sgid of a group-executable file."""
+    group = stat.S_ISGID | stat.S_IXGRP
+    return bool(mode & stat.S_ISUID) or mode & group == group
 
 
 def _drop_set_id_bits(fd: int) -> None:
