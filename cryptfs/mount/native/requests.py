@@ -86,7 +86,14 @@ class Requests:
         if options.xattrs and options.kernel_checks_permissions:
             vault.tree.xattrs.supports_acls = True
             self._acls = Acls(vault.tree)
-        self._setter = AttributeSetter(vault.tree, self.nodes, self._files, self._acls, xattrs=options.xattrs)
+        self._setter = AttributeSetter(
+            vault.tree,
+            self.nodes,
+            self._files,
+            self._acls,
+            xattrs=options.xattrs,
+            writeback=options.writeback,
+        )
         self.handlers = self._table(xattrs=options.xattrs)
         if options.kernel_checks_permissions:
             del self.handlers[Op.ACCESS]
@@ -412,7 +419,10 @@ class Requests:
         if write_flags & structs.WRITE_CACHE and file.state.kept_mtime_ns is None:
             file.state.keep_mtime()
         done = file.write(offset, data)
-        if write_flags & structs.WRITE_KILL_SUIDGID or file.state.may_have_capability:
+        # What comes from the page cache was written before, or through a mapping, which takes nothing away.
+        if not write_flags & structs.WRITE_CACHE and (
+            write_flags & structs.WRITE_KILL_SUIDGID or file.state.may_have_capability
+        ):
             self._setter.written(file.state, kill=bool(write_flags & structs.WRITE_KILL_SUIDGID))
         return structs.WRITE_OUT.pack(done, 0)
 

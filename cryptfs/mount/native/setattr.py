@@ -27,6 +27,7 @@ class AttributeSetter:
 
     Args: files: the open files by handle, shared with the other requests.
           acls: to keep in step with modes, or None.   xattrs: whether the mount has them.
+          writeback: whether the kernel keeps the times of files.
     """
 
     def __init__(
@@ -37,10 +38,12 @@ class AttributeSetter:
         acls: Acls | None,
         *,
         xattrs: bool,
+        writeback: bool,
     ) -> None:
         self._tree = tree
         self._acls = acls
         self._xattrs = tree.xattrs if xattrs else None
+        self._writeback = writeback
         self._nodes = nodes
         self._files = files
 
@@ -51,15 +54,19 @@ class AttributeSetter:
         if valid & SetAttr.MODE:
             self._set_mode(node, stat.S_IMODE(mode))
         if not valid & ~(SetAttr.CTIME | SetAttr.FH):
-            # All that the kernel says of chown(-1, -1), which changes no owner but takes set-id bits away;
-            # it has not checked whether the caller may.
-            self._require_owner_of_set_id(node, caller)
+            # All that the kernel says of a write to a set-id file, and of chown(-1, -1), which changes no
+            # owner but takes the bits away. Only the latter sets ctime (with the writeback cache; else
+            # they cannot be told apart), and then nobody has checked yet whether the caller may.
+            if valid & SetAttr.CTIME:
+                self._require_owner_of_set_id(node, caller)
             self._set_owner(node, -1, -1)
         if valid & (SetAttr.UID | SetAttr.GID):
             self._set_owner(node, uid if valid & SetAttr.UID else -1, gid if valid & SetAttr.GID else -1)
         if valid & SetAttr.SIZE:
             handle = self._files.get(fh) if valid & SetAttr.FH else None
-            self._set_size(node, handle, size, kill=bool(valid & SetAttr.KILL_SUIDGID))
+            # A kernel that keeps the times says so when a truncate moves them: not for the same size.
+            keep = self._writeback and not valid & SetAttr.MTIME
+            self._set_size(node, handle, size, keep=keep, kill=bool(valid & SetAttr.KILL_SUIDGID))
         if valid & _TIME_FIELDS:
             times = (
                 *_time(atime, atime_ns, valid & SetAttr.ATIME, valid & SetAttr.ATIME_NOW),
@@ -108,10 +115,9 @@ class AttributeSetter:
         else:
             self._tree.set_times(*self._nodes.place(node), times)
 
-    def _set_size(self, node: Node, handle: OpenFile | None, size: int, *, kill: bool) -> None:
+    def _set_size(self, node: Node, handle: OpenFile | None, size: int, *, keep: bool, kill: bool) -> None:
         if handle is not None and handle.writable:
-            handle.truncate(size)
-            self.written(handle.state, kill=kill)
+            self._truncate(handle, size, keep=keep, kill=kill)
             return
         held = node.held
         if held is not None:
@@ -119,10 +125,14 @@ class AttributeSetter:
         else:
             file = self._tree.open(*self._nodes.place(node), os.O_WRONLY)
         try:
-            file.truncate(size)
-            self.written(file.state, kill=kill)
+            self._truncate(file, size, keep=keep, kill=kill)
         finally:
             self._tree.release(file)
+
+    def _truncate(self, file: OpenFile, size: int, *, keep: bool, kill: bool) -> None:
+        if not keep or self._tree.stat_open(file).size != size:
+            file.truncate(size)
+        self.written(file.state, kill=kill)
 
     def written(self, state: FileState, *, kill: bool) -> None:
         """After a change of content: the privileges that it takes away.
