@@ -14,8 +14,11 @@ PathCall = Callable[[bytes], object]
 
 def write(path: bytes, content: bytes = b"content") -> None:
     """Make or replace a file."""
-    with open(path, "wb") as file:
-        file.write(content)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    try:
+        os.write(fd, content)
+    finally:
+        os.close(fd)
 
 
 def open_with(flags: int) -> PathCall:

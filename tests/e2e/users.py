@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import pickle
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -34,37 +32,21 @@ Target = bytes | int
 
 
 def as_user(t: Trace, user: User, work: Callable[[Trace], None]) -> None:
-    """Run `work` in a child that has become the user; what it notes is noted in `t`."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        _run_child(writing, user, work)
-    os.close(writing)
-    with open(reading, "rb") as pipe:
-        raw = pipe.read()
-    os.waitpid(child, 0)
-    records, failure = pickle.loads(raw)
-    t.records += records
-    assert not failure, f"as {user.name}:\n{failure}"
-
-
-def _run_child(writing: int, user: User, work: Callable[[Trace], None]) -> None:
-    trace = Trace()
-    failure = ""
+    """Run `work` as the user; what it notes is noted in `t`. Only the saved ids stay root's, to come back."""
+    os.setgroups(user.groups)
+    os.setresgid(user.gid, user.gid, 0)
+    os.setresuid(user.uid, user.uid, 0)
     try:
-        os.setgroups(user.groups)
-        os.setresgid(user.gid, user.gid, user.gid)
-        os.setresuid(user.uid, user.uid, user.uid)
-        work(trace)
-    except BaseException:  # noqa: BLE001 - whatever it is, the parent shows it
-        failure = traceback.format_exc()
+        work(t)
     finally:
-        with open(writing, "wb") as pipe:
-            pipe.write(pickle.dumps((trace.records, failure)))
-        os._exit(0)
+        os.setresuid(0, 0, 0)
+        os.setresgid(0, 0, 0)
+        os.setgroups([])
 
 
-def do_as(t: Trace, user: User, label: str, function: Callable[..., Any], *arguments: Any, **named: Any) -> None:
+def do_as(
+    t: Trace, user: User, label: str, function: Callable[..., Any], *arguments: Any, **named: Any
+) -> None:
     """One call as a user; records its result or errno."""
     as_user(t, user, lambda trace: trace.do(label, function, *arguments, **named))
 
@@ -115,4 +97,6 @@ def watch(
         t.do(label, function, *arguments, **named)
     else:
         do_as(t, user, label, function, *arguments, **named)
-    t.note(f"{label}: times moved", [moved(target, then) for target, then in zip(targets, before, strict=True)])
+    t.note(
+        f"{label}: times moved", [moved(target, then) for target, then in zip(targets, before, strict=True)]
+    )
