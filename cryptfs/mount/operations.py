@@ -71,6 +71,7 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
     use_ns = True
     flag_nopath = True
     flag_nullpath_ok = True
+    flag_utime_omit_ok = True  # libfuse 2 asks; 3 always passes UTIME_OMIT on
 
     def __init__(self, vault: Vault, options: MountOptions, on_init: Callable[[Any, Any], None]) -> None:
         self._vault = vault

@@ -198,9 +198,7 @@ class Mounted:
     def assert_quiet(self) -> None:
         """Fail on every line logged since the last look that no pattern allows."""
         unexpected = [
-            line
-            for line in self.new_log_lines()
-            if not any(pattern.search(line) for pattern in self.allowed)
+            line for line in self.new_log_lines() if not any(pattern.search(line) for pattern in self.allowed)
         ]
         assert not unexpected, "unexpected lines in the daemon's log:\n" + "\n".join(unexpected[:20])
 

@@ -227,7 +227,9 @@ def test_directory_of_100_000_entries(on_mount: Path, shared_mount: Mounted) -> 
         assert set(os.listdir(os.fsencode(on_mount))) == names
         with os.scandir(os.fsencode(on_mount)) as entries:
             assert sum(1 for _ in entries) == LARGE_DIRECTORY
-        assert os.stat("entry number 77777" if LARGE_DIRECTORY > 77_777 else "entry number 1", dir_fd=directory_fd)
+        assert os.stat(
+            "entry number 77777" if LARGE_DIRECTORY > 77_777 else "entry number 1", dir_fd=directory_fd
+        )
         for number in range(0, LARGE_DIRECTORY, 1000):
             os.unlink(b"entry number %d" % number, dir_fd=directory_fd)
             names.discard(b"entry number %d" % number)

@@ -301,7 +301,18 @@ def removal(t: Trace) -> None:
     os.makedirs(b"full/child")
     os.mkdir(b"empty")
     os.symlink(b"empty", b"link")
-    for name in (b"file", b"full", b"empty", b"link", b"none", b".", b"full/.", b"full/..", b"file/x", b"empty/"):
+    for name in (
+        b"file",
+        b"full",
+        b"empty",
+        b"link",
+        b"none",
+        b".",
+        b"full/.",
+        b"full/..",
+        b"file/x",
+        b"empty/",
+    ):
         t.do(f"unlink {name!r}", os.unlink, name)
         t.do(f"rmdir {name!r}", os.rmdir, name)
     for name in (b"file", b"empty", b"mkdir again", b"full"):

@@ -42,7 +42,18 @@ def make_kinds() -> list[bytes]:
     os.symlink(b"missing-target", b"dangling")
     os.symlink(b"loop", b"loop")
     os.symlink(b"dir", b"dirlink")
-    return [b"file", b"empty", b"dir", b"link", b"dangling", b"loop", b"dirlink", b"nothing", b"file/x", b"no/x"]
+    return [
+        b"file",
+        b"empty",
+        b"dir",
+        b"link",
+        b"dangling",
+        b"loop",
+        b"dirlink",
+        b"nothing",
+        b"file/x",
+        b"no/x",
+    ]
 
 
 def use(t: Trace, label: str, fd: int) -> None:

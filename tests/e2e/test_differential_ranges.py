@@ -12,7 +12,15 @@ from tests.e2e.trace import Case, Cases, Trace
 
 CASES = Cases()
 PATTERN = bytes(index % 253 + 1 for index in range(200_000))
-RANGES = ((0, 1), (0, 16_384), (10, 100), (16_384, 32_768), (4000, 60_000), (100_000, 200_000), (150_000, 500_000))
+RANGES = (
+    (0, 1),
+    (0, 16_384),
+    (10, 100),
+    (16_384, 32_768),
+    (4000, 60_000),
+    (100_000, 200_000),
+    (150_000, 500_000),
+)
 
 
 def fresh(t: Trace, size: int = 200_000) -> int:

@@ -47,7 +47,15 @@ def renames(t: Trace, flags: int, old_name: bytes, new_name: bytes) -> None:
             os.mkdir(b"sub")
             make_old(old_name)
             make_new(b"sub/" + new_name)
-            t.do(label, renameat2, AT_FDCWD, os.fsdecode(old_name), AT_FDCWD, "sub/" + os.fsdecode(new_name), flags)
+            t.do(
+                label,
+                renameat2,
+                AT_FDCWD,
+                os.fsdecode(old_name),
+                AT_FDCWD,
+                "sub/" + os.fsdecode(new_name),
+                flags,
+            )
             t.do("back", os.rename, b"sub/" + new_name, old_name)
             t.tree(label)
             os.chdir("..")
@@ -108,7 +116,9 @@ def rename_between_hard_links(t: Trace) -> None:
         os.link(name, other)
         t.do("to the same inode: nothing happens", os.rename, name, other)
         t.note("both are there", sorted(os.listdir(b".")))
-        t.do("exchange", renameat2, AT_FDCWD, os.fsdecode(name), AT_FDCWD, os.fsdecode(other), RENAME_EXCHANGE)
+        t.do(
+            "exchange", renameat2, AT_FDCWD, os.fsdecode(name), AT_FDCWD, os.fsdecode(other), RENAME_EXCHANGE
+        )
         t.do("third name", os.rename, other, b"c" + other)
         os.unlink(name)
     os.symlink(b"target", b"s1")
