@@ -276,12 +276,17 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
         directory, name = self._paths.resolve(old)
         st = self._tree.stat(directory, name).st
         key = (st.st_dev, st.st_ino)
-        if not any(file.state.key == key for file in list(self._handles.values())):
-            # libfuse takes a file for open until a release has returned; by then it is not in the table.
-            recent = time.monotonic() - _RELEASE_SECONDS
-            if not any(known == key and when > recent for known, when in list(self._released)):
-                return False
-        self._hidden[new] = self._tree.open_unlinked(directory, name)
+        file = next((each for each in list(self._handles.values()) if each.state.key == key), None)
+        if file is not None:
+            hidden = self._tree.unlink_open(directory, name, file)
+            if hidden is not None:
+                self._hidden[new] = hidden
+            return True
+        # libfuse takes a file for open until its release has returned; by then it is not in the table.
+        recent = time.monotonic() - _RELEASE_SECONDS
+        if not any(known == key and when > recent for known, when in list(self._released)):
+            return False
+        self._tree.unlink(directory, name)
         return True
 
     # ---- xattrs
