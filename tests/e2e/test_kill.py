@@ -64,10 +64,13 @@ def test_kill_during_a_copy(own_mount: Mounted, tmp_path: Path, round_: int) -> 
     copy = subprocess.Popen(
         [sys.executable, "-c", _COPY, source, target], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    time.sleep(random.Random(round_ + 1000).uniform(0.1, 1.2))
+    assert copy.stdout is not None
+    dice = random.Random(round_ + 1000)
+    synced = {copy.stdout.readline().rstrip(b"\n") for _ in range(dice.randrange(1, 120))}
+    time.sleep(dice.uniform(0, 0.02))
     own_mount.kill()
-    out, _ = copy.communicate(timeout=60)
-    synced = {line for line in out.split(b"\n") if line}
+    synced |= {line for line in copy.communicate(timeout=60)[0].split(b"\n") if line}
+    assert copy.returncode != 0, "the copy was over before the kill"
     own_mount.allow_log(r"WARNING .*(writer ended|trimmed)", r"ERROR .*")
     own_mount.start()
     intact, prefixes, failed = 0, 0, 0

@@ -190,7 +190,7 @@ def test_inotify_watcher(on_mount: Path) -> None:
 def test_a_log_that_is_followed(on_mount: Path) -> None:
     path = on_mount / "log"
     path.touch()
-    follower = subprocess.Popen(["tail", "-n", "+1", "-f", path], stdout=subprocess.PIPE, text=True)
+    follower = subprocess.Popen(["tail", "-n", "+1", "-s", "0.1", "-f", path], stdout=subprocess.PIPE, text=True)
     try:
         assert follower.stdout is not None
         dice = random.Random(3)

@@ -11,6 +11,7 @@ import pytest
 
 from tests.e2e.mounting import PROJECT, Mounted
 from tests.e2e.programs import git, part_of, require, run
+from tests.e2e.trace import settle
 
 MIB = 1 << 20
 
@@ -25,9 +26,9 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def assert_same_trees(ours: Path, theirs: Path) -> None:
     """Contents by checksum, and modes, owners, times and links."""
-    options = ("-aHn", "--checksum", "--delete", "--itemize-changes", "--no-specials")
+    options = ("-aHn", "--checksum", "--delete", "--itemize-changes", "--exclude=fifo")
     assert run("rsync", *options, f"{theirs}/", f"{ours}/") == ""
-    run("diff", "-r", "--no-dereference", ours, theirs)
+    run("diff", "-r", "--no-dereference", "--exclude=fifo", ours, theirs)
 
 
 def test_copy_and_compare_with_rsync(own_mount: Mounted, documents: Path) -> None:
@@ -90,14 +91,16 @@ def test_tar_with_xattrs(on_mount: Path, documents: Path) -> None:
     require("tar", "getfattr")
     source = on_mount / "source"
     run("cp", "-a", documents, source)
-    os.link(next(path for path in source.rglob("*") if path.is_file()), source / "hard link")
-    os.mkfifo(source / "fifo")
     (source / "tagged").write_bytes(b"x")
+    os.link(source / "tagged", source / "hard link")
+    os.mkfifo(source / "fifo")
     os.setxattr(source / "tagged", "user.tag", b"value")
     run("tar", "--xattrs", "-cf", on_mount / "all.tar", "-C", source, ".")
+    settle()
     target = on_mount / "target"
     target.mkdir()
     run("tar", "--xattrs", "-xpf", on_mount / "all.tar", "-C", target)
+    settle()
     assert_same_trees(target, source)
     assert os.getxattr(target / "tagged", "user.tag") == b"value"
     run("tar", "--compare", "-f", on_mount / "all.tar", "-C", target)
@@ -123,7 +126,6 @@ def test_zip_find_du_and_ls(on_mount: Path, documents: Path) -> None:
             )
         if command[0] != "ls" and command[0] != "du":
             assert sorted(ours.splitlines()) == sorted(theirs.splitlines())
-    run("python3", "-m", "compileall", "-q", "doc", cwd=on_mount)
 
 
 def test_git_on_a_tree(own_mount: Mounted, documents: Path) -> None:
@@ -173,5 +175,5 @@ def test_compileall_of_the_standard_library(on_mount: Path) -> None:
     source = Path(os.__file__).parent / "email"
     run("cp", "-r", source, on_mount / "email")
     run(sys.executable, "-m", "compileall", "-qf", on_mount / "email")
-    run(sys.executable, "-c", "import email.message; assert email.message.Message()", cwd=on_mount)
+    run(sys.executable, "-c", "import email, email.message; assert 'mount' in email.__file__", cwd=on_mount)
     assert list((on_mount / "email/__pycache__").glob("*.pyc"))
