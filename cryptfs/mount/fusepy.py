@@ -98,7 +98,7 @@ def _negotiate(connection: Any, config: Any, options: MountOptions) -> None:
     """Ask for what the kernel offers: large requests and, with libfuse 3, the writeback cache."""
     connection.max_readahead = MAX_REQUEST
     if config is None:
-        return  # libfuse 2 knows neither, and reads into a buffer of 128 KiB: the kernel would find it too small
+        return  # libfuse 2 knows neither, and reads into a buffer of 128 KiB that may not be too small
     connection.max_write = MAX_REQUEST
     wanted = CAP_ASYNC_DIO | (CAP_WRITEBACK_CACHE if options.writeback else 0)
     connection.want |= connection.capable & wanted

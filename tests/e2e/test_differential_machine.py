@@ -177,7 +177,7 @@ def test_random_operations(pair: Pair, fresh_directories: Callable[[], tuple[Pat
     if pair.mount.spec.libfuse == "fuse":
         pytest.skip("libfuse 2 has no flags for rename; the fixed cases cover the rest")
     machine = type("Machine", (Differential,), {"directories": staticmethod(fresh_directories)})
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         machine,
         settings=settings(
             max_examples=EXAMPLES,

@@ -214,9 +214,11 @@ def chmod_of_everything(t: Trace) -> None:
 
 @CASES.add
 def chown_and_the_set_id_bits(t: Trace) -> None:
+    write(b"file")
+    os.mkdir(b"dir")
+    os.mkfifo(b"fifo")
     for kind in ("file", "dir", "fifo"):
         name = kind.encode()
-        {"file": write, "dir": os.mkdir, "fifo": os.mkfifo}[kind](name)
         for mode in (0o6755, 0o6711, 0o2745, 0o4700):
             for uid, gid in ((-1, -1), (1, -1), (-1, 2), (3, 4), (0, 0), (2**31, 2**31 + 1)):
                 os.chmod(name, mode)

@@ -130,7 +130,11 @@ def a_reader_beside_a_writer(t: Trace) -> None:
 
 @CASES.add
 def exclusive_creation_has_one_winner(t: Trace) -> None:
-    code = "import os\ntry: os.open('once', os.O_CREAT | os.O_EXCL); print('won')\nexcept FileExistsError: print('lost')"
+    code = (
+        "import os\n"
+        "try: os.open('once', os.O_CREAT | os.O_EXCL); print('won')\n"
+        "except FileExistsError: print('lost')"
+    )
     children = [in_child(code) for _ in range(6)]
     t.note("winners", sorted(child.communicate(timeout=60)[0] for child in children))
 

@@ -106,7 +106,12 @@ def what_moves_mtime(t: Trace) -> None:
     Path(path).write_bytes(b"content" * 1000)
     Path("dir").mkdir()
     fd = os.open(path, os.O_RDWR)
-    for label, action in (
+
+    def rename_and_back() -> None:
+        os.rename(path, "file2")
+        os.rename("file2", path)
+
+    on_file: tuple[tuple[str, Callable[[], object]], ...] = (
         ("write", lambda: os.pwrite(fd, b"x", 0)),
         ("read", lambda: os.pread(fd, 1, 0)),
         ("ftruncate", lambda: os.ftruncate(fd, 100)),
@@ -117,11 +122,12 @@ def what_moves_mtime(t: Trace) -> None:
         ("fsync", lambda: os.fsync(fd)),
         ("open for writing", lambda: os.close(os.open(path, os.O_RDWR))),
         ("open and truncate", lambda: os.close(os.open(path, os.O_RDWR | os.O_TRUNC))),
-        ("rename", lambda: os.rename(path, "file2") or os.rename("file2", path)),
-    ):
+        ("rename", rename_and_back),
+    )
+    for label, action in on_file:
         t.note(label, moved(action, path))
     os.close(fd)
-    for label, action in (
+    in_directory: tuple[tuple[str, Callable[[], object]], ...] = (
         ("create in it", lambda: Path("dir/f").touch()),
         ("write to a child", lambda: Path("dir/f").write_bytes(b"x")),
         ("rename in it", lambda: os.rename("dir/f", "dir/g")),
@@ -130,7 +136,8 @@ def what_moves_mtime(t: Trace) -> None:
         ("rmdir in it", lambda: os.rmdir("dir/d")),
         ("symlink in it", lambda: os.symlink("x", "dir/l")),
         ("list it", lambda: os.listdir("dir")),
-    ):
+    )
+    for label, action in in_directory:
         t.note(label, moved(action, "dir"))
 
 

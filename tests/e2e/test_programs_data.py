@@ -171,7 +171,7 @@ def test_inotify_watcher(on_mount: Path) -> None:
         (on_mount / "file").write_text("content")
         os.rename(on_mount / "file", on_mount / "renamed")
         os.unlink(on_mount / "renamed")
-        events = []
+        events: list[str] = []
         while not events or events[-1] != "DELETE renamed":
             events.append(watcher.stdout.readline().strip())
         for wanted in (
@@ -190,7 +190,8 @@ def test_inotify_watcher(on_mount: Path) -> None:
 def test_a_log_that_is_followed(on_mount: Path) -> None:
     path = on_mount / "log"
     path.touch()
-    follower = subprocess.Popen(["tail", "-n", "+1", "-s", "0.1", "-f", path], stdout=subprocess.PIPE, text=True)
+    command = ["tail", "-n", "+1", "-s", "0.1", "-f", str(path)]
+    follower = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert follower.stdout is not None
         dice = random.Random(3)
