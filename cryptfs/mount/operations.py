@@ -79,6 +79,7 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
         self._paths = PathResolver(vault.tree)
         self._shared = options.allow_other
         self._on_init = on_init
+        self.kernel_owns_mtime = False  # on_init says it: with the writeback cache
         self._handles: dict[int, OpenFile] = {}
         self._directories: dict[int, Directory] = {}
         self._next_handle = itertools.count(1)
@@ -374,7 +375,10 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
     @translated
     def fallocate(self, path: str | None, mode: int, offset: int, length: int, fi: Any) -> int:
         """Reserve room, or punch a hole."""
-        ranges.allocate(self._handles[fi.fh], mode, offset, length)
+        file = self._handles[fi.fh]
+        if self.kernel_owns_mtime:
+            file.state.keep_mtime()
+        ranges.allocate(file, mode, offset, length)
         return 0
 
     @translated

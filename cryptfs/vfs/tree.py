@@ -95,9 +95,12 @@ class VaultTree(EntryOperations):
 
     def set_times(self, directory: Directory, name: bytes, times: Times) -> None:
         """utimensat(2) of the entry itself."""
-        change_times(directory, name, times)
         state = self.files.find(backing_stat(directory, name))
-        if state is not None:
+        if state is None:
+            change_times(directory, name, times)
+            return
+        with state.lock:  # else a last close that is under way would restore what was before
+            change_times(directory, name, times)
             state.forget_mtime(times)
 
     # ---- files

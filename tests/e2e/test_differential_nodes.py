@@ -144,6 +144,8 @@ def hard_links_both_open(t: Trace) -> None:
     t.do("b sees it", os.pread, b, 100, 0)
     os.close(a)
     os.close(b)
+    os.unlink(b"a")
+    os.unlink(b"b")
 
 
 @CASES.add
@@ -157,6 +159,8 @@ def hard_links_open_before_the_link(t: Trace) -> None:
     t.do("a sees it", os.pread, a, 100, 0)
     os.close(a)
     os.close(b)
+    os.unlink(b"a")
+    os.unlink(b"b")
 
 
 @CASES.add

@@ -173,3 +173,15 @@ def test_mtime_does_not_move_after_close(own_mount: Mounted) -> None:
     assert {name: (directory / name).stat().st_mtime_ns for name in seen} == seen
     own_mount.remount()
     assert {name: (directory / name).stat().st_mtime_ns for name in seen} == seen
+
+
+def test_times_set_right_after_close(own_mount: Mounted) -> None:
+    """The last close seals the length in the vault, some time after close(2) has returned."""
+    directory = own_mount.mountpoint
+    for number in range(500):
+        path = directory / f"f{number}"
+        path.write_bytes(b"x" * 20_000)
+        os.utime(path, ns=(number, 10**18 + number))
+    own_mount.remount()
+    for number in range(500):
+        assert (directory / f"f{number}").stat().st_mtime_ns == 10**18 + number
