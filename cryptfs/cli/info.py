@@ -8,13 +8,13 @@ from typing import Any
 import rich_click as click
 
 from cryptfs.cli.output import answer_json, size_text
-from cryptfs.cli.params import debug_option, vault_argument
+from cryptfs.cli.params import debug_option, shell_word, vault_argument
 from cryptfs.cli.vaults import config_of
 
 
 def describe(vault_dir: Path) -> dict[str, Any]:
     """What can be told about a vault without its passphrase; the shape of `info --json`."""
-    from cryptfs.mount.mounts import absolute, mounts_of
+    from cryptfs.mount.mounts import absolute, is_stale, mounts_of
     from cryptfs.vfs.vault import lock_holder
 
     config = config_of(vault_dir)
@@ -37,7 +37,13 @@ def describe(vault_dir: Path) -> dict[str, Any]:
             for slot in config.slots
         ],
         "mounts": [
-            {"mountpoint": mount.mountpoint, "read_only": mount.read_only} for mount in mounts_of(vault_dir)
+            {
+                "mountpoint": mount.mountpoint,
+                "read_only": mount.read_only,
+                # Asked only where no daemon holds the vault: a busy one would keep us waiting.
+                "stale": holder is None and is_stale(Path(mount.mountpoint)),
+            }
+            for mount in mounts_of(vault_dir)
         ],
         "held_by": None if holder is None else {"pid": holder.pid, "mountpoint": holder.mountpoint},
     }
@@ -58,7 +64,10 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         cost = f"{kdf['name']}, {size_text(kdf['memory'])}, {kdf['passes']} passes"
         lines.append((f"key slot {slot['id']}", f"{slot['kind']}{label} ({cost})"))
     for mount in found["mounts"]:
-        lines.append(("mounted on", mount["mountpoint"] + (" (read-only)" if mount["read_only"] else "")))
+        state = " (read-only)" if mount["read_only"] else ""
+        if mount["stale"]:
+            state = f" (its daemon died; remove it with: cryptfs umount {shell_word(mount['mountpoint'])})"
+        lines.append(("mounted on", mount["mountpoint"] + state))
     if not found["mounts"]:
         lines.append(("mounted on", "not mounted"))
     if found["held_by"] is not None:

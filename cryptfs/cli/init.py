@@ -18,7 +18,7 @@ from cryptfs.cli.params import (
     shell_word,
     vault_argument,
 )
-from cryptfs.cli.prompt import read_passphrase
+from cryptfs.cli.prompt import harden_process, read_passphrase
 from cryptfs.core.geometry import MAX_CHUNK_SIZE, MIN_CHUNK_SIZE
 from cryptfs.errors import NotAVaultError
 
@@ -39,9 +39,15 @@ def check_place(vault_dir: Path) -> None:
             InitError: it cannot be looked into.
     """
     try:
-        if any(vault_dir.iterdir()):
+        found = {entry.name for entry in vault_dir.iterdir()}
+        if "cryptfs.json" in found:
             raise NotAVaultError(
-                f"{vault_dir}: not empty; a new vault needs an empty directory, or one that does not exist yet"
+                f"{vault_dir}: a vault already; mount it with: "
+                f"cryptfs mount {shell_word(vault_dir)} MOUNTPOINT"
+            )
+        if found:
+            raise NotAVaultError(
+                f"{vault_dir}: not empty; a new vault needs an empty directory, or one that does not exist"
             )
     except FileNotFoundError:
         if not vault_dir.parent.is_dir():
@@ -94,6 +100,7 @@ def init(
     memory, passes = kdf_costs(ctx, kdf_memory, kdf_passes)
     vault_dir = vault.absolute()
     check_place(vault_dir)
+    harden_process()
     passphrase = read_passphrase(source, "New passphrase", confirm=True)
     from cryptfs.vfs.vault import Vault
 

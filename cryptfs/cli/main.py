@@ -113,7 +113,7 @@ def _failed(error: Exception, *, debug: bool) -> ExitCode:
 
 def run() -> NoReturn:
     """Entry point of the scripts `cryptfs` and `mount.fuse.cryptfs`."""
-    args = sys.argv[1:]
+    args: list[str] | None = sys.argv[1:]
     if Path(sys.argv[0]).name in HELPER_NAMES:
-        args = helper_arguments(args)
-    sys.exit(main(args))
+        args = helper_arguments(sys.argv[1:])
+    sys.exit(ExitCode.OK if args is None else main(args))

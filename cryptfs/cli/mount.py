@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import rich_click as click
 
 from cryptfs.cli.output import note, warn
 from cryptfs.cli.params import (
+    PLACE,
     Settings,
     debug_option,
     passphrase_options,
@@ -18,12 +20,13 @@ from cryptfs.cli.params import (
     shell_word,
     vault_argument,
 )
-from cryptfs.cli.prompt import PassphraseSource, read_passphrase
+from cryptfs.cli.prompt import PassphraseSource, harden_process, read_passphrase
 from cryptfs.cli.vaults import config_of, refuse_locked
 from cryptfs.mount.options import ENGINES, MountOptions, OptionItem, apply_options, split_options
 
 if TYPE_CHECKING:
     from cryptfs.mount.daemon import LogTarget
+    from cryptfs.mount.mounts import Mount
 
 # Options of the command that fstab can only give within -o.
 _COMMAND_OPTIONS = ("passfile", "passcommand", "log_file")
@@ -51,7 +54,7 @@ def collect_options(texts: Iterable[str], flags: Mapping[str, object]) -> tuple[
 
 @click.command()
 @vault_argument
-@click.argument("mountpoint", type=click.Path(path_type=Path), metavar="MOUNTPOINT")
+@click.argument("mountpoint", type=PLACE, metavar="MOUNTPOINT")
 @click.option("-r", "--read-only", is_flag=True, default=None, help="Refuse every change.")
 @click.option("--allow-other", is_flag=True, default=None, help="Let other users enter the mount.")
 @click.option(
@@ -96,7 +99,7 @@ def collect_options(texts: Iterable[str], flags: Mapping[str, object]) -> tuple[
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground; log to stderr.")
 @click.option(
     "--log-file",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=PLACE,
     metavar="FILE",
     help="Append log lines to FILE.  [default: syslog]",
 )
@@ -105,6 +108,7 @@ def collect_options(texts: Iterable[str], flags: Mapping[str, object]) -> tuple[
 @click.pass_context
 def mount(
     ctx: click.Context,
+    /,
     vault: Path,
     mountpoint: Path,
     option_texts: tuple[str, ...],
@@ -146,7 +150,6 @@ def mount_vault(
 
     Raises: VaultError, MountError, CommandError; OSError.
     """
-    from cryptfs.mount.daemon import harden_process
     from cryptfs.mount.mounts import absolute
     from cryptfs.mount.session import check_mountpoint, load_engine, mount_background, mount_foreground
 
@@ -177,14 +180,14 @@ def mount_vault(
 
 
 def _warn_if_slow(cipher: str) -> None:
-    from cryptfs.cli.vaults import has_aes
+    from cryptfs.vfs.vault import has_aes_instructions
 
-    if cipher == "aegis-256" and has_aes() is False:
+    if cipher == "aegis-256" and not has_aes_instructions():
         warn("this CPU has no AES instructions; a vault with xchacha20-poly1305 would be faster here")
 
 
 @click.command()
-@click.argument("mountpoint", type=click.Path(path_type=Path), metavar="MOUNTPOINT")
+@click.argument("mountpoint", type=PLACE, metavar="MOUNTPOINT")
 @click.option(
     "-z", "--lazy", is_flag=True, help="Take the mount away now; programs keep the files that they have open."
 )
@@ -196,19 +199,26 @@ def umount(mountpoint: Path, lazy: bool) -> None:
     """
     from cryptfs.mount.mounts import absolute, wait_closed
     from cryptfs.mount.mounts import unmount as take_away
+
+    mountpoint = absolute(mountpoint)
+    os.chdir("/")  # this process itself must not keep the mount busy
+    taken = take_away(mountpoint, lazy=lazy)
+    if not Path(taken.source).is_absolute():
+        note(f"{mountpoint} was mounted as {taken.source!r}: its daemon may still be closing the vault")
+    elif not lazy:
+        wait_closed(taken, lambda: _still_open(taken))
+    elif _still_open(taken):
+        note(f"{mountpoint} is gone; the vault is closed when the last program lets go of its files")
+
+
+def _still_open(taken: Mount) -> bool:
+    """Whether the daemon of a mount that was taken away still holds the vault's lock."""
+    from cryptfs.mount.mounts import mounts_of
     from cryptfs.vfs.vault import lock_holder
 
-    place = str(absolute(mountpoint))
-
-    def is_open(vault_dir: Path) -> bool:
-        if not vault_dir.is_dir():
-            return False
-        holder = lock_holder(vault_dir)
-        return holder is not None and holder.mountpoint == place
-
-    taken = take_away(mountpoint, lazy=lazy)
     vault_dir = Path(taken.source)
-    if not lazy:
-        wait_closed(taken, lambda: is_open(vault_dir))
-    elif is_open(vault_dir):
-        note(f"{mountpoint} is gone; the vault is closed when the last program lets go of its files")
+    holder = lock_holder(vault_dir)
+    if holder is None or (taken.read_only and mounts_of(vault_dir)):  # those share the lock
+        return False
+    # No mountpoint: read-only, or just about to let go.
+    return holder.mountpoint in ("", taken.mountpoint)

@@ -15,8 +15,8 @@ _WITH_VALUE = ("-N", "-t")
 _FLAGS = frozenset("sfnv")
 
 
-def helper_arguments(args: Sequence[str]) -> list[str]:
-    """The arguments of a mount helper as arguments of `cryptfs`."""
+def helper_arguments(args: Sequence[str]) -> list[str] | None:
+    """The arguments of a mount helper as arguments of `cryptfs`; None for a rehearsal (-f)."""
     places: list[str] = []
     options: list[str] = []
     fake = False
@@ -31,5 +31,5 @@ def helper_arguments(args: Sequence[str]) -> list[str]:
         else:
             places.append(word)
     if fake:
-        return ["--version"]
+        return None
     return ["mount", *options, "--", *places]

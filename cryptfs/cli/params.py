@@ -18,6 +18,10 @@ _SIZE = re.compile(r"(?i)(\d+)\s*(?:([kmg])(i?b)?|bytes|b)?")
 _EXPONENT = {"k": 1, "m": 2, "g": 3}
 
 
+# Only a path: the commands say better than click what is wrong with it, and a dead mount is a place too.
+PLACE = click.Path(path_type=Path, readable=False)
+
+
 @dataclass(slots=True)
 class Settings:
     """What holds for the whole run. debug: tracebacks and debug lines."""
@@ -40,7 +44,7 @@ class ByteSize(click.ParamType[int]):
         if letter is None:
             return int(number)
         base = 1000 if (unit or "").lower() == "b" else 1024
-        return int(number) * base ** _EXPONENT[letter.lower()]
+        return int(number) * int(base ** _EXPONENT[letter.lower()])
 
 
 def _set_debug(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
@@ -76,7 +80,7 @@ def passphrase_options(function: Decorated) -> Decorated:
     )(function)
     return click.option(
         "--passfile",
-        type=click.Path(path_type=Path),
+        type=PLACE,
         metavar="FILE",
         help="Read the passphrase from the first line of FILE; '-' is stdin.",
     )(function)
@@ -115,7 +119,7 @@ def kdf_costs(ctx: click.Context, memory: int | None, passes: int | None) -> tup
 
 def vault_argument(function: Decorated) -> Decorated:
     """The vault, made absolute by the command."""
-    return click.argument("vault", type=click.Path(path_type=Path), metavar="VAULT")(function)
+    return click.argument("vault", type=PLACE, metavar="VAULT")(function)
 
 
 def shell_word(path: Path | str) -> str:

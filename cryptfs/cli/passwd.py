@@ -9,6 +9,7 @@ import rich_click as click
 from cryptfs.cli.exit_codes import ConfigUnwritableError
 from cryptfs.cli.output import note
 from cryptfs.cli.params import (
+    PLACE,
     debug_option,
     kdf_costs,
     kdf_options,
@@ -16,7 +17,7 @@ from cryptfs.cli.params import (
     passphrase_source,
     vault_argument,
 )
-from cryptfs.cli.prompt import read_passphrase
+from cryptfs.cli.prompt import harden_process, read_passphrase
 from cryptfs.cli.vaults import config_of
 
 
@@ -25,7 +26,7 @@ from cryptfs.cli.vaults import config_of
 @passphrase_options
 @click.option(
     "--new-passfile",
-    type=click.Path(path_type=Path),
+    type=PLACE,
     metavar="FILE",
     help="Read the new passphrase from the first line of FILE.",
 )
@@ -54,6 +55,7 @@ def passwd(
     new_source = passphrase_source(ctx, new_passfile, new_passcommand)
     memory, passes = kdf_costs(ctx, kdf_memory, kdf_passes)
     config_of(vault)
+    harden_process()
     old = read_passphrase(source, "Old passphrase")
     new = read_passphrase(new_source, "New passphrase", confirm=True)
     from cryptfs.vfs.vault import change_passphrase

@@ -36,6 +36,13 @@ class PassphraseSource:
             raise ValueError("choose one of --passfile and --passcommand")
 
 
+def harden_process() -> None:
+    """Before a passphrase is read: no core dump, no debugger of the same user."""
+    from cryptfs.mount.daemon import harden_process as harden
+
+    harden()
+
+
 def read_passphrase(source: PassphraseSource, prompt: str = "Passphrase", *, confirm: bool = False) -> bytes:
     """The passphrase from where the command line says; else the terminal, else the first line of stdin.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,9 +19,13 @@ def config_of(vault_dir: Path) -> VaultConfig:
 
     Raises: NotAVaultError, VaultConfigError, UnsupportedFormatError; ConfigUnreadableError.
     """
+    from cryptfs.core.config import CONFIG_NAME
     from cryptfs.vfs.vault import read_config
 
     try:
+        # Only to tell what the system refuses from what is not there, which read_config says better.
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.close(os.open(vault_dir / CONFIG_NAME, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
         return read_config(vault_dir)
     except OSError as error:
         raise ConfigUnreadableError(
@@ -38,21 +44,7 @@ def refuse_locked(vault_dir: Path, *, read_only: bool) -> None:
 
     holder = None if read_only else lock_holder(vault_dir)
     if holder is not None:
-        where = f", mounted on {holder.mountpoint}" if holder.mountpoint else ""
         next_step = (
-            f"unmount it with: cryptfs umount {holder.mountpoint}" if holder.mountpoint else "wait for it"
+            f"unmount it with: cryptfs umount {holder.mountpoint}" if holder.mountpoint else "try later"
         )
-        raise VaultLockedError(f"{vault_dir}: in use by process {holder.pid}{where}; {next_step}")
-
-
-def has_aes() -> bool | None:
-    """Whether the CPU has AES instructions; None where the system does not tell."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        name, _, flags = line.partition(":")
-        if name.strip() in ("flags", "Features"):
-            return "aes" in flags.split()
-    return None
+        raise VaultLockedError(f"{vault_dir} is in use by {holder.describe()}; {next_step}")

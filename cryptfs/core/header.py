@@ -46,7 +46,8 @@ class HeaderFlag(IntFlag):
 
 
 NO_FLAGS = HeaderFlag(0)
-_KNOWN_FLAGS = HeaderFlag.CLEAN | HeaderFlag.SPARSE | HeaderFlag.VOID
+# A plain int: the complement of an IntFlag has only the bits that the class knows, so it hides all others.
+_KNOWN_FLAGS = int(HeaderFlag.CLEAN | HeaderFlag.SPARSE | HeaderFlag.VOID)
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,7 +70,7 @@ class NameCipher:
 
     def of_xattrs(self) -> DirectoryNames:
         """The names of extended attributes."""
-        return DirectoryNames(self, XATTR_CONTEXT)
+        return DirectoryNames(self, XATTR_CONTEXT, path_parts=False)
 
     def apply_stream(self, siv: bytes, data: bytes) -> bytes:
         """XOR `data` with the keystream that belongs to `siv`."""
@@ -110,13 +110,23 @@ class NameCipher:
 
 
 class DirectoryNames:
-    """The names of one directory (or of xattrs): seal, open, verify."""
+    """The names of one directory (or of xattrs): seal, open, verify.
 
-    __slots__ = ("_cipher", "_state")
+    Args: path_parts: whether they are parts of paths, so that '/', '.' and '..' are none; xattrs may have
+                      any byte but NUL.
+    """
 
-    def __init__(self, cipher: NameCipher, dir_id: bytes) -> None:
+    __slots__ = ("_cipher", "_path_parts", "_state")
+
+    def __init__(self, cipher: NameCipher, dir_id: bytes, *, path_parts: bool = True) -> None:
         self._cipher = cipher
         self._state = cipher.siv_state(dir_id)
+        self._path_parts = path_parts
+
+    def _is_name(self, name: bytes) -> bool:
+        if not name or b"\0" in name:
+            return False
+        return not self._path_parts or (b"/" not in name and name not in (b".", b".."))
 
     def _siv(self, name: bytes, padded: bytes) -> bytes:
         state = self._state.copy()
@@ -126,10 +136,11 @@ class DirectoryNames:
     def seal(self, name: bytes) -> str:
         """The full cipher name, of any length up to 363 characters.
 
-        Raises: NameTooLongError: over 255 bytes.   ValueError: empty, '.', '..', or with NUL or '/'.
+        Raises: NameTooLongError: over 255 bytes.   ValueError: empty, or with NUL; as part of a path,
+                '.', '..', or with '/', too.
         """
-        if not name or name in (b".", b"..") or b"\0" in name or b"/" in name:
-            raise ValueError("not a name of a directory entry")
+        if not self._is_name(name):
+            raise ValueError("not a name of a directory entry or xattr")
         if len(name) > MAX_NAME_SIZE:
             raise NameTooLongError(f"a name of {len(name)} bytes is over the limit of {MAX_NAME_SIZE}")
         padded = name + _ZEROS[: -len(name) % PAD_STEP]
@@ -145,7 +156,7 @@ class DirectoryNames:
         padded = name + _ZEROS[: -len(name) % PAD_STEP]
         if not hmac.compare_digest(self._siv(name, padded), siv):
             raise NameError_("the cipher name does not belong to this directory", cipher_path=cipher_name)
-        if b"/" in name or b"\0" in name or name in (b".", b".."):
+        if not self._is_name(name):
             raise NameError_("the cipher name decrypts to no valid name", cipher_path=cipher_name)
         return name
 

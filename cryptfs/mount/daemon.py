@@ -78,7 +78,9 @@ def configure_logging(target: LogTarget, *, daemon: bool) -> None:
     for old in root.handlers[:]:
         root.removeHandler(old)
     root.addHandler(handler)
-    root.setLevel(logging.DEBUG if target.debug else logging.INFO)
+    # Libraries stay at warnings even then: mfusepy's debug lines hold plaintext names.
+    root.setLevel(logging.WARNING)
+    logging.getLogger("cryptfs").setLevel(logging.DEBUG if target.debug else logging.INFO)
 
 
 def _syslog_handler() -> logging.Handler:
@@ -178,8 +180,8 @@ def _run_body(body: Callable[[Ready], None], target: LogTarget, writer: int) -> 
             os.close(writer)
 
     def ready() -> None:
-        send({"pid": os.getpid()})
         _silence_stderr(target)
+        send({"pid": os.getpid()})
 
     try:
         os.chdir("/")

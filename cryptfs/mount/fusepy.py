@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cryptfs.errors import MountError
-from cryptfs.mount.libfuse import CAP_ASYNC_DIO, CAP_WRITEBACK_CACHE, mfusepy
+from cryptfs.mount.libfuse import CAP_ASYNC_DIO, CAP_SPLICE, CAP_WRITEBACK_CACHE, mfusepy
 from cryptfs.mount.operations import CryptOperations
 from cryptfs.mount.options import MountOptions, escape_value
 from cryptfs.storage.libc import UTIME_NOW
@@ -105,6 +105,8 @@ def _negotiate(connection: Any, config: Any, options: MountOptions) -> bool:
     connection.max_write = MAX_REQUEST
     wanted = CAP_ASYNC_DIO | (CAP_WRITEBACK_CACHE if options.writeback else 0)
     connection.want |= connection.capable & wanted
+    # The bytes have to come to memory to be sealed; by way of a pipe that costs a copy and a fresh buffer.
+    connection.want &= ~CAP_SPLICE
     return bool(connection.want & CAP_WRITEBACK_CACHE)
 
 

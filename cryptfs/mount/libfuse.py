@@ -13,7 +13,7 @@ from ctypes.util import find_library
 from cryptfs.errors import MountError
 
 CAP_WRITEBACK_CACHE = 1 << 16
-CAP_AUTO_INVAL_DATA = 1 << 12
+CAP_SPLICE = 1 << 7 | 1 << 8 | 1 << 9  # write, move, read
 CAP_ASYNC_DIO = 1 << 15
 
 if not os.environ.get("FUSE_LIBRARY_NAME") and not os.environ.get("FUSE_LIBRARY_PATH"):

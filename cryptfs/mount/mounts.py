@@ -108,7 +108,7 @@ def mounts_of(vault_dir: Path) -> list[Mount]:
 def is_stale(mountpoint: Path) -> bool:
     """Whether the daemon of the mount there is gone. Asks the mount: may wait for a busy daemon."""
     try:
-        mountpoint.lstat()
+        os.statvfs(mountpoint)  # the kernel answers stat from its cache for a while
     except OSError as error:
         return error.errno in _DEAD
     return False

@@ -38,8 +38,9 @@ from cryptfs.vfs.vault import Vault
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_HIDDEN = re.compile(r"\.fuse_hidden[0-9a-f]{16}")
-"""What libfuse renames an open file to before it is unlinked or replaced."""
+_HIDDEN = re.compile(r"\.fuse_hidden[0-9a-f]{8}([0-9a-f]{8})")
+"""What libfuse renames an open file to before it is unlinked or replaced: inode and counter."""
+_HIDDEN_AT_ONCE = 64  # how far its counter may be out of order
 
 _RELEASE_SECONDS = 1.0
 """How long after its release libfuse may still take a file for open."""
@@ -83,8 +84,9 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
         self._handles: dict[int, OpenFile] = {}
         self._directories: dict[int, Directory] = {}
         self._next_handle = itertools.count(1)
-        self._released: deque[tuple[FileKey, float]] = deque(maxlen=64)  # the last ones, see _hide
+        self._released: deque[tuple[FileKey, float]] = deque(maxlen=_HIDDEN_AT_ONCE)  # see _hide
         self._hidden: dict[str, OpenFile] = {}  # path that libfuse made up -> file without a name, see _hide
+        self._hidden_count = 0
         left_out = set() if options.xattrs else {"getxattr", "setxattr", "listxattr", "removexattr"}
         if options.kernel_checks_permissions:
             left_out.add("access")
@@ -260,20 +262,27 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
     @translated
     def rename(self, old: str, new: str, flags: int) -> None:
         """rename, renameat2."""
-        if _HIDDEN.fullmatch(new.rpartition("/")[2]) and self._hide(old, new):
+        if self._hide(old, new):
             return
         self._tree.rename(*self._paths.resolve(old), *self._paths.resolve(new), flags)
         self._paths.forget(old)
         self._paths.forget(new)
 
     def _hide(self, old: str, new: str) -> bool:
-        """Take a name from an open file instead of giving it another.
+        """Take a name from an open file instead of giving it another; False: a person's own rename.
 
         libfuse's path interface cannot name an open file that is unlinked, so before an unlink or a
-        replacing rename it asks for a rename to `.fuse_hidden...` and unlinks that after the last close.
-        Such a file would show in listings and keep its directory from being removed. Here the file is
-        unlinked at once, and what comes for the hidden path meanwhile goes to the open file.
+        replacing rename it asks for a rename to `.fuse_hidden` and two numbers, and unlinks that after the
+        last close. Such a file would show in listings and keep its directory from being removed; and if
+        the close comes in between, libfuse forgets it for ever. Here the file is unlinked at once, and
+        what comes for the hidden path meanwhile goes to the open file.
         """
+        match = _HIDDEN.fullmatch(new.rpartition("/")[2])
+        if match is None:
+            return False
+        counter = int(match[1], 16)  # counts libfuse's own renames of this kind from 1
+        if not self._hidden_count < counter <= self._hidden_count + _HIDDEN_AT_ONCE:
+            return False
         directory, name = self._paths.resolve(old)
         st = self._tree.stat(directory, name).st
         key = (st.st_dev, st.st_ino)
@@ -282,12 +291,13 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
             hidden = self._tree.unlink_open(directory, name, file)
             if hidden is not None:
                 self._hidden[new] = hidden
-            return True
-        # libfuse takes a file for open until its release has returned; by then it is not in the table.
-        recent = time.monotonic() - _RELEASE_SECONDS
-        if not any(known == key and when > recent for known, when in list(self._released)):
-            return False
-        self._tree.unlink(directory, name)
+        else:
+            # libfuse takes a file for open until its release has returned; by then it is not in the table.
+            recent = time.monotonic() - _RELEASE_SECONDS
+            if not any(known == key and when > recent for known, when in list(self._released)):
+                return False
+            self._tree.unlink(directory, name)
+        self._hidden_count = max(self._hidden_count, counter - _HIDDEN_AT_ONCE // 2)
         return True
 
     # ---- xattrs

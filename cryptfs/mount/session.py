@@ -23,7 +23,7 @@ from typing import Protocol, cast
 from cryptfs.errors import MountError
 from cryptfs.mount.daemon import LogTarget, Ready, configure_logging, harden_process, start_daemon
 from cryptfs.mount.holders import describe_holders, find_holders
-from cryptfs.mount.mounts import Mount, absolute, detach, mount_at
+from cryptfs.mount.mounts import Mount, absolute, detach, is_stale, mount_at
 from cryptfs.mount.options import MountOptions
 
 log = logging.getLogger("cryptfs.mount")
@@ -66,28 +66,22 @@ def check_mountpoint(vault_dir: Path, mountpoint: Path, *, nonempty: bool = Fals
     Raises: MountError: it is missing, no directory, not empty, entangled with the vault, or the dead
             remains of a mount.
     """
+    mount = mount_at(mountpoint)
+    if mount is not None and mount.is_cryptfs:
+        what = "a mount whose daemon died" if is_stale(mountpoint) else mount.source
+        raise MountError(
+            f"{mountpoint}: {what} is mounted there already; unmount it with: cryptfs umount {mountpoint}"
+        )
     try:
-        mountpoint.lstat()
         mode = mountpoint.stat().st_mode
     except FileNotFoundError:
         raise MountError(f"{mountpoint}: no such directory; create it with: mkdir -p {mountpoint}") from None
     except OSError as error:
-        if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
-            raise MountError(
-                f"{mountpoint}: a mount whose daemon died is still there; "
-                f"remove it with: cryptfs umount {mountpoint}"
-            ) from None
         raise MountError(f"{mountpoint}: {error.strerror}") from None
     place, vault = absolute(mountpoint), absolute(vault_dir)
     if not stat.S_ISDIR(mode):
         raise MountError(f"{mountpoint}: not a directory")
     _check_apart(place, vault)
-    mount = mount_at(place)
-    if mount is not None and mount.is_cryptfs:
-        raise MountError(
-            f"{mountpoint}: {mount.source} is mounted there already; "
-            f"unmount it with: cryptfs umount {mountpoint}"
-        )
     if not nonempty:
         _check_empty(mountpoint)
     return place
@@ -236,10 +230,17 @@ class _Session:
             signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
 
     def _watch(self) -> None:
+        asked = False
         while not self.ended.is_set():
             number = signal.sigwait(STOP_SIGNALS)
             if self.ended.is_set():
                 return
+            if asked:
+                # As safe as any kill: what was synced is on disk, and headers say that a writer died.
+                log.error("%s again: ending at once", signal.Signals(number).name)
+                logging.shutdown()
+                os._exit(1)
+            asked = True
             log.info("%s: unmounting %s", signal.Signals(number).name, self.mountpoint)
             self._stop()
 
@@ -252,9 +253,13 @@ class _Session:
             _detach_with_sync(mount)
         except (MountError, OSError) as error:
             log.error("cannot unmount %s: %s", self.mountpoint, error)
-        if not self.ended.wait(GRACE):
-            log.warning("files on %s are still open; cutting them off", self.mountpoint)
-            abort_connection(mount)
+        if self.ended.wait(GRACE):
+            return
+        log.warning("files on %s are still open; cutting them off", self.mountpoint)
+        if not abort_connection(mount):
+            log.warning(
+                "the kernel offers no way to do that here: waiting for them; a second signal ends at once"
+            )
 
 
 def _detach_with_sync(mount: Mount) -> None:
@@ -290,8 +295,11 @@ def raise_read_ahead(mount: Mount) -> None:
             knob.write_text(f"{READ_AHEAD_KB}\n")
 
 
-def abort_connection(mount: Mount) -> None:
-    """End a FUSE connection whatever is open on it; does nothing where fusectl is not there."""
+def abort_connection(mount: Mount) -> bool:
+    """End a FUSE connection whatever is open on it; False where fusectl is not mounted."""
     minor = mount.device.partition(":")[2]
-    with contextlib.suppress(OSError):
+    try:
         (_FUSE_CONNECTIONS / minor / "abort").write_text("1\n")
+    except OSError:
+        return False
+    return True

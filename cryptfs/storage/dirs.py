@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 import threading
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -110,6 +111,8 @@ def _kind(entry: os.DirEntry[str]) -> int:
 def remove_directory(parent_fd: int, entry_name: str) -> None:
     """Remove a directory of the vault that holds nothing but its record; all or nothing.
 
+    Call with the sidecars' lock held: a sidecar whose entry is being created is no orphan.
+
     Raises: OSError: ENOTEMPTY where it holds anything else.
     """
     fd = open_directory(parent_fd, entry_name)
@@ -133,20 +136,44 @@ def remove_directory(parent_fd: int, entry_name: str) -> None:
 
 
 def _other_names(dir_fd: int) -> list[str]:
-    """What a directory holds beside its record; sidecars without their entry and unfinished files go."""
+    """What a directory holds beside its record.
+
+    Sidecars without their entry go, and so does what an interrupted operation left, and a directory that
+    was planted as the record.
+    """
     listing_fd = open_for_listing(dir_fd)
     try:
-        names = [name for name in os.listdir(listing_fd) if name != RECORD_NAME]
+        present = set(os.listdir(listing_fd))
     finally:
         os.close(listing_fd)
-    present = set(names)
-    for name in names:
-        is_sidecar = is_long(name) and name.endswith(SIDECAR_SUFFIX)
-        if (is_sidecar and name[: -len(SIDECAR_SUFFIX)] not in present) or name.startswith(TEMP_PREFIX):
-            with contextlib.suppress(OSError):
-                os.unlink(name, dir_fd=dir_fd)
-                present.discard(name)
-    return sorted(present)
+    leftovers = {name for name in present if name.startswith(TEMP_PREFIX) or _is_orphan(name, present)}
+    others = present - leftovers - {RECORD_NAME}
+    if others:
+        return sorted(others)  # then nothing is touched: an operation may be under way here
+    for name in leftovers:
+        try:
+            _discard(dir_fd, name)
+        except OSError:
+            others.add(name)
+    if RECORD_NAME in present and _is_directory(dir_fd, RECORD_NAME):
+        os.rmdir(RECORD_NAME, dir_fd=dir_fd)
+    return sorted(others)
+
+
+def _is_orphan(name: str, present: set[str]) -> bool:
+    return is_long(name) and name.endswith(SIDECAR_SUFFIX) and name[: -len(SIDECAR_SUFFIX)] not in present
+
+
+def _is_directory(dir_fd: int, name: str) -> bool:
+    return stat.S_ISDIR(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode)
+
+
+def _discard(dir_fd: int, name: str) -> None:
+    """Remove a file or, as an interrupted mkdir leaves one, a directory with at most a record in it."""
+    try:
+        os.unlink(name, dir_fd=dir_fd)
+    except IsADirectoryError:
+        remove_directory(dir_fd, name)
 
 
 def _remove_with_record(parent_fd: int, entry_name: str, fd: int) -> None:
@@ -202,7 +229,8 @@ class Sidecars:
         except IntegrityError as error:
             raise NameError_(f"the sidecar is {error.reason}", cipher_path=entry_name) from None
         cipher_name = raw.decode("ascii", "replace")
-        if len(raw) > MAX_CIPHER_NAME or not raw.isascii() or long_entry_name(cipher_name) != entry_name:
+        fits = MAX_NAME_SIZE < len(raw) <= MAX_CIPHER_NAME  # a shorter one would be a second spelling
+        if not fits or not raw.isascii() or long_entry_name(cipher_name) != entry_name:
             raise NameError_("the sidecar does not belong to its entry", cipher_path=entry_name)
         return cipher_name
 

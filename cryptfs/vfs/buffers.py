@@ -32,6 +32,7 @@ class BufferPool:
 
     def give(self, buffer: memoryview) -> None:
         """Give back what take returned (whole, not a slice)."""
-        kept = self._free.get(len(buffer).bit_length() - 1)
-        if kept is not None and len(kept) < KEPT_BUFFERS:
+        shift = len(buffer).bit_length() - 1
+        kept = self._free.get(shift)
+        if kept is not None and len(buffer) == 1 << shift and len(kept) < KEPT_BUFFERS:
             kept.append(buffer)

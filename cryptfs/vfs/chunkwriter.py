@@ -5,6 +5,7 @@ Everything here runs with the FileState's lock held, between the two steps of it
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 
@@ -150,5 +151,11 @@ class ChunkWriter:
         """After a failed write: the old length and the old edge records, as far as the disk lets us."""
         state, geometry = self._state, self._geometry
         for chunk_index, record in old_edges:
-            write_fully(state.fd, (record,), geometry.record_offset(chunk_index))
-        os.ftruncate(state.fd, 0 if state.header_is_planned else geometry.cipher_size(state.size))
+            with contextlib.suppress(OSError):
+                write_fully(state.fd, (record,), geometry.record_offset(chunk_index))
+        if state.header is not None and not state.header_is_planned:
+            # The header may have been in the write that failed: half of it, or whole and not CLEAN.
+            with contextlib.suppress(OSError):
+                state.write_header(state.header_for_change() or state.header)
+        with contextlib.suppress(OSError):
+            os.ftruncate(state.fd, 0 if state.header_is_planned else geometry.cipher_size(state.size))

@@ -95,14 +95,14 @@ class EntryOperations:
                     os.close(fd)
                 rename_exclusive(parent.fd, temporary, parent.fd, entry_name)
             except BaseException:
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError), self.sidecars.lock:
                     remove_directory(parent.fd, temporary)
                 raise
 
     def remove_directory(self, parent: Directory, name: bytes) -> None:
         """rmdir(2)."""
         self.require_writable()
-        with self.unnaming(parent, name) as entry_name:
+        with self.sidecars.lock, self.unnaming(parent, name) as entry_name:
             remove_directory(parent.fd, entry_name)
 
     def unlink(self, parent: Directory, name: bytes) -> None:
@@ -167,7 +167,7 @@ class EntryOperations:
             elif flags == RENAME_NOREPLACE:
                 rename_exclusive(source.fd, old, target.fd, new)
             else:
-                _rename_over(source.fd, old, target.fd, new)
+                self._rename_over(source.fd, old, target.fd, new)
 
     def _move_symlink(
         self, source: Directory, name: bytes, target: Directory, new_name: bytes, flags: int
@@ -194,13 +194,13 @@ class EntryOperations:
         old, new = source.entry_name(name), target.entry_name(new_name)
         renameat2(source.fd, old, target.fd, new, RENAME_EXCHANGE)
 
-
-def _rename_over(source_fd: int, old: str, target_fd: int, new: str) -> None:
-    """rename(2); an empty directory that is replaced loses its record first."""
-    try:
-        os.rename(old, new, src_dir_fd=source_fd, dst_dir_fd=target_fd)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-        remove_directory(target_fd, new)
-        os.rename(old, new, src_dir_fd=source_fd, dst_dir_fd=target_fd)
+    def _rename_over(self, source_fd: int, old: str, target_fd: int, new: str) -> None:
+        """rename(2); an empty directory that is replaced loses its record first."""
+        try:
+            os.rename(old, new, src_dir_fd=source_fd, dst_dir_fd=target_fd)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            with self.sidecars.lock:
+                remove_directory(target_fd, new)
+            os.rename(old, new, src_dir_fd=source_fd, dst_dir_fd=target_fd)

@@ -45,6 +45,7 @@ class FileState:
         self.damage: IntegrityError | None = None
         self.header: FileHeader | None = None
         self.header_is_planned = False
+        self._unsettled: FileHeader | None = None  # as a dead writer left it, where it could not be settled
         self.content_key = b""
         self.size = 0
         self.kept_mtime_ns: int | None = None  # what the last close restores, see keep_mtime
@@ -58,6 +59,8 @@ class FileState:
         if writable and not self.writable:
             self._retired_fds.append(self.fd)
             self.fd, self.writable = fd, True
+            if self._unsettled is not None:
+                self.loaded = False  # what could not be settled without writing is settled now
         else:
             os.close(fd)
 
@@ -69,8 +72,15 @@ class FileState:
 
     @property
     def clean(self) -> bool:
-        """Whether the header on disk needs no CLEAN written at the last close."""
-        return self.header is None or self.header_is_planned or HeaderFlag.CLEAN in self.header.flags
+        """Whether the header on disk needs no CLEAN written at the last close.
+
+        A damaged file keeps its header, as evidence and for a repair; so does one that a dead writer left
+        and that nobody here may write.
+        """
+        header = self.header
+        if header is None or self.header_is_planned or self.damage is not None:
+            return True
+        return HeaderFlag.CLEAN in header.flags or header is self._unsettled
 
     @property
     def sparse(self) -> bool:
@@ -106,6 +116,7 @@ class FileState:
         if HeaderFlag.VOID in header.flags:
             self.size = 0
             self._trim(HEADER_SIZE, cipher_size, "what a truncate to zero left")
+            self._settle()
         elif HeaderFlag.CLEAN in header.flags:
             expected = geometry.cipher_size(header.size)
             if cipher_size < expected:
@@ -136,8 +147,10 @@ class FileState:
         log.warning("%s: %d bytes trimmed (%s)", self.cipher_path, cipher_size - expected, what)
         fd = self._writing_fd()
         if fd is not None:
-            os.ftruncate(fd, expected)
-            self._done_writing(fd)
+            try:
+                os.ftruncate(fd, expected)
+            finally:
+                self._done_writing(fd)
 
     def _settle(self) -> None:
         """After its writer died, make the length that was found the authentic one."""
@@ -145,8 +158,12 @@ class FileState:
             "%s: was being written when its writer ended; %d bytes are intact", self.cipher_path, self.size
         )
         fd = self._writing_fd()
-        if fd is not None:
+        if fd is None:
+            self._unsettled = self.header
+            return
+        try:
             self._write_clean(fd)
+        finally:
             self._done_writing(fd)
 
     def _writing_fd(self) -> int | None:

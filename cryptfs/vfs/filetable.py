@@ -78,8 +78,8 @@ class FileTable:
 
     def _drop(self, state: FileState) -> None:
         state.handles = 0
-        del self._states[state.key]
-        state.close_descriptors()
+        if self._states.pop(state.key, None) is not None:  # close() may have been here before
+            state.close_descriptors()
 
     def close(self) -> None:
         """Settle whatever is still open: the mount is gone."""

@@ -10,6 +10,7 @@ before and after, and takes the lock if a writer came between.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 
@@ -163,7 +164,16 @@ class OpenFile:
             raise ReadOnlyVaultError("the vault is mounted read-only")
         if not self.writable:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        return _Change(state)
+        return _Change(self)
+
+    def cut_back(self, size: int) -> None:
+        """After a change failed half-way: the length from before it, as far as the disk lets us."""
+        with contextlib.suppress(OSError, IntegrityError):
+            if size:
+                self._shrink(size)
+            else:
+                os.ftruncate(self.state.fd, HEADER_SIZE)
+                self.state.size = 0
 
     def _fill_gap(self, offset: int) -> None:
         state = self.state
@@ -203,7 +213,8 @@ class OpenFile:
         Raises: OSError.   IntegrityError: the file is damaged (a truncate to zero works all the same).
         """
         if not 0 <= size <= self._geometry.max_plain_size:
-            raise OSError(errno.EFBIG if size > 0 else errno.EINVAL, os.strerror(errno.EFBIG))
+            code = errno.EFBIG if size > 0 else errno.EINVAL
+            raise OSError(code, os.strerror(code))
         if size == 0:
             self._truncate_to_zero()
             return
@@ -220,7 +231,7 @@ class OpenFile:
         try:
             change = self.changing()
         except IntegrityError:
-            change = _Change(self.state, damaged=True)
+            change = _Change(self, damaged=True)
         with change as state:
             header = state.header
             if header is None and state.damage is None:
@@ -234,8 +245,8 @@ class OpenFile:
             state.write_header(
                 renewed.changed(size=0, size_min=0, generation=generation, flags=HeaderFlag.VOID)
             )
+            state.size, state.damage = 0, None  # whatever becomes of the next call
             os.ftruncate(state.fd, HEADER_SIZE)
-            state.size, state.damage = 0, None
 
     def _shrink(self, size: int) -> None:
         """Cut to a length that is not zero: the new last chunk is sealed anew, shorter."""
@@ -248,12 +259,19 @@ class OpenFile:
             scratch = self._buffers.take(geometry.chunk_size)
             sealed = self._buffers.take(geometry.record_size)
             try:
-                self._writer.open_old(last, scratch)
+                old = self._writer.open_old(last, scratch)
                 length = self._cipher.seal_run(
                     state.content_key, last, scratch[:kept], self._context.nonces(1), sealed
                 )
-                os.ftruncate(state.fd, geometry.cipher_size(geometry.chunk_start(last) + was))
-                write_fully(state.fd, (sealed[:length],), geometry.record_offset(last))
+                end = geometry.chunk_start(last) + was
+                os.ftruncate(state.fd, geometry.cipher_size(end))
+                state.size = end
+                try:
+                    write_fully(state.fd, (sealed[:length],), geometry.record_offset(last))
+                except OSError:
+                    with contextlib.suppress(OSError):
+                        write_fully(state.fd, (old,), geometry.record_offset(last))
+                    raise
             finally:
                 self._buffers.give(scratch)
                 self._buffers.give(sealed)
@@ -272,20 +290,27 @@ class OpenFile:
 
 
 class _Change:
-    """Holds the lock for a change, and lets readers notice it."""
+    """Holds the lock for a change, and lets readers notice it. A failed change leaves the file no longer."""
 
-    __slots__ = ("_state",)
+    __slots__ = ("_file", "_size", "_state")
 
-    def __init__(self, state: FileState, *, damaged: bool = False) -> None:
+    def __init__(self, file: OpenFile, *, damaged: bool = False) -> None:
         if not damaged:
-            state.require_loaded()
-        self._state = state
+            file.state.require_loaded()
+        self._file = file
+        self._state = file.state
+        self._size = 0
 
     def __enter__(self) -> FileState:
         self._state.lock.acquire()
         self._state.change_count += 1
+        self._size = self._state.size
         return self._state
 
-    def __exit__(self, *_: object) -> None:
-        self._state.change_count += 1
-        self._state.lock.release()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is not None and issubclass(kind, Exception) and self._state.size > self._size:
+                self._file.cut_back(self._size)
+        finally:
+            self._state.change_count += 1
+            self._state.lock.release()

@@ -15,7 +15,7 @@ import sys
 from cryptfs.core.aead import SMALL_NONCE_SIZE, Kind, open_small, seal_small
 from cryptfs.core.header import HeaderFlag
 from cryptfs.core.keys import Subkeys
-from cryptfs.core.names import LONG_PREFIX, NameCipher, long_entry_name
+from cryptfs.core.names import LONG_PREFIX, MAX_NAME_SIZE, NameCipher, long_entry_name
 from cryptfs.core.smallvalues import xattr_aad
 from cryptfs.errors import NameError_
 from cryptfs.storage.backing import open_backing
@@ -101,7 +101,8 @@ class Xattrs:
         stored = os.getxattr(path, backing_name, follow_symlinks=False)
         length = int.from_bytes(stored[:2], "little")
         cipher_name = stored[2 : 2 + length].decode("ascii", "replace")
-        if "user." + long_entry_name(cipher_name) != backing_name:
+        fits = len(_PREFIX) + length > _MAX_BACKING_NAME  # a shorter one would be a second spelling
+        if not fits or "user." + long_entry_name(cipher_name) != backing_name:
             raise NameError_("a long xattr name does not match its hash")
         return self._names.open(cipher_name)
 
@@ -109,8 +110,8 @@ class Xattrs:
         """The backing attribute's name, and what its value begins with."""
         if attribute.startswith(_UNSUPPORTED):
             raise _error(errno.EOPNOTSUPP)
-        if not attribute or len(attribute) > 255 or b"/" in attribute:
-            raise _error(errno.EINVAL if attribute and len(attribute) <= 255 else errno.ERANGE)
+        if not 0 < len(attribute) <= MAX_NAME_SIZE:
+            raise _error(errno.ERANGE)
         if attribute in _NAMESPACES:
             raise _error(errno.EINVAL)  # a namespace without a name in it
         if sys.platform == "linux" and not attribute.startswith(_NAMESPACES):

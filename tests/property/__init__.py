@@ -1,0 +1,1 @@
+"""Random work on the vfs against a model that cannot be wrong."""

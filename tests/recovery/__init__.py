@@ -1,0 +1,1 @@
+"""Writers that die, and disks that refuse."""

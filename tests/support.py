@@ -1,0 +1,203 @@
+"""Vaults for tests of the vfs: fixed keys instead of a passphrase, and a way to die without closing."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cryptfs.core.aead import AEGIS_256, FORMAT_VERSION, SUITES, XCHACHA20_POLY1305
+from cryptfs.core.config import VaultConfig
+from cryptfs.core.geometry import ChunkGeometry
+from cryptfs.core.header import FileHeader
+from cryptfs.core.keys import Subkeys
+from cryptfs.errors import IntegrityError
+from cryptfs.mount.errno_map import errno_of
+from cryptfs.vfs.context import FileContext
+from cryptfs.vfs.directory import Directory
+from cryptfs.vfs.openfile import OpenFile
+from cryptfs.vfs.tree import VaultTree
+
+CIPHERS = tuple(SUITES)
+KIB = 1024
+MIB = 1024 * KIB
+GAP = 4 * MIB  # from this gap past the end on, DESIGN has a hole instead of sealed zeros
+
+_MASTERKEY = hashlib.sha256(b"the masterkey of every vault in these tests").digest()
+
+__all__ = ["AEGIS_256", "CIPHERS", "GAP", "KIB", "MIB", "XCHACHA20_POLY1305", "BareVault"]
+
+
+def bare_config(cipher: str, chunk_size: int) -> VaultConfig:
+    """A config without slots: enough for a FileContext, not for unlocking."""
+    return VaultConfig(
+        chunk_size=chunk_size,
+        cipher=cipher,
+        features=[],
+        format="cryptfs",
+        generation=1,
+        mac="",
+        slots=[],
+        vault_id="00" * 16,
+        version=FORMAT_VERSION,
+    )
+
+
+class BareVault:
+    """A VaultTree in a plain directory, and what a test wants to do with it."""
+
+    def __init__(
+        self,
+        vault_dir: Path,
+        *,
+        cipher: str = AEGIS_256.name,
+        chunk_size: int = 4 * KIB,
+        read_only: bool = False,
+        masterkey: bytes = _MASTERKEY,
+    ) -> None:
+        vault_dir.mkdir(exist_ok=True)
+        self.vault_dir = vault_dir
+        self.config = bare_config(cipher, chunk_size)
+        self._masterkey = masterkey
+        self._start(read_only=read_only)
+
+    def _start(self, *, read_only: bool) -> None:
+        self.keys = Subkeys.from_masterkey(self._masterkey)
+        self.context = FileContext(self.keys, self.config, read_only)
+        self._vault_fd = os.open(self.vault_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.tree = VaultTree(self.context, self._vault_fd)
+
+    def close(self) -> None:
+        """An orderly end."""
+        self.tree.close()
+        self.context.cipher.close()
+        os.close(self._vault_fd)
+
+    def reopen(self, *, read_only: bool = False) -> None:
+        """Close in order, and start anew on what is on disk."""
+        self.close()
+        self._start(read_only=read_only)
+
+    def die_and_reopen(self, *, read_only: bool = False) -> None:
+        """Lose everything in memory, as a killed process does; start anew on what is on disk."""
+        for state in self.tree.files._states.values():
+            state.close_descriptors()
+        self.tree.files._states.clear()
+        self.tree.pending._close_all()
+        self.context.cipher.close()
+        os.close(self._vault_fd)
+        self._start(read_only=read_only)
+
+    # ---- shorthands
+
+    @property
+    def root(self) -> Directory:
+        return self.tree.root
+
+    @property
+    def geometry(self) -> ChunkGeometry:
+        return self.config.geometry
+
+    def entry(self, name: bytes, directory: Directory | None = None) -> str:
+        """Cipher path of an entry, relative to the vault."""
+        where = directory or self.root
+        return where.path_of(where.entry_name(name))
+
+    def backing(self, name: bytes, directory: Directory | None = None) -> Path:
+        """The backing file of an entry."""
+        return self.vault_dir / self.entry(name, directory)
+
+    def header(self, name: bytes) -> FileHeader:
+        """The header that is on disk now."""
+        return self.context.unpack_header(self.backing(name).read_bytes()[:256])
+
+    def plain_size(self, name: bytes) -> int:
+        """The size that follows from the backing file's length alone."""
+        return self.geometry.plain_size(self.backing(name).stat().st_size)
+
+    def put(self, name: bytes, content: bytes, directory: Directory | None = None) -> None:
+        """Make or replace a file."""
+        with self.opened(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC, directory) as file:
+            file.write(0, content)
+
+    def get(self, name: bytes, directory: Directory | None = None) -> bytes:
+        """All of a file."""
+        with self.opened(name, os.O_RDONLY, directory) as file:
+            return file.read(0, self.tree.stat_open(file).size + 1)
+
+    @contextlib.contextmanager
+    def opened(
+        self, name: bytes, flags: int = os.O_RDWR, directory: Directory | None = None
+    ) -> Iterator[OpenFile]:
+        """A handle for a while."""
+        where = directory or self.root
+        if flags & os.O_CREAT:
+            file = self.tree.create(where, name, flags, 0o600)
+            if flags & os.O_TRUNC:
+                file.truncate(0)
+        else:
+            file = self.tree.open(where, name, flags)
+        try:
+            yield file
+        finally:
+            self.tree.release(file)
+
+    def make_directory(self, name: bytes, parent: Directory | None = None) -> Directory:
+        """A new subdirectory, opened."""
+        where = parent or self.root
+        self.tree.make_directory(where, name, 0o755)
+        return self.tree.directory(where, name)
+
+    def names(self, directory: Directory | None = None) -> list[bytes]:
+        """The sorted names of a directory."""
+        return sorted(entry.name for entry in self.tree.list(directory or self.root))
+
+    def internal_names(self, directory: Directory | None = None) -> list[str]:
+        """Sorted names of the backing directory's files that are not entries."""
+        path = self.vault_dir / (directory or self.root).cipher_path
+        return sorted(
+            name for name in os.listdir(path) if name.startswith("cryptfs.") and name != "cryptfs.dir"
+        )
+
+
+def assert_detected(
+    action: Callable[[], object],
+    caplog: pytest.LogCaptureFixture,
+    cipher_path: str,
+    chunk_index: int | None = None,
+) -> IntegrityError:
+    """The action meets damage: IntegrityError, and one log line that says where."""
+    with pytest.raises(IntegrityError) as raised:
+        action()
+    error = raised.value
+    caplog.clear()
+    with caplog.at_level(logging.ERROR):
+        assert errno_of(error) == 5
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 1
+    assert error.cipher_path == cipher_path
+    assert error.chunk_index == chunk_index
+    place = cipher_path if chunk_index is None else f"{cipher_path}, chunk {chunk_index}"
+    assert lines[0] == f"{place}: {error.reason}"
+    return error
+
+
+def open_descriptors() -> int:
+    """How many descriptors this process has."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+def is_regular(path: Path) -> bool:
+    """Whether a regular file stands there."""
+    return stat.S_ISREG(path.lstat().st_mode)
+
+
+def pattern(size: int, seed: int = 0) -> bytes:
+    """Bytes without a period that a chunk could share."""
+    return hashlib.shake_128(seed.to_bytes(8, "little")).digest(size)

@@ -1,0 +1,1 @@
+"""Tests that need no mount and no disk."""

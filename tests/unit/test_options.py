@@ -1,0 +1,103 @@
+"""The `-o` string: what is understood, what is refused, and that commas and backslashes survive."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cryptfs.mount.options import (
+    MountOptions,
+    OptionItem,
+    escape_value,
+    parse_options,
+    split_options,
+)
+
+
+def test_nothing_is_the_default() -> None:
+    assert parse_options("") == MountOptions()
+
+
+def test_each_kind_of_option() -> None:
+    parsed = parse_options(
+        "ro,allow_other,noxattrs,nowriteback,attr_timeout=2.5,max_threads=3,fsname=a b,nosuid"
+    )
+    assert parsed == MountOptions(
+        read_only=True,
+        allow_other=True,
+        xattrs=False,
+        writeback=False,
+        attr_timeout=2.5,
+        max_threads=3,
+        fsname="a b",
+        extra=("nosuid",),
+    )
+
+
+def test_the_last_one_wins() -> None:
+    assert parse_options("ro,rw").read_only is False
+    assert parse_options("noxattrs,xattrs").xattrs is True
+    assert parse_options("noatime,nodev,noatime").extra == ("nodev", "noatime")
+
+
+def test_what_fstab_adds_is_ignored() -> None:
+    text = "defaults,noauto,nofail,user,_netdev,x-systemd.automount,X-mount.mkdir=755,comment=mine,relatime"
+    assert parse_options(text) == MountOptions()
+
+
+def test_options_are_laid_over_others() -> None:
+    base = MountOptions(read_only=True, extra=("nodev",))
+    assert parse_options("noexec", base) == MountOptions(read_only=True, extra=("nodev", "noexec"))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("colour=blue", "unknown mount option 'colour'"),
+        ("ro=1", "'ro' takes no value"),
+        ("fsname", "'fsname' needs a value"),
+        ("attr_timeout=soon", "attr_timeout needs a number"),
+        ("attr_timeout=nan", "attr_timeout is 0 to"),
+        ("entry_timeout=-1", "entry_timeout is 0 to"),
+        ("max_threads=2.5", "max_threads needs a whole number"),
+        ("max_threads=0", "max_threads is 1 to"),
+        ("engine=steam", "no engine 'steam'"),
+        ("ro,\\", "lone backslash"),
+        ("=5", "no name"),
+    ],
+)
+def test_refusals_name_the_option(text: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        parse_options(text)
+
+
+def test_permissions_are_checked_by_the_kernel_only_with_others() -> None:
+    assert not MountOptions().kernel_checks_permissions
+    assert MountOptions(allow_other=True).kernel_checks_permissions
+    assert not parse_options("allow_other,no_default_permissions").kernel_checks_permissions
+    assert parse_options("default_permissions").kernel_checks_permissions
+
+
+def test_escapes() -> None:
+    assert split_options("fsname=/a\\,b\\\\c=d,ro") == [
+        OptionItem("fsname", "/a,b\\c=d"),
+        OptionItem("ro", None),
+    ]
+
+
+@given(st.text(alphabet=st.characters(blacklist_characters="\0", blacklist_categories=["Cs"])))
+def test_any_value_survives_escaping(value: str) -> None:
+    assert split_options(f"fsname={escape_value(value)},ro") == [
+        OptionItem("fsname", value),
+        OptionItem("ro", None),
+    ]
+
+
+@given(st.text())
+def test_any_text_is_split_or_refused(text: str) -> None:
+    try:
+        items = split_options(text)
+    except ValueError:
+        return
+    assert all(item.name for item in items)

@@ -1,0 +1,1 @@
+"""Golden vaults: made once, readable for ever."""

@@ -1,0 +1,212 @@
+"""Format 1 once more, written from docs/FORMAT.md and without cryptfs.
+
+It only writes, it knows no limits, and it builds what is asked of it, right or wrong: a vector for a
+reader's refusal often needs a structure with a valid mac over nonsense.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import json
+import struct
+from typing import Any
+
+from nacl.bindings import (
+    crypto_aead_aegis256_encrypt,
+    crypto_aead_xchacha20poly1305_ietf_encrypt,
+)
+from nacl.pwhash import argon2id
+
+CIPHERS = {"aegis-256": (1, 32, 32), "xchacha20-poly1305": (2, 24, 16)}  # id, nonce bytes, tag bytes
+CHUNK, HEADER, LINK, LINK_UNBOUND, XATTR_OF_FILE, XATTR_OF_DIRECTORY, SLOT = range(1, 8)
+CLEAN, SPARSE, VOID = 1, 2, 4
+XATTR_CONTEXT = b"cryptfs:xattrs\0\0"
+
+
+def fixed(label: str, size: int) -> bytes:
+    """Stands in for randomness: the same bytes in every run, others for every label."""
+    return hashlib.shake_256(b"cryptfs vectors: " + label.encode()).digest(size)
+
+
+MASTERKEY = bytes(range(32))
+FILE_ID = fixed("file_id", 32)
+OTHER_FILE_ID = fixed("other file_id", 32)
+DIR_ID = fixed("dir_id", 16)
+OTHER_DIR_ID = fixed("other dir_id", 16)
+
+
+def flip(data: bytes, offset: int) -> bytes:
+    """`data` with the lowest bit of one byte turned over; a negative offset counts from the end."""
+    changed = bytearray(data)
+    changed[offset] ^= 1
+    return bytes(changed)
+
+
+def keyed(key: bytes, purpose: str, data: bytes = b"", size: int = 32) -> bytes:
+    """The keyed BLAKE2b of section 2."""
+    person = (b"cryptfs:" + purpose.encode()).ljust(16, b"\0")
+    return hashlib.blake2b(data, digest_size=size, key=key, person=person).digest()
+
+
+def subkey(purpose: str, masterkey: bytes = MASTERKEY) -> bytes:
+    """A subkey of the masterkey."""
+    return keyed(masterkey, purpose)
+
+
+def root_dir_id(masterkey: bytes = MASTERKEY) -> bytes:
+    """The dir_id of the root directory, which has no record."""
+    return keyed(masterkey, "rootdir", size=16)
+
+
+def file_key(cipher: str, chunk_size: int, epoch: int, file_id: bytes, masterkey: bytes = MASTERKEY) -> bytes:
+    """The key of one file's chunks in one epoch."""
+    log2 = chunk_size.bit_length() - 1
+    data = struct.pack("<BBI32s", CIPHERS[cipher][0], log2, epoch, file_id)
+    return keyed(subkey("content", masterkey), "file", data)
+
+
+def nonce_for(size: int, key: bytes, plain: bytes, aad: bytes) -> bytes:
+    """Stands in for a fresh nonce: another one for whatever is sealed."""
+    return fixed(f"nonce for {key.hex()} {plain.hex()} {aad.hex()}", size)
+
+
+def seal_small(key: bytes, plain: bytes, aad: bytes) -> bytes:
+    """A sealed small value, section 3."""
+    nonce = nonce_for(24, key, plain, aad)
+    sealed: bytes = crypto_aead_xchacha20poly1305_ietf_encrypt(plain, aad, nonce, key)
+    return nonce + sealed
+
+
+def seal_record(cipher: str, key: bytes, chunk_index: int, plain: bytes) -> bytes:
+    """One chunk record, section 4."""
+    encrypt = (
+        crypto_aead_aegis256_encrypt if cipher == "aegis-256" else crypto_aead_xchacha20poly1305_ietf_encrypt
+    )
+    aad = struct.pack("<BB6xQ", CHUNK, 1, chunk_index)
+    nonce = nonce_for(CIPHERS[cipher][1], key, plain, aad)
+    sealed: bytes = encrypt(plain, aad, nonce, key)
+    return nonce + sealed
+
+
+def pack_header(
+    cipher: str,
+    chunk_size: int,
+    *,
+    magic: bytes = b"CRYPTFS",
+    version: int = 1,
+    zeros: int = 0,
+    epoch: int = 0,
+    file_id: bytes = FILE_ID,
+    size: int = 0,
+    size_min: int = 0,
+    generation: int = 0,
+    flags: int = 0,
+    reserved: bytes = bytes(108),
+    sealed_for: bytes | None = None,
+    masterkey: bytes = MASTERKEY,
+) -> bytes:
+    """A file header, section 4. sealed_for: another AAD for the state than the header's own."""
+    log2 = chunk_size.bit_length() - 1
+    clear = struct.pack("<7sBBBHI32s", magic, version, CIPHERS[cipher][0], log2, zeros, epoch, file_id)
+    state = struct.pack("<QQQI108s", size, size_min, generation, flags, reserved)
+    aad = bytes((HEADER, 1)) + clear if sealed_for is None else sealed_for
+    body = clear + seal_small(subkey("header", masterkey), state, aad)
+    return body + keyed(subkey("hdrmac", masterkey), "hdrmac", body)
+
+
+def base64url(data: bytes) -> str:
+    """Unpadded base64url."""
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
+
+
+def pad(name: bytes) -> bytes:
+    """A name filled with zeros to a multiple of 16."""
+    return name + bytes(-len(name) % 16)
+
+
+def keystream(siv: bytes, size: int, masterkey: bytes = MASTERKEY) -> bytes:
+    """The first bytes of the stream that hides a name, section 5."""
+    key = subkey("namestrm", masterkey)
+    blocks = [keyed(key, "stream", siv + struct.pack("<I", i), 64) for i in range(-(-size // 64))]
+    return b"".join(blocks)[:size]
+
+
+def seal_name(
+    name: bytes,
+    dir_id: bytes,
+    *,
+    length: int | None = None,
+    padded: bytes | None = None,
+    masterkey: bytes = MASTERKEY,
+) -> bytes:
+    """siv and ciphertext of a name, section 5; length and padded replace the right ones."""
+    filled = pad(name) if padded is None else padded
+    count = len(name) if length is None else length
+    siv = keyed(subkey("namemac", masterkey), "name", dir_id + bytes((count,)) + filled, 16)
+    stream = keystream(siv, len(filled), masterkey)
+    return siv + bytes(a ^ b for a, b in zip(filled, stream, strict=True))
+
+
+def cipher_name(name: bytes, dir_id: bytes) -> str:
+    """The full cipher name."""
+    return base64url(seal_name(name, dir_id))
+
+
+def long_hash(full_name: str) -> str:
+    """What stands for a cipher name that is too long."""
+    return base64url(hashlib.blake2b(full_name.encode("ascii"), digest_size=32).digest())
+
+
+def directory_record(dir_id: bytes, *, version: int = 1, masterkey: bytes = MASTERKEY) -> bytes:
+    """A directory record, section 6."""
+    body = b"CRYPTDIR" + bytes((version,)) + bytes(7) + dir_id
+    return body + keyed(subkey("dirs", masterkey), "dirmac", body)
+
+
+def link_aad(dir_id: bytes, name: bytes) -> bytes:
+    """AAD of the target of a link called `name`."""
+    return bytes((LINK, 1)) + dir_id + seal_name(name, dir_id)[:16]
+
+
+def xattr_aad(kind: int, owner_id: bytes, name: bytes) -> bytes:
+    """AAD of an xattr's value."""
+    return bytes((kind, 1)) + owner_id.ljust(32, b"\0") + name
+
+
+def canonical(value: Any) -> bytes:
+    """Canonical JSON, section 9."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+@functools.cache
+def slot_key(passphrase: bytes, salt: bytes, memory: int, passes: int) -> bytes:
+    """Argon2id, one lane, 32 bytes."""
+    key: bytes = argon2id.kdf(32, passphrase, salt, opslimit=passes, memlimit=memory)
+    return key
+
+
+def make_slot(config: dict[str, Any], slot_id: int, passphrase: bytes, label: str) -> dict[str, Any]:
+    """A key slot at the lowest allowed cost, section 9."""
+    salt = fixed(f"salt of slot {slot_id}", 16)
+    kdf = {"memory": 64 << 20, "name": "argon2id", "passes": 3, "salt": salt.hex()}
+    key = slot_key(passphrase, salt, 64 << 20, 3)
+    static_names = ("chunk_size", "cipher", "features", "format", "vault_id", "version")
+    static = canonical({name: config[name] for name in static_names})
+    aad = struct.pack("<BBI", SLOT, 1, slot_id) + canonical(kdf) + static
+    wrapped = seal_small(keyed(key, "wrap"), MASTERKEY, aad)
+    return {
+        "commitment": keyed(key, "commit").hex(),
+        "id": slot_id,
+        "kdf": kdf,
+        "kind": "passphrase",
+        "label": label,
+        "wrapped": wrapped.hex(),
+    }
+
+
+def config_mac(config: dict[str, Any]) -> str:
+    """The mac of a config under the masterkey of the vectors, in hex."""
+    body = canonical({name: value for name, value in config.items() if name != "mac"})
+    return keyed(subkey("config"), "confmac", body).hex()
