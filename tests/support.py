@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import cryptfs
 from cryptfs.core.aead import AEGIS_256, FORMAT_VERSION, SUITES, XCHACHA20_POLY1305
 from cryptfs.core.config import VaultConfig
 from cryptfs.core.geometry import ChunkGeometry
@@ -201,3 +202,8 @@ def is_regular(path: Path) -> bool:
 def pattern(size: int, seed: int = 0) -> bytes:
     """Bytes without a period that a chunk could share."""
     return hashlib.shake_128(seed.to_bytes(8, "little")).digest(size)
+
+
+def child_environment() -> dict[str, str]:
+    """For child processes that import cryptfs, wherever they run."""
+    return {**os.environ, "PYTHONPATH": str(Path(cryptfs.__file__).parents[1])}

@@ -107,15 +107,18 @@ class ChunkCipher:
             raise ValueError("seal_run needs writable room for every record")
         source, target = calls.pointer(plain), calls.pointer(out)
         place = nonce_at = done = 0
-        for chunk_index in range(first_index, first_index + count):
-            length = min(chunk_size, total - done)
-            out[place : place + nonce_size] = nonces[nonce_at : nonce_at + nonce_size]
-            record = target + place
-            calls.seal(record + nonce_size, source + done, length, chunk_aad(chunk_index), record, key)
-            done += length
-            nonce_at += nonce_size
-            place += length + overhead
-        return place
+        try:
+            for chunk_index in range(first_index, first_index + count):
+                length = min(chunk_size, total - done)
+                out[place : place + nonce_size] = nonces[nonce_at : nonce_at + nonce_size]
+                record = target + place
+                calls.seal(record + nonce_size, source + done, length, chunk_aad(chunk_index), record, key)
+                done += length
+                nonce_at += nonce_size
+                place += length + overhead
+            return place
+        finally:
+            source = target = None  # see open_run
 
     def open_run(
         self, key: bytes, first_index: int, sealed: memoryview, out: memoryview, *, holes: bool
@@ -142,23 +145,29 @@ class ChunkCipher:
             raise ValueError("open_run needs a 32-byte key and writable room for the plaintext")
         source, target = calls.pointer(sealed), calls.pointer(out)
         place = done = 0
-        for chunk_index in range(first_index, first_index + count):
-            length = min(record_size, total - place)
-            if length <= overhead:
-                raise ChunkError("the record has no plaintext", chunk_index=chunk_index)
-            record = source + place
-            opened = calls.open(
-                target + done, record + nonce_size, length - nonce_size, chunk_aad(chunk_index), record, key
-            )
-            if not opened:
-                out[done : done + length - overhead] = bytes(length - overhead)
-                if bytes(sealed[place : place + length]) != bytes(length):
-                    raise ChunkError("the record does not authenticate", chunk_index=chunk_index)
-                if not holes:
-                    raise ChunkError("the record was zeroed; the file has no holes", chunk_index=chunk_index)
-            place += length
-            done += length - overhead
-        return done
+        try:
+            for chunk_index in range(first_index, first_index + count):
+                length = min(record_size, total - place)
+                if length <= overhead:
+                    raise ChunkError("the record has no plaintext", chunk_index=chunk_index)
+                record = source + place
+                aad = chunk_aad(chunk_index)
+                opened = calls.open(target + done, record + nonce_size, length - nonce_size, aad, record, key)
+                if not opened:
+                    out[done : done + length - overhead] = bytes(length - overhead)
+                    if bytes(sealed[place : place + length]) != bytes(length):
+                        raise ChunkError("the record does not authenticate", chunk_index=chunk_index)
+                    if not holes:
+                        raise ChunkError(
+                            "the record was zeroed; the file has no holes", chunk_index=chunk_index
+                        )
+                place += length
+                done += length - overhead
+            return done
+        finally:
+            # An exception keeps this frame alive, and often stands in a reference loop. Until Python 3.11.8
+            # and 3.12.2 the collector crashes on a memoryview in a loop while such a pointer is on it.
+            source = target = None
 
 
 SMALL_NONCE_SIZE = 24

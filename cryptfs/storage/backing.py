@@ -15,6 +15,8 @@ from cryptfs.errors import IntegrityError
 
 OPEN_FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 DIRECTORY_FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+# How open fails on links, sockets, directories, and devices without driver or permission.
+_SPECIAL_ERRNOS = (errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.ENODEV, errno.EACCES, errno.EPERM)
 
 
 def open_backing(dir_fd: int, name: str, flags: int, mode: int = 0) -> tuple[int, os.stat_result]:
@@ -26,7 +28,7 @@ def open_backing(dir_fd: int, name: str, flags: int, mode: int = 0) -> tuple[int
     try:
         fd = os.open(name, flags | OPEN_FLAGS, mode, dir_fd=dir_fd)
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+        if error.errno in _SPECIAL_ERRNOS:
             _refuse_special(dir_fd, name)
         raise
     st = os.fstat(fd)
@@ -66,7 +68,10 @@ def write_fully(fd: int, pieces: Sequence[memoryview | bytes], offset: int) -> N
         return
     rest = memoryview(b"".join(pieces))
     while done < total:
-        done += os.pwrite(fd, rest[done:], offset + done)
+        wrote = os.pwrite(fd, rest[done:], offset + done)
+        if wrote == 0:  # no filesystem should; a loop here would hang the mount
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        done += wrote
 
 
 def read_small(dir_fd: int, name: str, limit: int) -> bytes:

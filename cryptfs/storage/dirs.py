@@ -228,6 +228,10 @@ class Sidecars:
             raise NameError_("the long name has lost its sidecar", cipher_path=entry_name) from None
         except IntegrityError as error:
             raise NameError_(f"the sidecar is {error.reason}", cipher_path=entry_name) from None
+        except OSError as error:
+            raise NameError_(
+                f"the sidecar cannot be read: {error.strerror}", cipher_path=entry_name
+            ) from None
         cipher_name = raw.decode("ascii", "replace")
         fits = MAX_NAME_SIZE < len(raw) <= MAX_CIPHER_NAME  # a shorter one would be a second spelling
         if not fits or not raw.isascii() or long_entry_name(cipher_name) != entry_name:

@@ -7,12 +7,13 @@ import errno
 import fcntl
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from cryptfs.core.config import CONFIG_NAME, MAX_CONFIG_SIZE
 from cryptfs.errors import IntegrityError, NotAVaultError, VaultConfigError, VaultLockedError
-from cryptfs.storage.backing import OPEN_FLAGS, create_small, read_small
+from cryptfs.storage.backing import OPEN_FLAGS, create_small, open_backing, read_small
 from cryptfs.storage.dirs import temp_name
 
 LOCK_NAME = "cryptfs.lock"
@@ -79,6 +80,16 @@ def write_config_file(vault_fd: int, content: bytes) -> None:
     os.fsync(vault_fd)
 
 
+@contextlib.contextmanager
+def changing_config(vault_fd: int) -> Iterator[None]:
+    """One change of the config at a time, from reading it to replacing it; waits for another's."""
+    fcntl.flock(vault_fd, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(vault_fd, fcntl.LOCK_UN)
+
+
 class VaultLock:
     """The lock that a mount holds on its vault: flock(2) on `cryptfs.lock`, which survives fork.
 
@@ -91,11 +102,15 @@ class VaultLock:
         Raises: VaultLockedError: somebody else has it.   NotAVaultError: no permission to write there.
         """
         self._fd: int | None = None
-        flags = (os.O_RDONLY if shared else os.O_RDWR | os.O_CREAT) | OPEN_FLAGS
+        flags = (os.O_RDONLY if shared else os.O_RDWR) | os.O_CREAT
         try:
-            fd = os.open(LOCK_NAME, flags, 0o600, dir_fd=vault_fd)
+            fd, _ = open_backing(vault_fd, LOCK_NAME, flags, 0o600)
+        except IntegrityError as error:
+            raise NotAVaultError(
+                f"{vault_dir} cannot be locked: {LOCK_NAME} in it is {error.reason}; remove it"
+            ) from None
         except OSError as error:
-            if shared and error.errno in (errno.ENOENT, errno.EACCES, errno.EROFS):
+            if shared and error.errno in (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
                 return
             raise NotAVaultError(
                 f"{vault_dir} cannot be opened for writing: {error.strerror}; try a read-only mount"

@@ -16,6 +16,13 @@ SELF = b""
 _CACHED_NAMES = 4096
 
 
+def printable(name: str) -> str:
+    """A name as found in the vault, for messages: whoever planted it has no say over lines or terminals."""
+    if name.isascii() and name.isprintable():
+        return name
+    return name.encode("unicode_escape").decode("ascii")
+
+
 class Directory:
     """One directory, held open by an O_PATH descriptor that stays right through renames.
 
@@ -65,7 +72,8 @@ class Directory:
 
     def path_of(self, entry_name: str) -> str:
         """The cipher path of an entry, for messages."""
-        return f"{self.cipher_path}/{entry_name}" if self.cipher_path else entry_name
+        name = printable(entry_name)
+        return f"{self.cipher_path}/{name}" if self.cipher_path else name
 
     def proc_path(self, entry_name: str) -> str:
         """A path to an entry through the descriptor, for system calls without a directory argument."""

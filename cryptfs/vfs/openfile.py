@@ -268,6 +268,7 @@ class OpenFile:
                 state.size = end
                 try:
                     write_fully(state.fd, (sealed[:length],), geometry.record_offset(last))
+                    os.ftruncate(state.fd, geometry.cipher_size(size))
                 except OSError:
                     with contextlib.suppress(OSError):
                         write_fully(state.fd, (old,), geometry.record_offset(last))
@@ -275,7 +276,8 @@ class OpenFile:
             finally:
                 self._buffers.give(scratch)
                 self._buffers.give(sealed)
-        os.ftruncate(state.fd, geometry.cipher_size(size))
+        else:
+            os.ftruncate(state.fd, geometry.cipher_size(size))
         state.size = size
 
     # ---- durability

@@ -81,6 +81,8 @@ class VaultTree(EntryOperations):
                         cipher_name = self.sidecars.read(directory.fd, entry_name)
                     name = directory.open_name(cipher_name, entry_name)
                 except NameError_ as error:
+                    if not _is_there(directory, entry_name):
+                        continue  # it went while we were looking, and its sidecar after it
                     log.warning(
                         "%s: left out of the listing: %s", directory.path_of(entry_name), error.reason
                     )
@@ -214,6 +216,14 @@ class VaultTree(EntryOperations):
         """Settle open files and bring what is pending to disk."""
         self.files.close()
         self.pending.close()
+
+
+def _is_there(directory: Directory, entry_name: str) -> bool:
+    try:
+        os.stat(entry_name, dir_fd=directory.fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _open_unreadable(directory: Directory, entry_name: str) -> tuple[int, os.stat_result]:

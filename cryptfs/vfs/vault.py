@@ -24,6 +24,7 @@ from cryptfs.errors import NotAVaultError, VaultConfigError
 from cryptfs.storage.vaultdir import (
     LockHolder,
     VaultLock,
+    changing_config,
     lock_holder,
     open_vault_dir,
     read_config_file,
@@ -178,13 +179,14 @@ def change_passphrase(
     """
     vault_fd = open_vault_dir(vault_dir)
     try:
-        config = decode_config(read_config_file(vault_fd, vault_dir))
-        masterkey, slot = unlock(config, old, _kdf_memory_limit())
-        fresh = make_slot(config, slot.id, _new_slot(new, slot.label, kdf_memory, kdf_passes), masterkey)
-        slots = [fresh if each.id == slot.id else each for each in config.slots]
-        changed = replace_fields(config, slots=slots, generation=config.generation + 1)
-        write_config_file(vault_fd, authenticate(changed, Subkeys.from_masterkey(masterkey)).encode())
-        wipe(masterkey)
+        with changing_config(vault_fd):
+            config = decode_config(read_config_file(vault_fd, vault_dir))
+            masterkey, slot = unlock(config, old, _kdf_memory_limit())
+            fresh = make_slot(config, slot.id, _new_slot(new, slot.label, kdf_memory, kdf_passes), masterkey)
+            slots = [fresh if each.id == slot.id else each for each in config.slots]
+            changed = replace_fields(config, slots=slots, generation=config.generation + 1)
+            write_config_file(vault_fd, authenticate(changed, Subkeys.from_masterkey(masterkey)).encode())
+            wipe(masterkey)
         return slot.id
     finally:
         os.close(vault_fd)

@@ -19,7 +19,7 @@ from cryptfs.core.names import LONG_PREFIX, MAX_NAME_SIZE, NameCipher, long_entr
 from cryptfs.core.smallvalues import xattr_aad
 from cryptfs.errors import NameError_
 from cryptfs.storage.backing import open_backing
-from cryptfs.vfs.directory import Directory, DirectoryOpener
+from cryptfs.vfs.directory import Directory, DirectoryOpener, printable
 from cryptfs.vfs.filestate import FileState
 from cryptfs.vfs.filetable import FileTable
 
@@ -91,7 +91,7 @@ class Xattrs:
                 log.warning(
                     "%s: the xattr %s does not verify and is left out",
                     directory.path_of(entry_name),
-                    backing_name,
+                    printable(backing_name),
                 )
         return found
 
@@ -101,7 +101,7 @@ class Xattrs:
         stored = os.getxattr(path, backing_name, follow_symlinks=False)
         length = int.from_bytes(stored[:2], "little")
         cipher_name = stored[2 : 2 + length].decode("ascii", "replace")
-        fits = len(_PREFIX) + length > _MAX_BACKING_NAME  # a shorter one would be a second spelling
+        fits = len(_PREFIX) + len(cipher_name) > _MAX_BACKING_NAME  # a shorter one would be a second spelling
         if not fits or "user." + long_entry_name(cipher_name) != backing_name:
             raise NameError_("a long xattr name does not match its hash")
         return self._names.open(cipher_name)

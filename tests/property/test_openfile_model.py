@@ -203,7 +203,7 @@ class OpenFileModel(RuleBasedStateMachine):
 @pytest.mark.parametrize("cipher", CIPHERS)
 def test_open_file_against_bytearray(cipher: str, chunk_size: int) -> None:
     machine = type("Machine", (OpenFileModel,), {"cipher": cipher, "chunk_size": chunk_size})
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         machine,
         settings=settings(
             max_examples=25,

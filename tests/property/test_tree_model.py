@@ -244,7 +244,7 @@ class TreeModel(RuleBasedStateMachine):
 
 
 def test_tree_against_a_plain_directory() -> None:
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         TreeModel,
         settings=settings(
             max_examples=200,

@@ -1,0 +1,165 @@
+"""A disk that is full or refuses, at each call of an operation: the caller is told, the file stays."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from cryptfs.core.header import HeaderFlag
+from tests.recovery.faults import Faults
+from tests.recovery.operations import CHUNK, GROWTHS, OPERATIONS, SHRINKS, WRITES, Operation
+from tests.recovery.test_killed_operations import NAME, assert_old_or_new, chunks_of, read_chunks
+from tests.support import CIPHERS, KIB, BareVault, pattern
+
+
+def calls_of(vault: BareVault, operation: Operation) -> int:
+    with vault.opened(NAME) as file, Faults().on_disk() as counting:
+        operation.run(file)
+        return counting.calls
+
+
+def assert_kept(found: list[bytes | None], operation: Operation, *, exactly: bool) -> None:
+    """The old length; the old content but, after half a write, of chunks that were written over whole."""
+    old, new = chunks_of(operation.old), chunks_of(operation.result)
+    assert len(found) == len(old)
+    for index, chunk in enumerate(found):
+        if exactly or not operation.replaces(index):
+            assert chunk == old[index]
+        else:
+            assert chunk in (None, old[index], new[index])
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
+@pytest.mark.parametrize("torn", [False, True], ids=["at once", "after a page"])
+@pytest.mark.parametrize("for_good", [False, True], ids=["once", "for good"])
+def test_error_at_every_call(operation: Operation, torn: bool, for_good: bool, tmp_path: Path) -> None:
+    vault = BareVault(tmp_path / "vault", cipher=CIPHERS[for_good])
+    vault.put(NAME, operation.old)
+    before = vault.backing(NAME).read_bytes()
+    code = errno.ENOSPC if torn else errno.EIO
+    for call in range(calls_of(vault, operation)):
+        vault.backing(NAME).write_bytes(before)
+        file = vault.tree.open(vault.root, NAME, os.O_RDWR)
+        file.read(0, 1)
+        faults = Faults(at=call, error=code, torn=torn, for_good=for_good)
+        with faults.on_disk(), pytest.raises(OSError) as raised:
+            operation.run(file)
+        assert raised.value.errno == code
+        found = read_chunks(vault)
+        if for_good:
+            assert_old_or_new(found, operation)  # not even what was there could be put back
+        elif operation in WRITES or operation in GROWTHS:
+            assert_kept(found, operation, exactly=not torn)
+            assert vault.plain_size(NAME) == file.state.size
+        else:
+            assert None not in found
+            assert_old_or_new(found, operation)
+        # The disk is well again: so is the file.
+        again = pattern(CHUNK, 9)
+        file.write(0, again)
+        vault.tree.release(file)
+        vault.reopen()
+        assert read_chunks(vault) == [again, *found[1:]]
+        assert HeaderFlag.CLEAN in vault.header(NAME).flags
+    vault.close()
+
+
+def test_shrinks_never_fail_into_a_wrong_length(tmp_path: Path) -> None:
+    """What memory holds for the length is what the disk has, whichever step failed."""
+    vault = BareVault(tmp_path / "vault")
+    for operation in SHRINKS:
+        vault.put(NAME, operation.old)
+        for call in range(calls_of(vault, operation)):
+            vault.put(NAME, operation.old)
+            with vault.opened(NAME) as file:
+                with Faults(at=call, error=errno.EIO).on_disk(), pytest.raises(OSError):
+                    operation.run(file)
+                size = file.state.size
+                assert len(file.read(0, len(operation.old))) == size
+            assert len(vault.get(NAME)) == size
+    vault.close()
+
+
+def test_error_at_the_close_reaches_the_caller_and_leaves_no_handle(tmp_path: Path) -> None:
+    vault = BareVault(tmp_path / "vault")
+    vault.put(NAME, b"1")
+    before = len(os.listdir("/proc/self/fd"))
+    file = vault.tree.open(vault.root, NAME, os.O_RDWR)
+    file.write(0, b"2")
+    with Faults(at=0, error=errno.EIO).on_disk(), pytest.raises(OSError) as raised:
+        vault.tree.release(file)
+    assert raised.value.errno == errno.EIO
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert not vault.tree.files._states
+    assert vault.get(NAME) == b"2"  # its length is found by recovery
+    vault.close()
+
+
+@pytest.mark.parametrize("step", [1, 7, 255, 4096])
+def test_short_reads_and_writes(step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel may do less than it was asked in each call."""
+    pwrite, preadv = os.pwrite, os.preadv
+
+    def write_some(fd: int, data: bytes, offset: int) -> int:
+        return pwrite(fd, bytes(data)[:step], offset)
+
+    def write_vector_some(fd: int, pieces: Sequence[bytes], offset: int) -> int:
+        return write_some(fd, b"".join(pieces), offset)
+
+    def read_some(fd: int, buffers: Sequence[memoryview], offset: int) -> int:
+        return preadv(fd, (buffers[0][:step],), offset)
+
+    monkeypatch.setattr(os, "pwrite", write_some)
+    monkeypatch.setattr(os, "pwritev", write_vector_some)
+    monkeypatch.setattr(os, "preadv", read_some)
+    vault = BareVault(tmp_path / "vault")
+    content = bytearray(pattern(10 * KIB))
+    vault.put(NAME, bytes(content))
+    with vault.opened(NAME) as file:
+        file.write(4090, b"across the edge")
+        file.truncate(9000)
+    content[4090:4105] = b"across the edge"
+    vault.put(b"l" * 255, b"")
+    directory = vault.make_directory(b"d")
+    vault.put(b"x", b"1", directory)
+    vault.reopen()
+    assert vault.get(NAME) == content[:9000]
+    assert vault.names() == sorted([NAME, b"d", b"l" * 255])
+    assert vault.get(b"x", vault.tree.directory(vault.root, b"d")) == b"1"
+    vault.close()
+
+
+def test_a_write_that_makes_no_progress_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that never returns would hang the mount."""
+    vault = BareVault(tmp_path / "vault")
+    vault.put(NAME, b"old")
+    with vault.opened(NAME) as file:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pwritev", lambda *_: 0)
+            patch.setattr(os, "pwrite", lambda *_: 0)
+            with pytest.raises(OSError):
+                file.write(0, b"new")
+        assert file.read(0, 10) == b"old"
+    vault.close()
+
+
+def test_read_errors_reach_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vault = BareVault(tmp_path / "vault")
+    vault.put(NAME, b"content")
+
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with vault.opened(NAME) as file:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "preadv", fail)
+            for action in (lambda: file.read(0, 1), lambda: file.write(1, b"x"), lambda: file.truncate(1)):
+                with pytest.raises(OSError) as raised:
+                    action()
+                assert raised.value.errno == errno.EIO
+        assert file.read(0, 10) == b"content"
+    vault.close()
