@@ -97,9 +97,12 @@ class VaultTree(EntryOperations):
 
     def set_times(self, directory: Directory, name: bytes, times: Times) -> None:
         """utimensat(2) of the entry itself."""
-        change_times(directory, name, times)
         state = self.files.find(backing_stat(directory, name))
-        if state is not None:
+        if state is None:
+            change_times(directory, name, times)
+            return
+        with state.lock:  # else a last close that is under way would restore what was before
+            change_times(directory, name, times)
             state.forget_mtime(times)
 
     # ---- files
@@ -166,17 +169,20 @@ class VaultTree(EntryOperations):
         state = self.files.acquire(fd, st, writable=writable, cipher_path=path)
         return OpenFile(state, writable=writable)
 
-    def open_unlinked(self, directory: Directory, name: bytes) -> OpenFile:
-        """Remove the name of a file that is open, and take a handle of one's own on it."""
-        entry_name = directory.entry_name(name)
-        fd, st = open_backing(directory.fd, entry_name, os.O_PATH)
-        file = self._handle(directory, entry_name, fd, st, writable=False)
+    def unlink_open(self, directory: Directory, name: bytes, file: OpenFile) -> OpenFile | None:
+        """Remove a name of a file that is open, and take a further handle on it.
+
+        None: its last handle was given back meanwhile, so that nobody needs one.
+        """
+        self.require_writable()
+        shared = OpenFile(file.state, writable=file.state.writable) if self.files.share(file.state) else None
         try:
             self.unlink(directory, name)
         except BaseException:
-            self.release(file)
+            if shared is not None:
+                self.release(shared)
             raise
-        return file
+        return shared
 
     def release(self, file: OpenFile) -> None:
         """Give a handle back. Raises: OSError: the header could not be written; it is closed all the same."""
