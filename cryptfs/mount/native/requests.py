@@ -61,6 +61,7 @@ class Requests:
         self._tree = vault.tree
         self.nodes = NodeTable(vault.tree)
         self._shared = options.allow_other
+        self._kernel_owns_mtime = options.writeback
         self._files: dict[int, OpenFile] = {}
         self._directories: dict[int, DirectoryHandle] = {}
         self._next_handle = itertools.count(1)
@@ -421,7 +422,10 @@ class Requests:
     def fallocate(self, request: Request) -> Payload:
         """Reserve room, or punch a hole."""
         fh, offset, length, mode, _ = structs.FALLOCATE_IN.unpack_from(request.body)
-        ranges.allocate(self._files[fh], mode, offset, length)
+        file = self._files[fh]
+        if self._kernel_owns_mtime:
+            file.state.keep_mtime()
+        ranges.allocate(file, mode, offset, length)
         return b""
 
     def lseek(self, request: Request) -> Payload:
