@@ -50,7 +50,7 @@ def run(vault: Vault, mountpoint: Path, options: MountOptions, on_ready: Callabl
 
     def on_init(connection: Any, config: Any) -> None:
         nonlocal ready
-        _negotiate(connection, config, options)
+        operations.kernel_owns_mtime = _negotiate(connection, config, options)
         ready = True
         on_ready()
 
@@ -94,16 +94,20 @@ def _fuse_options(vault: Vault, options: MountOptions) -> dict[str, Any]:
     return wanted | dict.fromkeys(options.extra, True)
 
 
-def _negotiate(connection: Any, config: Any, options: MountOptions) -> None:
-    """Ask for what the kernel offers: large requests and, with libfuse 3, the writeback cache."""
+def _negotiate(connection: Any, config: Any, options: MountOptions) -> bool:
+    """Ask for what the kernel offers: large requests and, with libfuse 3, the writeback cache.
+
+    Returns: whether the writeback cache is on.
+    """
     connection.max_readahead = MAX_REQUEST
     if config is None:
-        return  # libfuse 2 knows neither; its buffer for requests has 128 KiB
+        return False  # libfuse 2 knows neither, and reads into a buffer of 128 KiB that may not be too small
     connection.max_write = MAX_REQUEST
     wanted = CAP_ASYNC_DIO | (CAP_WRITEBACK_CACHE if options.writeback else 0)
     connection.want |= connection.capable & wanted
     # The bytes have to come to memory to be sealed; by way of a pipe that costs a copy and a fresh buffer.
     connection.want &= ~CAP_SPLICE
+    return bool(connection.want & CAP_WRITEBACK_CACHE)
 
 
 def _view(buffer: Any, size: int) -> memoryview:

@@ -72,6 +72,7 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
     use_ns = True
     flag_nopath = True
     flag_nullpath_ok = True
+    flag_utime_omit_ok = True  # libfuse 2 asks; 3 always passes UTIME_OMIT on
 
     def __init__(self, vault: Vault, options: MountOptions, on_init: Callable[[Any, Any], None]) -> None:
         self._vault = vault
@@ -79,6 +80,7 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
         self._paths = PathResolver(vault.tree)
         self._shared = options.allow_other
         self._on_init = on_init
+        self.kernel_owns_mtime = False  # on_init says it: with the writeback cache
         self._handles: dict[int, OpenFile] = {}
         self._directories: dict[int, Directory] = {}
         self._next_handle = itertools.count(1)
@@ -284,14 +286,16 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
         directory, name = self._paths.resolve(old)
         st = self._tree.stat(directory, name).st
         key = (st.st_dev, st.st_ino)
-        is_open = any(file.state.key == key for file in list(self._handles.values()))
-        # libfuse takes a file for open until a release has returned; by then it is not in the table.
-        recent = time.monotonic() - _RELEASE_SECONDS
-        if not is_open and not any(known == key and when > recent for known, when in list(self._released)):
-            return False
-        if is_open:
-            self._hidden[new] = self._tree.open_unlinked(directory, name)
+        file = next((each for each in list(self._handles.values()) if each.state.key == key), None)
+        if file is not None:
+            hidden = self._tree.unlink_open(directory, name, file)
+            if hidden is not None:
+                self._hidden[new] = hidden
         else:
+            # libfuse takes a file for open until its release has returned; by then it is not in the table.
+            recent = time.monotonic() - _RELEASE_SECONDS
+            if not any(known == key and when > recent for known, when in list(self._released)):
+                return False
             self._tree.unlink(directory, name)
         self._hidden_count = max(self._hidden_count, counter - _HIDDEN_AT_ONCE // 2)
         return True
@@ -381,7 +385,10 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
     @translated
     def fallocate(self, path: str | None, mode: int, offset: int, length: int, fi: Any) -> int:
         """Reserve room, or punch a hole."""
-        ranges.allocate(self._handles[fi.fh], mode, offset, length)
+        file = self._handles[fi.fh]
+        if self.kernel_owns_mtime:
+            file.state.keep_mtime()
+        ranges.allocate(file, mode, offset, length)
         return 0
 
     @translated

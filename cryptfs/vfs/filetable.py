@@ -36,6 +36,14 @@ class FileTable:
                 state.adopt(fd, writable=writable)
             return state
 
+    def share(self, state: FileState) -> bool:
+        """One handle more on a state, unless its last one has gone."""
+        with self._lock:
+            if self._states.get(state.key) is not state:
+                return False
+            state.handles += 1
+            return True
+
     def find(self, st: os.stat_result) -> FileState | None:
         """The state of a file that is open, or None."""
         with self._lock:

@@ -104,9 +104,12 @@ class VaultTree(EntryOperations):
 
     def set_times(self, directory: Directory, name: bytes, times: Times) -> None:
         """utimensat(2) of the entry itself."""
-        change_times(directory, name, times)
         state = self.files.find(backing_stat(directory, name))
-        if state is not None:
+        if state is None:
+            change_times(directory, name, times)
+            return
+        with state.lock:  # else a last close that is under way would restore what was before
+            change_times(directory, name, times)
             state.forget_mtime(times)
 
     # ---- files
@@ -134,13 +137,7 @@ class VaultTree(EntryOperations):
             error.cipher_path = directory.path_of(entry_name)
             raise
         file = self._handle(directory, entry_name, fd, st, writable=writable)
-        if flags & os.O_TRUNC:
-            try:
-                file.truncate(0)
-            except BaseException:
-                self.release(file)
-                raise
-        return file
+        return self._truncated(file) if flags & os.O_TRUNC else file
 
     def create(
         self, directory: Directory, name: bytes, flags: int, mode: int, caller: Caller | None = None
@@ -179,13 +176,19 @@ class VaultTree(EntryOperations):
 
     def open_held(self, held_fd: int, flags: int) -> OpenFile:
         """Open a file without a known name by its O_PATH descriptor. flags as in `open`."""
-        writable = flags & os.O_ACCMODE != os.O_RDONLY
+        writable = flags & (os.O_ACCMODE | os.O_TRUNC) != os.O_RDONLY
         if writable:
             self.require_writable()
         fd = reopen(held_fd, os.O_RDWR if writable else os.O_RDONLY)
         file = self._state_of(fd, os.fstat(fd), NO_NAME, writable=writable)
-        if flags & os.O_TRUNC:
+        return self._truncated(file) if flags & os.O_TRUNC else file
+
+    def _truncated(self, file: OpenFile) -> OpenFile:
+        try:
             file.truncate(0)
+        except BaseException:
+            self.release(file)
+            raise
         return file
 
     def create_unnamed(
@@ -200,17 +203,20 @@ class VaultTree(EntryOperations):
             os.fchown(fd, caller.uid, -1 if inherits_group else caller.gid)
         return self._state_of(fd, os.fstat(fd), NO_NAME, writable=True)
 
-    def open_unlinked(self, directory: Directory, name: bytes) -> OpenFile:
-        """Remove the name of a file that is open, and take a handle of one's own on it."""
-        entry_name = directory.entry_name(name)
-        fd, st = open_backing(directory.fd, entry_name, os.O_PATH)
-        file = self._handle(directory, entry_name, fd, st, writable=False)
+    def unlink_open(self, directory: Directory, name: bytes, file: OpenFile) -> OpenFile | None:
+        """Remove a name of a file that is open, and take a further handle on it.
+
+        None: its last handle was given back meanwhile, so that nobody needs one.
+        """
+        self.require_writable()
+        shared = OpenFile(file.state, writable=file.state.writable) if self.files.share(file.state) else None
         try:
             self.unlink(directory, name)
         except BaseException:
-            self.release(file)
+            if shared is not None:
+                self.release(shared)
             raise
-        return file
+        return shared
 
     def release(self, file: OpenFile) -> None:
         """Give a handle back. Raises: OSError: the header could not be written; it is closed all the same."""

@@ -6,6 +6,7 @@ is a warning or worse, so that a test can fail on a line that it did not expect.
 
 from __future__ import annotations
 
+import codecs
 import importlib
 import json
 import logging
@@ -19,7 +20,9 @@ from cryptfs.vfs.vault import Vault
 
 
 def become(uid: int, gid: int) -> None:
-    """Give up root for good."""
+    """Give up root for good. The interpreter may lie where the user cannot read: load what comes late."""
+    for encoding in ("ascii", "latin-1", "utf-8", "unicode_escape"):
+        codecs.lookup(encoding)
     os.setgroups([])
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)

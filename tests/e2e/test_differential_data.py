@@ -226,7 +226,7 @@ def threads_on_one_file(t: Trace) -> None:
 
     def work(number: int) -> None:
         dice = random.Random(number)
-        own = {index: 0 for index in range(40)}
+        own = dict.fromkeys(range(40), 0)
         for step in range(1, 120):
             index = dice.randrange(40)
             offset = (index * 8 + number) * 1500  # regions of 1500 bytes lie in turn: chunks are shared

@@ -144,6 +144,8 @@ def hard_links_both_open(t: Trace) -> None:
     t.do("b sees it", os.pread, b, 100, 0)
     os.close(a)
     os.close(b)
+    os.unlink(b"a")
+    os.unlink(b"b")
 
 
 @CASES.add
@@ -157,6 +159,8 @@ def hard_links_open_before_the_link(t: Trace) -> None:
     t.do("a sees it", os.pread, a, 100, 0)
     os.close(a)
     os.close(b)
+    os.unlink(b"a")
+    os.unlink(b"b")
 
 
 @CASES.add
@@ -214,9 +218,11 @@ def chmod_of_everything(t: Trace) -> None:
 
 @CASES.add
 def chown_and_the_set_id_bits(t: Trace) -> None:
+    write(b"file")
+    os.mkdir(b"dir")
+    os.mkfifo(b"fifo")
     for kind in ("file", "dir", "fifo"):
         name = kind.encode()
-        {"file": write, "dir": os.mkdir, "fifo": os.mkfifo}[kind](name)
         for mode in (0o6755, 0o6711, 0o2745, 0o4700):
             for uid, gid in ((-1, -1), (1, -1), (-1, 2), (3, 4), (0, 0), (2**31, 2**31 + 1)):
                 os.chmod(name, mode)

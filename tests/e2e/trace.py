@@ -76,7 +76,7 @@ def settle() -> None:
 
 
 def fields_of(found: os.stat_result, *, mtime: bool = False) -> tuple[object, ...]:
-    """type and mode, nlink, uid, gid, rdev, size (not of directories: filesystems differ), mtime if wanted."""
+    """Mode and type, nlink, uid, gid, rdev, size (not of directories), mtime if wanted."""
     size = None if stat.S_ISDIR(found.st_mode) else found.st_size
     special = stat.S_ISCHR(found.st_mode) or stat.S_ISBLK(found.st_mode)
     return (

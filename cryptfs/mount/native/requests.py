@@ -75,6 +75,7 @@ class Requests:
         self._tree = vault.tree
         self.nodes = NodeTable(vault.tree)
         self._shared = options.allow_other
+        self._kernel_owns_mtime = options.writeback
         self._files: Handles[OpenFile] = Handles()
         self._directories: Handles[DirectoryHandle] = Handles()
         self._next_handle = itertools.count(1)
@@ -445,7 +446,10 @@ class Requests:
     def fallocate(self, request: Request) -> Payload:
         """Reserve room, or punch a hole."""
         fh, offset, length, mode, _ = structs.FALLOCATE_IN.unpack_from(request.body)
-        ranges.allocate(self._files[fh], mode, offset, length)
+        file = self._files[fh]
+        if self._kernel_owns_mtime:
+            file.state.keep_mtime()
+        ranges.allocate(file, mode, offset, length)
         return b""
 
     def lseek(self, request: Request) -> Payload:
@@ -464,9 +468,7 @@ class Requests:
     # ---- xattrs
 
     def _place(self, nodeid: int) -> Place:
-        node = self.nodes.get(nodeid)
-        held = node.held
-        return self.nodes.place(node) if held is None else (Unnamed(held.fd), SELF)
+        return self.nodes.file_of(self.nodes.get(nodeid))
 
     def getxattr(self, request: Request) -> Payload:
         """A value, or its size."""
