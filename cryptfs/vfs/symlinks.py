@@ -23,7 +23,8 @@ from cryptfs.errors import IntegrityError, NameError_, NameTooLongError
 from cryptfs.storage.backing import create_small, read_small
 from cryptfs.storage.dirs import open_directory, temp_name
 from cryptfs.storage.durability import PendingSync
-from cryptfs.storage.libc import utimensat
+from cryptfs.storage.libc import UTIME_OMIT, utimensat
+from cryptfs.vfs.attributes import backing_stat
 from cryptfs.vfs.directory import Directory
 
 MAX_TARGET = 4095  # what the kernel takes
@@ -141,14 +142,16 @@ class Symlinks:
 
     def unbind(self, directory: Directory, name: bytes) -> None:
         """Seal the target anew without its place, so that the link may have several names."""
+        before = backing_stat(directory, name)  # reading the target moves the time of access
         target, bound = self._open(directory, name)
         if bound:
             old = self.text_to_discard(directory, name)
-            self._replace(directory, name, self._seal(target, unbound_link_aad()), directory, name)
+            self._replace(before, self._seal(target, unbound_link_aad()), directory, name)
             self.discard(old)
 
     def move(self, source: Directory, name: bytes, target: Directory, new_name: bytes) -> None:
         """Rename a symlink that has one name: sealed anew for its new place, then the old one goes."""
+        before = backing_stat(source, name)
         link_target, bound = self._open(source, name)
         if not bound:
             os.rename(
@@ -157,16 +160,17 @@ class Symlinks:
                 src_dir_fd=source.fd,
                 dst_dir_fd=target.fd,
             )
+            atime = divmod(before.st_atime_ns, 10**9)
+            utimensat(target.fd, target.entry_name(new_name), (*atime, 0, UTIME_OMIT))
             return
         old = self.text_to_discard(source, name)
         text = self.text_for(target, new_name, link_target)
-        self._replace(source, name, text, target, new_name)
+        self._replace(before, text, target, new_name)
         os.unlink(source.entry_name(name), dir_fd=source.fd)
         self.discard(old)
 
-    def _replace(self, source: Directory, name: bytes, text: str, target: Directory, new_name: bytes) -> None:
+    def _replace(self, old: os.stat_result, text: str, target: Directory, new_name: bytes) -> None:
         """Put a symlink with this text, and owner and times of the old one, in place at once."""
-        old = os.stat(source.entry_name(name), dir_fd=source.fd, follow_symlinks=False)
         temporary = temp_name()
         try:
             os.symlink(text, temporary, dir_fd=target.fd)

@@ -13,7 +13,7 @@ from cryptfs.mount.native.structs import SetAttr
 from cryptfs.storage.libc import UTIME_NOW, UTIME_OMIT, Times, futimens
 from cryptfs.vfs.acls import Acls
 from cryptfs.vfs.attributes import change_mode, change_owner
-from cryptfs.vfs.directory import SELF, Place, Unnamed
+from cryptfs.vfs.directory import SELF, Unnamed
 from cryptfs.vfs.filestate import FileState
 from cryptfs.vfs.openfile import OpenFile
 from cryptfs.vfs.tree import VaultTree
@@ -81,8 +81,7 @@ class AttributeSetter:
             raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
     def _set_mode(self, node: Node, mode: int) -> None:
-        held = node.held
-        place: Place = self._nodes.place(node) if held is None else (Unnamed(held.fd), SELF)
+        place = self._nodes.file_of(node)
         change_mode(*place, mode)
         if self._acls is not None:
             self._acls.mode_changed(*place, mode)
@@ -97,8 +96,7 @@ class AttributeSetter:
 
     def _drop_capability(self, node: Node) -> None:
         if self._xattrs is not None:
-            held = node.held
-            place: Place = self._nodes.place(node) if held is None else (Unnamed(held.fd), SELF)
+            place = self._nodes.file_of(node)
             self._xattrs.drop(*place, CAPABILITY)
 
     def _set_times(self, node: Node, times: Times) -> None:
