@@ -20,7 +20,7 @@ from collections.abc import Iterator
 
 from cryptfs.errors import IntegrityError
 from cryptfs.mount.native.structs import ROOT_ID
-from cryptfs.vfs.attributes import Attributes, plain_attributes
+from cryptfs.vfs.attributes import Attributes
 from cryptfs.vfs.directory import SELF, Directory, Place, Unnamed
 from cryptfs.vfs.tree import VaultTree
 
@@ -171,7 +171,7 @@ class NodeTable:
         """Attributes now. Raises: OSError: ESTALE where another file has taken its place."""
         open_node = node.held or node.directory
         if open_node is not None:
-            return plain_attributes(os.fstat(open_node.fd), self._tree.context.geometry)
+            return self._tree.stat_descriptor(open_node.fd)
         found = self._tree.stat(*self.place(node))
         if (found.st.st_dev, found.st.st_ino) != node.key:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))

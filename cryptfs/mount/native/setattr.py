@@ -10,7 +10,7 @@ from typing import Any
 
 from cryptfs.mount.native.nodes import Node, NodeTable
 from cryptfs.mount.native.structs import SetAttr
-from cryptfs.storage.libc import UTIME_NOW, UTIME_OMIT, Times, futimens
+from cryptfs.storage.libc import AT_FDCWD, UTIME_NOW, UTIME_OMIT, Times, utimensat
 from cryptfs.vfs.acls import Acls
 from cryptfs.vfs.attributes import change_mode, change_owner
 from cryptfs.vfs.directory import SELF, Unnamed
@@ -102,14 +102,11 @@ class AttributeSetter:
     def _set_times(self, node: Node, times: Times) -> None:
         held = node.held
         if held is not None:
-            fd = os.open(f"/proc/self/fd/{held.fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            try:
-                futimens(fd, times)
-                state = self._tree.files.find(os.fstat(fd))
-                if state is not None:
-                    state.forget_mtime(times)
-            finally:
-                os.close(fd)
+            # Not opened: that fails for symlinks and sockets, and does something to devices.
+            utimensat(AT_FDCWD, f"/proc/self/fd/{held.fd}", times, follow=True)
+            state = self._tree.files.find(os.fstat(held.fd))
+            if state is not None:
+                state.forget_mtime(times)
         else:
             self._tree.set_times(*self._nodes.place(node), times)
 
