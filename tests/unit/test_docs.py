@@ -19,7 +19,15 @@ CHECKED = [path for path in DOCUMENTS if path.name != "FORMAT.md"]  # its names 
 # Names of the vault, of the kernel and of programs; no code of ours.
 KNOWN = frozenset(
     {
-        *("cryptfs.json", "cryptfs.lock", "cryptfs.dir", "cryptfs.tmp", "fuse.cryptfs", "size_min"),
+        *(
+            "cryptfs.json",
+            "cryptfs.lock",
+            "cryptfs.dir",
+            "cryptfs.tmp",
+            "cryptfs.links",
+            "fuse.cryptfs",
+            "size_min",
+        ),
         *("user_allow_other", "hard_remove", "cryptfs.mount"),
         *("security.capability", "/etc/fstab", "/dev/fuse", "/sbin", "/proc/self/mountinfo"),
     }
