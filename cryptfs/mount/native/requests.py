@@ -213,11 +213,6 @@ class Requests:
 
     # ---- entries
 
-    def _new_entry(self, request: Request, name: bytes, make: Callable[..., None], *details: object) -> bytes:
-        parent = self.nodes.get(request.nodeid)
-        make(self.nodes.directory(parent), name, *details, self._caller(request))
-        return self._reply_entry(parent, name)
-
     def _inherit(self, directory: Directory, mode: int, umask: int) -> tuple[int, Inherited | None]:
         """The mode of a new entry, and the ACLs that it gets from its directory."""
         inherited = self._acls.inherited(directory, mode) if self._acls is not None else None
@@ -232,12 +227,13 @@ class Requests:
         make: Callable[..., None],
         *details: object,
     ) -> bytes:
-        directory = self.nodes.directory(self.nodes.get(request.nodeid))
+        parent = self.nodes.get(request.nodeid)
+        directory = self.nodes.directory(parent)
         mode, inherited = self._inherit(directory, mode, umask)
-        made = self._new_entry(request, name, make, mode, *details)
+        make(directory, name, mode, *details, self._caller(request))
         if inherited is not None and self._acls is not None:
             self._acls.give(directory, name, inherited)
-        return made
+        return self._reply_entry(parent, name)
 
     def mknod(self, request: Request) -> Payload:
         """A FIFO, socket, device or empty file."""
@@ -255,7 +251,9 @@ class Requests:
     def symlink(self, request: Request) -> Payload:
         """A new symlink."""
         name, target = structs.take_names(request.body, 0, 2)
-        return self._new_entry(request, name, self._tree.make_symlink, target)
+        parent = self.nodes.get(request.nodeid)
+        self._tree.make_symlink(self.nodes.directory(parent), name, target, self._caller(request))
+        return self._reply_entry(parent, name)
 
     def readlink(self, request: Request) -> Payload:
         """What a symlink says."""
@@ -507,7 +505,10 @@ class Requests:
         """Remove an attribute."""
         self._tree.require_writable()
         name = structs.only_name(request.body)
-        self._tree.xattrs.remove(*self._place(request.nodeid), name)
+        if self._acls is not None and name in ACL_NAMES:
+            self._acls.remove(*self._place(request.nodeid), name)
+        else:
+            self._tree.xattrs.remove(*self._place(request.nodeid), name)
         return b""
 
     def close(self) -> None:
