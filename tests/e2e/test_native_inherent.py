@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
+from cryptfs.core.acl import AclEntry, pack_acl
 from tests.e2e.conftest import Pair
 from tests.e2e.posix import write
 from tests.e2e.trace import Case, Trace, run_case
@@ -44,6 +45,25 @@ def writing_a_set_group_file_of_a_group_that_is_not_the_writers(t: Trace) -> Non
     os.chmod(b"file", 0o2644)
     as_user(t, OTHER, lambda _: os.truncate(b"file", 3))
     t.note("mode", os.stat(b"file").st_mode)
+
+
+NO_BACKING_XATTRS = "backing FIFOs, sockets and devices can have no user xattrs, in which ACLs are kept"
+
+
+@differs(NO_BACKING_XATTRS, mount="EPERM", plain=None)
+def an_acl_of_a_fifo(t: Trace) -> None:
+    os.mkfifo(b"fifo")
+    entries = (AclEntry(1, 6), AclEntry(2, 7, OWNER.uid), AclEntry(4, 4), AclEntry(16, 7), AclEntry(32, 0))
+    t.do("set", os.setxattr, b"fifo", "system.posix_acl_access", pack_acl(entries))
+
+
+@differs(NO_BACKING_XATTRS + "; nobody gets more than by the ACL", mount="0o10650", plain="0o10670")
+def a_fifo_in_a_directory_with_a_default_acl(t: Trace) -> None:
+    os.mkdir(b"d")
+    entries = (AclEntry(1, 7), AclEntry(2, 7, OWNER.uid), AclEntry(4, 5), AclEntry(16, 7), AclEntry(32, 0))
+    os.setxattr(b"d", "system.posix_acl_default", pack_acl(entries))
+    os.mkfifo(b"d/fifo", 0o676)
+    t.note("mode", oct(os.stat(b"d/fifo").st_mode))
 
 
 @differs("the kernel answers cached reads alone and keeps no time of access of its own", mount="", plain="a")
