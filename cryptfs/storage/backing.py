@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from cryptfs.errors import IntegrityError
 
+O_NOATIME: int = getattr(os, "O_NOATIME", 0)  # Linux only
 OPEN_FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 DIRECTORY_FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # How open fails on links, sockets, directories, and devices without driver or permission.

@@ -25,7 +25,7 @@ from cryptfs.core.names import (
     long_entry_name,
 )
 from cryptfs.errors import DirectoryRecordError, IntegrityError, NameError_
-from cryptfs.storage.backing import DIRECTORY_FLAGS, create_small, read_small
+from cryptfs.storage.backing import DIRECTORY_FLAGS, O_NOATIME, create_small, read_small
 from cryptfs.storage.durability import PendingSync
 from cryptfs.storage.libc import RENAME_NOREPLACE, renameat2
 
@@ -67,9 +67,19 @@ def open_directory(dir_fd: int, entry_name: str) -> int:
     return os.open(entry_name, DIRECTORY_FLAGS, dir_fd=dir_fd)
 
 
-def open_for_listing(dir_fd: int) -> int:
-    """A readable descriptor of the directory behind an O_PATH descriptor."""
-    return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
+def open_for_listing(dir_fd: int, *, keep_atime: bool = False) -> int:
+    """A readable descriptor of the directory behind an O_PATH descriptor.
+
+    Args: keep_atime: reading it leaves the time of access as it is, where the system lets us.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    if keep_atime:
+        try:
+            return os.open(".", flags | O_NOATIME, dir_fd=dir_fd)
+        except OSError as error:
+            if error.errno != errno.EPERM:  # the directory is somebody else's
+                raise
+    return os.open(".", flags, dir_fd=dir_fd)
 
 
 def read_record(dir_fd: int) -> bytes:
@@ -144,7 +154,7 @@ def _other_names(dir_fd: int) -> list[str]:
     Sidecars without their entry go, and so does what an interrupted operation left, and a directory that
     was planted as the record.
     """
-    listing_fd = open_for_listing(dir_fd)
+    listing_fd = open_for_listing(dir_fd, keep_atime=True)
     try:
         present = set(os.listdir(listing_fd))
     finally:

@@ -19,11 +19,14 @@ class FileContext:
     """Keys, cipher and buffers for the files of one vault.
 
     Args: keys: subkeys; never shown.   config: of the vault.   read_only: whether changes are refused.
+          noatime, nodiratime: whether reading files, or directories, leaves their time of access alone.
     """
 
     keys: Subkeys = field(repr=False)
     config: VaultConfig
     read_only: bool
+    noatime: bool = False
+    nodiratime: bool = False
     geometry: ChunkGeometry = field(init=False)
     cipher: CipherPool = field(init=False)
     buffers: BufferPool = field(init=False)

@@ -15,7 +15,7 @@ import threading
 from cryptfs.core.geometry import HEADER_SIZE
 from cryptfs.core.header import NO_FLAGS, FileHeader, HeaderFlag
 from cryptfs.errors import HeaderError, IntegrityError
-from cryptfs.storage.backing import read_fully, reopen, write_fully
+from cryptfs.storage.backing import O_NOATIME, read_fully, reopen, write_fully
 from cryptfs.storage.libc import UTIME_OMIT, Times, futimens
 from cryptfs.vfs.context import FileContext
 from cryptfs.vfs.recovery import recovered_size
@@ -23,7 +23,6 @@ from cryptfs.vfs.recovery import recovered_size
 log = logging.getLogger(__name__)
 
 FileKey = tuple[int, int]  # device, inode
-_O_NOATIME: int = getattr(os, "O_NOATIME", 0)  # Linux only
 
 
 class FileState:
@@ -78,7 +77,7 @@ class FileState:
         if keep != self.keeps_atime:
             self.keeps_atime = keep
             with contextlib.suppress(PermissionError):  # the file is somebody else's
-                fcntl.fcntl(self.fd, fcntl.F_SETFL, os.O_NONBLOCK | (_O_NOATIME if keep else 0))
+                fcntl.fcntl(self.fd, fcntl.F_SETFL, os.O_NONBLOCK | (O_NOATIME if keep else 0))
 
     def close_descriptors(self) -> None:
         """After the last handle has gone."""

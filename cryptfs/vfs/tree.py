@@ -82,7 +82,7 @@ class VaultTree(EntryOperations):
 
         One that does not verify is left out with a warning and hides nothing else.
         """
-        listing_fd = open_for_listing(directory.fd)
+        listing_fd = open_for_listing(directory.fd, keep_atime=self.context.nodiratime)
         try:
             for entry_name, inode, kind in scan(listing_fd):
                 name = self.listed_name(directory, entry_name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import ctypes
+import errno
 import os
 import shutil
 import socket
@@ -52,10 +53,15 @@ def open_mount(source: str, mountpoint: Path, options: MountOptions) -> int:
 
 def _mount_directly(source: str, mountpoint: Path, options: MountOptions) -> int:
     try:
+        rootmode = stat.S_IFMT(mountpoint.stat().st_mode)
+    except OSError as error:
+        raise MountError(f"{mountpoint}: {error.strerror}") from None
+    if rootmode != stat.S_IFDIR:
+        raise MountError(f"{mountpoint}: {os.strerror(errno.ENOTDIR)}")
+    try:
         fd = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
         raise MountError(f"{DEVICE} cannot be opened: {error.strerror}; try: modprobe fuse") from None
-    rootmode = stat.S_IFMT(mountpoint.stat().st_mode)
     data = f"fd={fd},rootmode={rootmode:o},user_id=0,group_id=0"
     if options.allow_other:
         data += ",allow_other"

@@ -47,7 +47,7 @@ class DirectoryHandle:
         self.directory = directory
         self._tree = tree
         self._node = node
-        self._fd = open_for_listing(directory.fd)
+        self._fd = open_for_listing(directory.fd, keep_atime=tree.context.nodiratime)
         self._buffer = ctypes.create_string_buffer(_BUFFER_SIZE)
         self._pending: list[_Record] = []  # read but not yet returned, the next one last
         self._returned = 0  # offset of the last entry that was returned

@@ -73,6 +73,8 @@ class Requests:
 
     def __init__(self, vault: Vault, options: MountOptions) -> None:
         self._tree = vault.tree
+        vault.tree.context.noatime = "noatime" in options.extra
+        vault.tree.context.nodiratime = "noatime" in options.extra or "nodiratime" in options.extra
         self.nodes = NodeTable(vault.tree)
         self._shared = options.allow_other
         self._kernel_owns_mtime = options.writeback
