@@ -7,7 +7,6 @@ import os
 import stat
 import struct
 import subprocess
-from functools import partial
 
 import pytest
 
@@ -126,10 +125,10 @@ def a_new_file_of_a_user_inherits(t: Trace) -> None:
     os.chmod(b"d", 0o777)
     run(t, "setfacl", "-d", "-m", f"u::rwx,u:{M}:rw,g::r,o::-", "d")
     for user in USERS:
-        for name, call in {"file": partial(write, content=b"x"), "directory": os.mkdir}.items():
-            path = f"d/{name} of {user.name}".encode()
-            do_as(t, user, "make", call, path)
-            getfacl(t, os.fsdecode(path))
+        file, directory = f"d/file of {user.name}", f"d/directory of {user.name}"
+        do_as(t, user, "write", write, file.encode())
+        do_as(t, user, "mkdir", os.mkdir, directory)
+        getfacl(t, file, directory)
     t.tree("made")
 
 

@@ -69,27 +69,43 @@ def use(t: Trace, label: str, fd: int) -> None:
     t.stat(f"{label}: at last", fd)
 
 
-LOSSES: dict[str, Callable[[], object]] = {
-    "nothing": lambda: None,
-    "unlinked": lambda: os.unlink(b"d/f"),
-    "replaced by a file": lambda: os.rename(b"g", b"d/f"),
-    "renamed": lambda: os.rename(b"d/f", b"d/f2"),
-    "moved": lambda: os.rename(b"d/f", b"e/f"),
-    "moved with its directory": lambda: os.rename(b"d", b"e/d"),
-    "exchanged with a file": lambda: renameat2(AT_FDCWD, "d/f", AT_FDCWD, "g", RENAME_EXCHANGE),
-    "exchanged with a directory": lambda: renameat2(AT_FDCWD, "d/f", AT_FDCWD, "e", RENAME_EXCHANGE),
-    "one name of two lost": lambda: (os.link(b"d/f", b"h"), os.unlink(b"d/f")),
-    "both names lost": lambda: (os.link(b"d/f", b"h"), os.unlink(b"d/f"), os.unlink(b"h")),
-    "lost and made anew": lambda: (os.unlink(b"d/f"), write(b"d/f", b"another")),
-    "lost with its directory": lambda: (os.unlink(b"d/f"), os.rmdir(b"d")),
-    "lost and the directory made anew": lambda: (
-        os.unlink(b"d/f"), os.rmdir(b"d"), os.mkdir(b"d"), write(b"d/f", b"another"),
+Step = Callable[[], None]
+
+
+def step(function: Callable[..., None], *arguments: object) -> Step:
+    """One call, for later."""
+    return lambda: function(*arguments)
+
+
+def exchange(old: str, new: str) -> None:
+    renameat2(AT_FDCWD, old, AT_FDCWD, new, RENAME_EXCHANGE)
+
+
+LOSE = step(os.unlink, b"d/f")
+LOSSES: dict[str, tuple[Step, ...]] = {
+    "nothing": (),
+    "unlinked": (LOSE,),
+    "replaced by a file": (step(os.rename, b"g", b"d/f"),),
+    "renamed": (step(os.rename, b"d/f", b"d/f2"),),
+    "moved": (step(os.rename, b"d/f", b"e/f"),),
+    "moved with its directory": (step(os.rename, b"d", b"e/d"),),
+    "exchanged with a file": (step(exchange, "d/f", "g"),),
+    "exchanged with a directory": (step(exchange, "d/f", "e"),),
+    "one name of two lost": (step(os.link, b"d/f", b"h"), LOSE),
+    "both names lost": (step(os.link, b"d/f", b"h"), LOSE, step(os.unlink, b"h")),
+    "lost and made anew": (LOSE, step(write, b"d/f", b"another")),
+    "lost with its directory": (LOSE, step(os.rmdir, b"d")),
+    "lost and the directory made anew": (
+        LOSE,
+        step(os.rmdir, b"d"),
+        step(os.mkdir, b"d"),
+        step(write, b"d/f", b"another"),
     ),
-    "lost and linked again": lambda: (os.link(b"d/f", b"h"), os.unlink(b"d/f"), os.rename(b"h", b"d/f")),
-}  # fmt: skip
+    "lost and linked again": (step(os.link, b"d/f", b"h"), LOSE, step(os.rename, b"h", b"d/f")),
+}
 
 
-def open_file(name: str, lose: Callable[[], object]) -> Case:
+def open_file(name: str, steps: tuple[Step, ...]) -> Case:
     def case(t: Trace) -> None:
         os.mkdir(b"d")
         os.mkdir(b"e")
@@ -97,7 +113,8 @@ def open_file(name: str, lose: Callable[[], object]) -> Case:
         fd = t.open("open", b"d/f", os.O_RDWR | os.O_CREAT)
         os.write(fd, bytes(range(256)) * 100)
         before = os.fstat(fd).st_ino
-        t.do(name, lose)
+        for lose in steps:
+            t.do(name, lose)
         use(t, name, fd)
         t.note("inode stays", os.fstat(fd).st_ino == before)
         t.tree("others are as they were")

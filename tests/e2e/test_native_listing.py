@@ -101,8 +101,8 @@ def test_entries_that_stay_are_seen_once_while_others_come_and_go(mount: Mounted
     doomed = [f"doomed-{number}" for number in range(3_000)]
     first = directory / doomed[0]
     first.touch()
-    for name in doomed[1:]:
-        os.link(first, directory / name)
+    for other in doomed[1:]:
+        os.link(first, directory / other)
     stream = Stream(directory)
     seen = []
     number = 0

@@ -43,7 +43,7 @@ def through_a_mapping(fd: int) -> None:
 
 CHANGES: dict[str, Callable[[], object]] = {
     "write": with_open(os.O_WRONLY, lambda fd: os.write(fd, b"x")),
-    "write twice": with_open(os.O_WRONLY, lambda fd: (os.write(fd, b"x"), os.write(fd, b"y"))),
+    "write twice": with_open(os.O_WRONLY, lambda fd: os.write(fd, b"x") + os.write(fd, b"y")),
     "write nothing": with_open(os.O_WRONLY, lambda fd: os.write(fd, b"")),
     "append": with_open(os.O_WRONLY | os.O_APPEND, lambda fd: os.write(fd, b"x" * 9000)),
     "write synchronously": with_open(os.O_WRONLY | os.O_SYNC, lambda fd: os.write(fd, b"x")),
