@@ -1,1 +1,82 @@
-"""cryptfs."""
+"""An encrypted directory that mounts as an ordinary one.
+
+    Vault        make and unlock vaults; its `tree` reads and writes them without a mount
+    mount_vault  mount a vault in the background; returns a MountedVault
+    errors       every exception, each also importable from here
+
+What is named here loads when it is first used: `import cryptfs` loads neither libsodium nor FUSE.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from cryptfs.errors import (
+    ChunkError,
+    CryptfsError,
+    DirectoryRecordError,
+    HeaderError,
+    IntegrityError,
+    MountError,
+    NameError_,
+    NameTooLongError,
+    NotAVaultError,
+    ReadOnlyVaultError,
+    UnsupportedFormatError,
+    VaultConfigError,
+    VaultError,
+    VaultLockedError,
+    WrongPassphraseError,
+)
+from cryptfs.version import VERSION
+
+if TYPE_CHECKING:
+    from cryptfs.mount.background import MountedVault, mount_vault
+    from cryptfs.mount.options import MountOptions
+    from cryptfs.vfs.vault import Vault, change_passphrase
+else:
+    _MODULE_OF = {
+        "MountedVault": "cryptfs.mount.background",
+        "mount_vault": "cryptfs.mount.background",
+        "MountOptions": "cryptfs.mount.options",
+        "Vault": "cryptfs.vfs.vault",
+        "change_passphrase": "cryptfs.vfs.vault",
+    }
+
+    def __getattr__(name):
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module 'cryptfs' has no attribute {name!r}")
+        value = getattr(importlib.import_module(_MODULE_OF[name]), name)
+        globals()[name] = value
+        return value
+
+    def __dir__():
+        return sorted({*globals(), *__all__})
+
+
+__version__ = VERSION
+
+__all__ = [
+    "ChunkError",
+    "CryptfsError",
+    "DirectoryRecordError",
+    "HeaderError",
+    "IntegrityError",
+    "MountError",
+    "MountOptions",
+    "MountedVault",
+    "NameError_",
+    "NameTooLongError",
+    "NotAVaultError",
+    "ReadOnlyVaultError",
+    "UnsupportedFormatError",
+    "Vault",
+    "VaultConfigError",
+    "VaultError",
+    "VaultLockedError",
+    "WrongPassphraseError",
+    "__version__",
+    "change_passphrase",
+    "mount_vault",
+]

@@ -26,7 +26,6 @@ from cryptfs.mount.options import ENGINES, MountOptions, OptionItem, apply_optio
 
 if TYPE_CHECKING:
     from cryptfs.mount.daemon import LogTarget
-    from cryptfs.mount.mounts import Mount
 
 # Options of the command that fstab can only give within -o.
 _COMMAND_OPTIONS = ("passfile", "passcommand", "log_file")
@@ -197,28 +196,17 @@ def umount(mountpoint: Path, lazy: bool) -> None:
 
     When this returns, everything is written and the vault can be mounted again, copied or moved.
     """
+    from cryptfs.mount.background import holds_vault
     from cryptfs.mount.mounts import absolute, wait_closed
     from cryptfs.mount.mounts import unmount as take_away
 
     mountpoint = absolute(mountpoint)
     os.chdir("/")  # this process itself must not keep the mount busy
     taken = take_away(mountpoint, lazy=lazy)
-    if not Path(taken.source).is_absolute():
+    vault_dir = Path(taken.source)
+    if not vault_dir.is_absolute():
         note(f"{mountpoint} was mounted as {taken.source!r}: its daemon may still be closing the vault")
     elif not lazy:
-        wait_closed(taken, lambda: _still_open(taken))
-    elif _still_open(taken):
+        wait_closed(taken, lambda: holds_vault(taken, vault_dir))
+    elif holds_vault(taken, vault_dir):
         note(f"{mountpoint} is gone; the vault is closed when the last program lets go of its files")
-
-
-def _still_open(taken: Mount) -> bool:
-    """Whether the daemon of a mount that was taken away still holds the vault's lock."""
-    from cryptfs.mount.mounts import mounts_of
-    from cryptfs.vfs.vault import lock_holder
-
-    vault_dir = Path(taken.source)
-    holder = lock_holder(vault_dir)
-    if holder is None or (taken.read_only and mounts_of(vault_dir)):  # those share the lock
-        return False
-    # No mountpoint: read-only, or just about to let go.
-    return holder.mountpoint in ("", taken.mountpoint)

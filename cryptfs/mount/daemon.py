@@ -177,11 +177,13 @@ def _run_body(body: Callable[[Ready], None], target: LogTarget, writer: int) -> 
             reported = True
             with contextlib.suppress(BrokenPipeError):
                 os.write(writer, json.dumps(report).encode())
-            os.close(writer)
 
     def ready() -> None:
+        if reported:
+            return
         _silence_stderr(target)
         send({"pid": os.getpid()})
+        os.close(writer)  # after a failure the end of the process does it, and with it the vault is free
 
     try:
         os.chdir("/")

@@ -47,6 +47,8 @@ class MountableVault(Protocol):
 
     def close(self) -> None: ...
 
+    def hand_over(self) -> None: ...
+
 
 Engine = Callable[[MountableVault, Path, MountOptions, Ready], None]
 
@@ -116,11 +118,14 @@ def mount_background(
 ) -> int:
     """Serve the vault from a daemon; returns its pid when the mount is usable.
 
-    The daemon owns the vault and its lock from here on: the caller must not close it, only end.
+    The daemon owns the vault and its lock from then on; the caller's copy is forgotten. After an error the
+    vault is still the caller's, to be closed.
 
     Raises: MountError, or another error of the start as it was raised in the daemon.
     """
-    return start_daemon(lambda ready: serve(vault, mountpoint, options, engine, ready), target)
+    pid = start_daemon(lambda ready: serve(vault, mountpoint, options, engine, ready), target)
+    vault.hand_over()
+    return pid
 
 
 def mount_foreground(

@@ -134,6 +134,16 @@ class VaultLock:
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, text, 0)
 
+    def hand_over(self) -> None:
+        """After a fork: close this process's descriptor and leave the lock to the other process.
+
+        flock(2) belongs to the open file description, which both share: it stays locked until the other
+        one lets go. What the lock file says is the other's, too.
+        """
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
     def release(self) -> None:
         """Let go; idempotent."""
         if self._fd is None:

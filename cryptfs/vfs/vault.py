@@ -140,10 +140,25 @@ class Vault:
             return
         self._closed = True
         self.tree.close()
+        self._forget()
+        self._lock.release()
+
+    def hand_over(self) -> None:
+        """After a fork: forget the vault here, and leave it with its lock to the other process.
+
+        Nothing is settled or written: open files are the other's, and no file may have been opened before
+        the fork. This process's copy of the keys is wiped; the other has its own.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        self._forget()
+        self._lock.hand_over()
+
+    def _forget(self) -> None:
         self.context.cipher.close()
         for name in self.context.keys.__dataclass_fields__:
             wipe(getattr(self.context.keys, name))
-        self._lock.release()
         os.close(self._vault_fd)
 
     def __enter__(self) -> Vault:

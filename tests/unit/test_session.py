@@ -26,6 +26,7 @@ class FakeVault:
     def __init__(self, vault_dir: Path) -> None:
         self.vault_dir = vault_dir
         self.diary = vault_dir.parent / "diary"
+        self.handed_over_by: list[int] = []
 
     def _note(self, text: str) -> None:
         with self.diary.open("a") as file:
@@ -39,6 +40,9 @@ class FakeVault:
 
     def close(self) -> None:
         self._note("close")
+
+    def hand_over(self) -> None:
+        self.handed_over_by.append(os.getpid())
 
     def lines(self) -> list[str]:
         return self.diary.read_text().splitlines() if self.diary.exists() else []
@@ -75,6 +79,7 @@ def test_the_parent_returns_when_the_mount_answers(vault: FakeVault, place: Path
     pid = run_in_background(vault, place, serves_until_told)
     try:
         assert vault.lines() == [f"announce {pid} {place}", "start"]
+        assert vault.handed_over_by == [os.getpid()]
         assert Path(f"/proc/{pid}/cwd").readlink() == Path("/")
         assert os.getsid(pid) not in (os.getsid(0), pid)  # its own session, and not the leader
         assert {str(Path(f"/proc/{pid}/fd/{fd}").readlink()) for fd in (0, 1, 2)} == {"/dev/null"}
@@ -100,6 +105,7 @@ def test_errors_reach_the_parent_as_they_were(vault: FakeVault, place: Path) -> 
     with pytest.raises(MountError, match=r"^the kernel said no$"):
         run_in_background(vault, place, fails)
     assert vault.lines()[-1] == "close"
+    assert vault.handed_over_by == []  # still ours to close
     with pytest.raises(VaultLockedError, match="somebody has it"):
         run_in_background(vault, place, locked)
     with pytest.raises(PermissionError) as caught:

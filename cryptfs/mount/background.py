@@ -1,0 +1,95 @@
+"""Mounting from Python: `cryptfs.mount_vault`, and the handle that it returns."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from cryptfs.mount.daemon import LogTarget
+from cryptfs.mount.mounts import Mount, absolute, mount_at, mounts_of, unmount, wait_closed
+from cryptfs.mount.options import MountOptions
+from cryptfs.mount.session import check_mountpoint, load_engine, mount_background
+from cryptfs.vfs.vault import Vault, lock_holder
+
+
+class MountedVault:
+    """A vault that a daemon serves at `mountpoint`; unmount it, or use it in a with statement.
+
+    The mount outlives this object and this process: only `unmount`, here or by command, takes it away.
+    """
+
+    def __init__(self, vault_dir: Path, mountpoint: Path, pid: int) -> None:
+        self.vault_dir = vault_dir
+        self.mountpoint = mountpoint
+        self.pid = pid
+
+    def is_mounted(self) -> bool:
+        """Whether a cryptfs mount is there now."""
+        mount = mount_at(self.mountpoint)
+        return mount is not None and mount.is_cryptfs
+
+    def unmount(self, *, lazy: bool = False) -> None:
+        """Unmount, and return when everything is written and the vault can be mounted again.
+
+        Args:   lazy: take the mount away even if programs use it; the vault is closed when they let go,
+                which is not waited for.
+        Raises: MountError: programs still use it (the text names them), or it is not mounted any more.
+        """
+        taken = unmount(self.mountpoint, lazy=lazy)
+        if not lazy:
+            wait_closed(taken, lambda: holds_vault(taken, self.vault_dir))
+
+    def __enter__(self) -> MountedVault:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.is_mounted():
+            self.unmount()
+
+    def __repr__(self) -> str:
+        return f"MountedVault({str(self.vault_dir)!r} at {str(self.mountpoint)!r}, daemon {self.pid})"
+
+
+def mount_vault(
+    vault_dir: str | os.PathLike[str],
+    mountpoint: str | os.PathLike[str],
+    passphrase: bytes,
+    options: MountOptions | None = None,
+    *,
+    log_file: str | os.PathLike[str] | None = None,
+) -> MountedVault:
+    """Mount a vault in the background; returns when its files are there.
+
+        with cryptfs.mount_vault("vault", "private", b"...") as mounted:
+            (mounted.mountpoint / "diary").write_text("...")
+
+    The daemon is a fork of this process. So call this before starting threads, and mind that the daemon
+    keeps whatever descriptors this process would hand to a child.
+
+    Args:   passphrase: bytes, without a line break; encode text as UTF-8.
+            options: how to mount; None is what `cryptfs mount` does without options.
+            log_file: the daemon appends its log lines there; None is syslog.
+    Raises: MountError: the mountpoint cannot be used, or FUSE is missing or refuses.
+            VaultError: not a vault, the wrong passphrase, in use by somebody else ...   OSError.
+    """
+    options = MountOptions() if options is None else options
+    vault_path = absolute(Path(vault_dir))
+    place = check_mountpoint(vault_path, Path(mountpoint), nonempty=options.nonempty)
+    engine = load_engine(options.engine)
+    target = LogTarget(None if log_file is None else Path(log_file).absolute())
+    vault = Vault.unlock(vault_path, passphrase, read_only=options.read_only)
+    try:
+        pid = mount_background(vault, place, options, engine, target)
+    except BaseException:
+        vault.close()
+        raise
+    return MountedVault(vault_path, place, pid)
+
+
+def holds_vault(taken: Mount, vault_dir: Path) -> bool:
+    """Whether the daemon of a mount that was taken away still holds the lock of its vault."""
+    holder = lock_holder(vault_dir)
+    if holder is None or (taken.read_only and mounts_of(vault_dir)):  # read-only mounts share the lock
+        return False
+    # No mountpoint: read-only, or just about to let go.
+    return holder.mountpoint in ("", taken.mountpoint)

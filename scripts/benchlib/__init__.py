@@ -1,0 +1,1 @@
+"""What scripts/bench runs: subjects (what is mounted), workloads (what is timed), statistics, report."""
