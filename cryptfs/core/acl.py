@@ -87,3 +87,13 @@ def inherited_acl(default: Acl, mode: int) -> tuple[Acl, int]:
         for entry in default
     )
     return acl, mode_from_acl(acl, mode)
+
+
+def inherited_mode(default: Acl, mode: int) -> int:
+    """The mode of a new entry that can have no ACL: nobody gets more than the default ACL gives.
+
+    The group bits are those of the owning group, since no mask stands between them.
+    """
+    perms = {entry.tag: entry.perm for entry in default}
+    group = perms[GROUP_OBJ] & perms.get(MASK, 7)
+    return mode & (~0o777 | perms[USER_OBJ] << 6 | group << 3 | perms[OTHER])

@@ -40,7 +40,7 @@ def errno_of(error: Exception) -> int:
                 if code == errno.EIO:
                     log.error("%s", error)
                 return code
-    if isinstance(error, ValueError):
+    if isinstance(error, ValueError | OverflowError):  # a number that no system call takes, too
         return errno.EINVAL
     if isinstance(error, MemoryError):
         return errno.ENOMEM

@@ -69,10 +69,11 @@ def renameat2(old_dir_fd: int, old: str, new_dir_fd: int, new: str, flags: int) 
     _check(_renameat2, old_dir_fd, os.fsencode(old), new_dir_fd, os.fsencode(new), flags)
 
 
-def utimensat(dir_fd: int, name: str, times: Times) -> None:
-    """Set the times of a directory entry, without following links."""
+def utimensat(dir_fd: int, name: str, times: Times, *, follow: bool = False) -> None:
+    """Set the times of a directory entry; follow: what a link in /proc/self/fd stands for, links too."""
     pair = _TimespecPair(_Timespec(*times[:2]), _Timespec(*times[2:]))
-    _check(_utimensat, dir_fd, os.fsencode(name), ctypes.addressof(pair), AT_SYMLINK_NOFOLLOW)
+    flags = 0 if follow else AT_SYMLINK_NOFOLLOW
+    _check(_utimensat, dir_fd, os.fsencode(name), ctypes.addressof(pair), flags)
 
 
 def futimens(fd: int, times: Times) -> None:

@@ -14,6 +14,7 @@ from cryptfs.core.acl import (
     Acl,
     acl_after_chmod,
     inherited_acl,
+    inherited_mode,
     is_minimal,
     mode_from_acl,
     pack_acl,
@@ -29,7 +30,10 @@ _ABSENT = (errno.ENODATA, errno.EOPNOTSUPP, errno.EPERM)  # none there, or none 
 
 @dataclass(frozen=True, slots=True)
 class Inherited:
-    """What a new entry gets from its directory: mode, access ACL and, for a directory, default ACL."""
+    """What a new entry gets from its directory: mode, access ACL and, for a directory, default ACL.
+
+    Both are empty for what can have none: backing FIFOs, sockets and devices have no xattrs.
+    """
 
     mode: int
     access: Acl
@@ -73,6 +77,10 @@ class Acls:
             self._xattrs.set(directory, name, attribute, value, flags)
         change_mode(directory, name, stat.S_IMODE(mode_from_acl(acl, mode)))
 
+    def remove(self, directory: Directory | Unnamed, name: bytes, attribute: bytes) -> None:
+        """removexattr(2) of an ACL, which need not be there."""
+        self._xattrs.drop(directory, name, attribute)
+
     def mode_changed(self, directory: Directory | Unnamed, name: bytes, mode: int) -> None:
         """After a chmod: the access ACL says the same."""
         acl = self._get(directory, name, ACL_ACCESS)
@@ -84,17 +92,16 @@ class Acls:
         default = self._get(directory, SELF, ACL_DEFAULT)
         if default is None:
             return None
+        if stat.S_IFMT(mode) not in (stat.S_IFREG, stat.S_IFDIR):
+            return Inherited(inherited_mode(default, mode), (), ())
         access, mode = inherited_acl(default, mode)
         return Inherited(mode, access, default)
 
     def give(self, directory: Directory | Unnamed, name: bytes, inherited: Inherited) -> None:
         """Give a new entry its ACLs; its mode it has."""
-        mode = _stat(directory, name).st_mode
-        if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
-            return
         if not is_minimal(inherited.access):
             self._xattrs.set(directory, name, ACL_ACCESS, pack_acl(inherited.access), 0)
-        if stat.S_ISDIR(mode):
+        if inherited.default and stat.S_ISDIR(_stat(directory, name).st_mode):
             self._xattrs.set(directory, name, ACL_DEFAULT, pack_acl(inherited.default), 0)
 
 

@@ -122,6 +122,7 @@ class ChunkWriter:
         buffer = self._buffers.take(geometry.record_size)
         try:
             record = buffer[: length + geometry.overhead]
+            state.keep_atime(True)
             if read_fully(state.fd, record, geometry.record_offset(chunk_index)) < len(record):
                 raise HeaderError("the file was cut while it was open", cipher_path=state.cipher_path)
             try:

@@ -6,6 +6,8 @@ they meet a writer: `change_count` is odd while a change is under way, and diffe
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import logging
 import os
 import threading
@@ -21,6 +23,7 @@ from cryptfs.vfs.recovery import recovered_size
 log = logging.getLogger(__name__)
 
 FileKey = tuple[int, int]  # device, inode
+_O_NOATIME: int = getattr(os, "O_NOATIME", 0)  # Linux only
 
 
 class FileState:
@@ -50,6 +53,7 @@ class FileState:
         self.size = 0
         self.kept_mtime_ns: int | None = None  # what the last close restores, see keep_mtime
         self.may_have_capability = True  # a security.capability, which a write takes away
+        self.keeps_atime = False  # whether reads leave the time of access as it is
         self._retired_fds: list[int] = []
 
     def adopt(self, fd: int, *, writable: bool) -> None:
@@ -59,11 +63,22 @@ class FileState:
         """
         if writable and not self.writable:
             self._retired_fds.append(self.fd)
-            self.fd, self.writable = fd, True
+            self.fd, self.writable, self.keeps_atime = fd, True, False
             if self._unsettled is not None:
                 self.loaded = False  # what could not be settled without writing is settled now
         else:
             os.close(fd)
+
+    def keep_atime(self, keep: bool) -> None:
+        """Say before a read whether it is one of our own, which leaves the time of access as it is.
+
+        No lock: where such a read meets one for a program, the time moves as it does anyway, or one
+        read later.
+        """
+        if keep != self.keeps_atime:
+            self.keeps_atime = keep
+            with contextlib.suppress(PermissionError):  # the file is somebody else's
+                fcntl.fcntl(self.fd, fcntl.F_SETFL, os.O_NONBLOCK | (_O_NOATIME if keep else 0))
 
     def close_descriptors(self) -> None:
         """After the last handle has gone."""
@@ -111,6 +126,7 @@ class FileState:
 
     def _load_header(self, cipher_size: int) -> None:
         raw = memoryview(bytearray(HEADER_SIZE))
+        self.keep_atime(True)
         header = self.context.unpack_header(bytes(raw[: read_fully(self.fd, raw, 0)]))
         self.set_header(header)
         geometry = self.context.geometry

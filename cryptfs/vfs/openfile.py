@@ -85,6 +85,8 @@ class OpenFile:
         buffer = self._buffers.take(cipher_length)
         try:
             sealed = buffer[:cipher_length]
+            if state.keeps_atime:
+                state.keep_atime(False)
             if read_fully(state.fd, sealed, geometry.record_offset(span.first)) < cipher_length:
                 raise HeaderError("the file was cut while it was open")
             self._open_span(span, sealed, length, plain_length, out)

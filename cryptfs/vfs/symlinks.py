@@ -23,7 +23,8 @@ from cryptfs.errors import IntegrityError, NameError_, NameTooLongError
 from cryptfs.storage.backing import create_small, read_small
 from cryptfs.storage.dirs import open_directory, temp_name
 from cryptfs.storage.durability import PendingSync
-from cryptfs.storage.libc import utimensat
+from cryptfs.storage.libc import UTIME_OMIT, utimensat
+from cryptfs.vfs.attributes import backing_stat
 from cryptfs.vfs.directory import Directory
 
 MAX_TARGET = 4095  # what the kernel takes
@@ -65,9 +66,17 @@ class Symlinks:
 
     def size(self, directory: Directory, name: bytes, st: os.stat_result) -> int:
         """Bytes of a target, from the backing stat alone but for those that do not fit."""
+        return self._size(directory.entry_name(name), directory.fd, st)
+
+    def size_open(self, fd: int, st: os.stat_result) -> int:
+        """The same of a symlink that is known by an O_PATH descriptor."""
+        return self._size("", fd, st)
+
+    @staticmethod
+    def _size(entry_name: str, dir_fd: int, st: os.stat_result) -> int:
         if st.st_size > _LONGEST_TEXT:
             return target_size(st.st_size)
-        size = os.readlink(directory.entry_name(name), dir_fd=directory.fd).rpartition(".")[2]
+        size = os.readlink(entry_name, dir_fd=dir_fd).rpartition(".")[2]
         return int(size) if size.isascii() and size.isdecimal() else 0
 
     def _open(self, directory: Directory, name: bytes) -> tuple[bytes, bool]:
@@ -141,14 +150,18 @@ class Symlinks:
 
     def unbind(self, directory: Directory, name: bytes) -> None:
         """Seal the target anew without its place, so that the link may have several names."""
+        before = backing_stat(directory, name)  # reading the target moves the time of access
         target, bound = self._open(directory, name)
         if bound:
             old = self.text_to_discard(directory, name)
-            self._replace(directory, name, self._seal(target, unbound_link_aad()), directory, name)
+            self._replace(before, self._seal(target, unbound_link_aad()), directory, name)
             self.discard(old)
+        else:
+            _restore_atime(before, directory, name)
 
     def move(self, source: Directory, name: bytes, target: Directory, new_name: bytes) -> None:
         """Rename a symlink that has one name: sealed anew for its new place, then the old one goes."""
+        before = backing_stat(source, name)
         link_target, bound = self._open(source, name)
         if not bound:
             os.rename(
@@ -157,16 +170,16 @@ class Symlinks:
                 src_dir_fd=source.fd,
                 dst_dir_fd=target.fd,
             )
+            _restore_atime(before, target, new_name)
             return
         old = self.text_to_discard(source, name)
         text = self.text_for(target, new_name, link_target)
-        self._replace(source, name, text, target, new_name)
+        self._replace(before, text, target, new_name)
         os.unlink(source.entry_name(name), dir_fd=source.fd)
         self.discard(old)
 
-    def _replace(self, source: Directory, name: bytes, text: str, target: Directory, new_name: bytes) -> None:
+    def _replace(self, old: os.stat_result, text: str, target: Directory, new_name: bytes) -> None:
         """Put a symlink with this text, and owner and times of the old one, in place at once."""
-        old = os.stat(source.entry_name(name), dir_fd=source.fd, follow_symlinks=False)
         temporary = temp_name()
         try:
             os.symlink(text, temporary, dir_fd=target.fd)
@@ -183,6 +196,11 @@ class Symlinks:
             raise
         times = (*divmod(old.st_atime_ns, 10**9), *divmod(old.st_mtime_ns, 10**9))
         utimensat(target.fd, target.entry_name(new_name), times)
+
+
+def _restore_atime(before: os.stat_result, directory: Directory, name: bytes) -> None:
+    """After we have read a link for ourselves; sets ctime, as what follows or went before does."""
+    utimensat(directory.fd, directory.entry_name(name), (*divmod(before.st_atime_ns, 10**9), 0, UTIME_OMIT))
 
 
 def is_single_symlink(st: os.stat_result) -> bool:

@@ -66,6 +66,13 @@ class VaultTree(EntryOperations):
             return Attributes(st, self.symlinks.size(directory, name, st))
         return plain_attributes(st, self.context.geometry)
 
+    def stat_descriptor(self, fd: int) -> Attributes:
+        """Attributes of what an O_PATH descriptor holds, whatever it is."""
+        st = os.fstat(fd)
+        if stat.S_ISLNK(st.st_mode):
+            return Attributes(st, self.symlinks.size_open(fd, st))
+        return plain_attributes(st, self.context.geometry)
+
     def stat_open(self, file: OpenFile) -> Attributes:
         """Attributes of an open file, also of one that has no name left."""
         return plain_attributes(os.fstat(file.state.fd), self.context.geometry)

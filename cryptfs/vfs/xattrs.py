@@ -20,6 +20,7 @@ from cryptfs.core.names import LONG_PREFIX, MAX_NAME_SIZE, NameCipher, long_entr
 from cryptfs.core.smallvalues import xattr_aad
 from cryptfs.errors import NameError_
 from cryptfs.storage.backing import open_backing, reopen
+from cryptfs.storage.libc import UTIME_OMIT, futimens
 from cryptfs.vfs.attributes import backing_stat
 from cryptfs.vfs.directory import NO_NAME, Directory, DirectoryOpener, Unnamed, printable
 from cryptfs.vfs.filestate import FileState
@@ -198,4 +199,6 @@ class Xattrs:
         """An empty file gets its header with its first attribute."""
         with state.lock:
             if state.header is None or state.header_is_planned:
+                mtime = os.fstat(state.fd).st_mtime_ns  # the content stays as it is
                 state.write_header(state.context.new_header().changed(flags=HeaderFlag.CLEAN))
+                futimens(state.fd, (0, UTIME_OMIT, *divmod(mtime, 10**9)))

@@ -121,3 +121,16 @@ def pair(all_pairs: Pair, request: pytest.FixtureRequest) -> Pair:
     if reason:
         request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
     return all_pairs
+
+
+@pytest.fixture(scope="session")
+def users_pair() -> Iterator[Pair]:
+    """The native engine's mount for several users, and a plain directory on the same disk."""
+    spec = MountSpec("native", options="allow_other", tmpfs=False)
+    require_fuse(spec)
+    if os.geteuid() != 0:
+        pytest.skip("acting as several users needs root")
+    with mounted(spec) as mount:
+        pair = Pair(mount)
+        yield pair
+        pair.check_after_remount()

@@ -20,8 +20,8 @@ from collections.abc import Iterator
 
 from cryptfs.errors import IntegrityError
 from cryptfs.mount.native.structs import ROOT_ID
-from cryptfs.vfs.attributes import Attributes, plain_attributes
-from cryptfs.vfs.directory import SELF, Directory
+from cryptfs.vfs.attributes import Attributes
+from cryptfs.vfs.directory import SELF, Directory, Place, Unnamed
 from cryptfs.vfs.tree import VaultTree
 
 MAX_OPEN_DIRECTORIES = 1024
@@ -159,11 +159,19 @@ class NodeTable:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         return self.directory(node.parent), node.name
 
+    def file_of(self, node: Node) -> Place:
+        """Where a node's file is or, without a place, the file itself."""
+        held, directory = node.held, node.directory
+        if held is None:
+            return self.place(node)
+        # A directory that was removed has lost its record: what it is called in there is known here only.
+        return (Unnamed(held.fd), SELF) if directory is None else (directory, SELF)
+
     def attributes(self, node: Node) -> Attributes:
         """Attributes now. Raises: OSError: ESTALE where another file has taken its place."""
         open_node = node.held or node.directory
         if open_node is not None:
-            return plain_attributes(os.fstat(open_node.fd), self._tree.context.geometry)
+            return self._tree.stat_descriptor(open_node.fd)
         found = self._tree.stat(*self.place(node))
         if (found.st.st_dev, found.st.st_ino) != node.key:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))

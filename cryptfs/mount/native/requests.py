@@ -12,7 +12,7 @@ import os
 import stat
 import struct
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from cryptfs.mount.native import structs
 from cryptfs.mount.native.directories import DirectoryHandle
@@ -30,6 +30,7 @@ from cryptfs.vfs.vault import Vault
 from cryptfs.vfs.xattrs import ACL_NAMES, CAPABILITY
 
 Payload = bytes | memoryview | None
+Handle = TypeVar("Handle")
 
 _VALID_FOR = 86_400  # seconds: nobody else changes the vault
 
@@ -51,6 +52,19 @@ def _error(code: int) -> OSError:
     return OSError(code, os.strerror(code))
 
 
+class Handles(dict[int, Handle]):
+    """What is open, by the number that the kernel was given. EBADF for another, which it never uses."""
+
+    def __missing__(self, fh: int) -> Handle:
+        raise _error(errno.EBADF)
+
+    def take(self, fh: int) -> Handle:
+        """The last use of a handle."""
+        handle = self[fh]
+        del self[fh]
+        return handle
+
+
 class Requests:
     """The handlers of one mount.
 
@@ -62,8 +76,8 @@ class Requests:
         self.nodes = NodeTable(vault.tree)
         self._shared = options.allow_other
         self._kernel_owns_mtime = options.writeback
-        self._files: dict[int, OpenFile] = {}
-        self._directories: dict[int, DirectoryHandle] = {}
+        self._files: Handles[OpenFile] = Handles()
+        self._directories: Handles[DirectoryHandle] = Handles()
         self._next_handle = itertools.count(1)
         entry = _VALID_FOR if options.entry_timeout is None else options.entry_timeout
         attr = _VALID_FOR if options.attr_timeout is None else options.attr_timeout
@@ -73,7 +87,14 @@ class Requests:
         if options.xattrs and options.kernel_checks_permissions:
             vault.tree.xattrs.supports_acls = True
             self._acls = Acls(vault.tree)
-        self._setter = AttributeSetter(vault.tree, self.nodes, self._files, self._acls, xattrs=options.xattrs)
+        self._setter = AttributeSetter(
+            vault.tree,
+            self.nodes,
+            self._files,
+            self._acls,
+            xattrs=options.xattrs,
+            writeback=options.writeback,
+        )
         self.handlers = self._table(xattrs=options.xattrs)
         if options.kernel_checks_permissions:
             del self.handlers[Op.ACCESS]
@@ -133,7 +154,7 @@ class Requests:
     def lookup(self, request: Request) -> Payload:
         """A name in a directory; a missing one is remembered by the kernel, too."""
         parent = self.nodes.get(request.nodeid)
-        name = bytes(request.body[:-1])
+        name = structs.only_name(request.body)
         try:
             return self._reply_entry(parent, name)
         except FileNotFoundError:
@@ -171,7 +192,7 @@ class Requests:
     def setattr(self, request: Request) -> Payload:
         """chmod, chown, truncate, utimens, in one request."""
         node = self.nodes.get(request.nodeid)
-        self._setter.apply(node, structs.SETATTR_IN.unpack_from(request.body))
+        self._setter.apply(node, structs.SETATTR_IN.unpack_from(request.body), request.uid)
         return self._attr_out(node, self.nodes.attributes(node))
 
     def access(self, request: Request) -> Payload:
@@ -192,11 +213,6 @@ class Requests:
 
     # ---- entries
 
-    def _new_entry(self, request: Request, name: bytes, make: Callable[..., None], *details: object) -> bytes:
-        parent = self.nodes.get(request.nodeid)
-        make(self.nodes.directory(parent), name, *details, self._caller(request))
-        return self._reply_entry(parent, name)
-
     def _inherit(self, directory: Directory, mode: int, umask: int) -> tuple[int, Inherited | None]:
         """The mode of a new entry, and the ACLs that it gets from its directory."""
         inherited = self._acls.inherited(directory, mode) if self._acls is not None else None
@@ -211,12 +227,13 @@ class Requests:
         make: Callable[..., None],
         *details: object,
     ) -> bytes:
-        directory = self.nodes.directory(self.nodes.get(request.nodeid))
+        parent = self.nodes.get(request.nodeid)
+        directory = self.nodes.directory(parent)
         mode, inherited = self._inherit(directory, mode, umask)
-        made = self._new_entry(request, name, make, mode, *details)
+        make(directory, name, mode, *details, self._caller(request))
         if inherited is not None and self._acls is not None:
             self._acls.give(directory, name, inherited)
-        return made
+        return self._reply_entry(parent, name)
 
     def mknod(self, request: Request) -> Payload:
         """A FIFO, socket, device or empty file."""
@@ -234,7 +251,9 @@ class Requests:
     def symlink(self, request: Request) -> Payload:
         """A new symlink."""
         name, target = structs.take_names(request.body, 0, 2)
-        return self._new_entry(request, name, self._tree.make_symlink, target)
+        parent = self.nodes.get(request.nodeid)
+        self._tree.make_symlink(self.nodes.directory(parent), name, target, self._caller(request))
+        return self._reply_entry(parent, name)
 
     def readlink(self, request: Request) -> Payload:
         """What a symlink says."""
@@ -268,7 +287,7 @@ class Requests:
 
     def _remove(self, request: Request, remove: Callable[..., None]) -> None:
         directory = self.nodes.directory(self.nodes.get(request.nodeid))
-        name = bytes(request.body[:-1])
+        name = structs.only_name(request.body)
         node, held = self.nodes.hold(directory, name)
         with self.nodes.displaced(node, held):
             remove(directory, name)
@@ -328,7 +347,7 @@ class Requests:
 
     def releasedir(self, request: Request) -> Payload:
         """The last use of a directory handle."""
-        self._directories.pop(structs.RELEASE_IN.unpack_from(request.body)[0]).close()
+        self._directories.take(structs.RELEASE_IN.unpack_from(request.body)[0]).close()
         return b""
 
     def fsyncdir(self, request: Request) -> Payload:
@@ -399,13 +418,16 @@ class Requests:
         if write_flags & structs.WRITE_CACHE and file.state.kept_mtime_ns is None:
             file.state.keep_mtime()
         done = file.write(offset, data)
-        if write_flags & structs.WRITE_KILL_SUIDGID or file.state.may_have_capability:
+        # What comes from the page cache was written before, or through a mapping, which takes nothing away.
+        if not write_flags & structs.WRITE_CACHE and (
+            write_flags & structs.WRITE_KILL_SUIDGID or file.state.may_have_capability
+        ):
             self._setter.written(file.state, kill=bool(write_flags & structs.WRITE_KILL_SUIDGID))
         return structs.WRITE_OUT.pack(done, 0)
 
     def release(self, request: Request) -> Payload:
         """The last use of a handle."""
-        self._tree.release(self._files.pop(structs.RELEASE_IN.unpack_from(request.body)[0]))
+        self._tree.release(self._files.take(structs.RELEASE_IN.unpack_from(request.body)[0]))
         return b""
 
     def fsync(self, request: Request) -> Payload:
@@ -444,9 +466,7 @@ class Requests:
     # ---- xattrs
 
     def _place(self, nodeid: int) -> Place:
-        node = self.nodes.get(nodeid)
-        held = node.held
-        return self.nodes.place(node) if held is None else (Unnamed(held.fd), SELF)
+        return self.nodes.file_of(self.nodes.get(nodeid))
 
     def getxattr(self, request: Request) -> Payload:
         """A value, or its size."""
@@ -484,8 +504,11 @@ class Requests:
     def removexattr(self, request: Request) -> Payload:
         """Remove an attribute."""
         self._tree.require_writable()
-        name = bytes(request.body[:-1])
-        self._tree.xattrs.remove(*self._place(request.nodeid), name)
+        name = structs.only_name(request.body)
+        if self._acls is not None and name in ACL_NAMES:
+            self._acls.remove(*self._place(request.nodeid), name)
+        else:
+            self._tree.xattrs.remove(*self._place(request.nodeid), name)
         return b""
 
     def close(self) -> None:

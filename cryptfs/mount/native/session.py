@@ -147,6 +147,8 @@ class Session:
                 self._reading += 1
             try:
                 size = os.readv(self._fd, (worker.buffer,))
+                if not size:
+                    self._end()  # no device ends so, but a socket in its place does
             except OSError as error:
                 size = 0
                 if error.errno not in (errno.EINTR, errno.ENOENT, errno.EAGAIN):
@@ -202,6 +204,9 @@ class Session:
     # ---- requests
 
     def _answer(self, worker: _Worker, view: memoryview) -> None:
+        if len(view) < structs.IN_HEADER.size:
+            log.error("a request of %d bytes is too short to be one", len(view))
+            return
         length, opcode, unique, nodeid, uid, gid, _, _, _ = structs.IN_HEADER.unpack_from(view)
         if length != len(view):
             log.error("a request of %d bytes says that it has %d", len(view), length)
@@ -242,6 +247,8 @@ class Session:
 
 
 def _read_size(view: memoryview) -> int:
-    """How much a READ request asks for."""
+    """How much a READ request asks for; 0 where it is too short to say."""
+    if len(view) < structs.IN_HEADER.size + structs.READ_IN.size:
+        return 0
     size: int = structs.READ_IN.unpack_from(view, structs.IN_HEADER.size)[2]
     return size

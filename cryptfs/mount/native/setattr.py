@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from typing import Any
 
 from cryptfs.mount.native.nodes import Node, NodeTable
 from cryptfs.mount.native.structs import SetAttr
-from cryptfs.storage.libc import UTIME_NOW, UTIME_OMIT, Times, futimens
+from cryptfs.storage.libc import AT_FDCWD, UTIME_NOW, UTIME_OMIT, Times, utimensat
 from cryptfs.vfs.acls import Acls
 from cryptfs.vfs.attributes import change_mode, change_owner
-from cryptfs.vfs.directory import SELF, Place, Unnamed
+from cryptfs.vfs.directory import SELF, Unnamed
 from cryptfs.vfs.filestate import FileState
 from cryptfs.vfs.openfile import OpenFile
 from cryptfs.vfs.tree import VaultTree
@@ -26,6 +27,7 @@ class AttributeSetter:
 
     Args: files: the open files by handle, shared with the other requests.
           acls: to keep in step with modes, or None.   xattrs: whether the mount has them.
+          writeback: whether the kernel keeps the times of files.
     """
 
     def __init__(
@@ -36,27 +38,35 @@ class AttributeSetter:
         acls: Acls | None,
         *,
         xattrs: bool,
+        writeback: bool,
     ) -> None:
         self._tree = tree
         self._acls = acls
         self._xattrs = tree.xattrs if xattrs else None
+        self._writeback = writeback
         self._nodes = nodes
         self._files = files
 
-    def apply(self, node: Node, fields: tuple[Any, ...]) -> None:
-        """Change what the request names, in the order mode, owner, size, times."""
+    def apply(self, node: Node, fields: tuple[Any, ...], caller: int) -> None:
+        """Change what the request names, in the order mode, owner, size, times. caller: its uid."""
         (valid, _, fh, size, _, atime, mtime, _, atime_ns, mtime_ns, _, mode, _, uid, gid, _) = fields
         self._tree.require_writable()
         if valid & SetAttr.MODE:
             self._set_mode(node, stat.S_IMODE(mode))
         if not valid & ~(SetAttr.CTIME | SetAttr.FH):
-            # All that the kernel says of chown(-1, -1), which changes no owner but takes set-id bits away.
+            # All that the kernel says of a write to a set-id file, and of chown(-1, -1), which changes no
+            # owner but takes the bits away. Only the latter sets ctime (with the writeback cache; else
+            # they cannot be told apart), and then nobody has checked yet whether the caller may.
+            if valid & SetAttr.CTIME:
+                self._require_owner_of_set_id(node, caller)
             self._set_owner(node, -1, -1)
         if valid & (SetAttr.UID | SetAttr.GID):
             self._set_owner(node, uid if valid & SetAttr.UID else -1, gid if valid & SetAttr.GID else -1)
         if valid & SetAttr.SIZE:
             handle = self._files.get(fh) if valid & SetAttr.FH else None
-            self._set_size(node, handle, size, kill=bool(valid & SetAttr.KILL_SUIDGID))
+            # A kernel that keeps the times says so when a truncate moves them: not for the same size.
+            keep = self._writeback and not valid & SetAttr.MTIME
+            self._set_size(node, handle, size, keep=keep, kill=bool(valid & SetAttr.KILL_SUIDGID))
         if valid & _TIME_FIELDS:
             times = (
                 *_time(atime, atime_ns, valid & SetAttr.ATIME, valid & SetAttr.ATIME_NOW),
@@ -64,9 +74,14 @@ class AttributeSetter:
             )
             self._set_times(node, times)
 
+    def _require_owner_of_set_id(self, node: Node, caller: int) -> None:
+        st = self._nodes.attributes(node).st
+        privileged = has_set_id(st.st_mode) and not stat.S_ISDIR(st.st_mode)
+        if privileged and caller not in (0, st.st_uid):
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
     def _set_mode(self, node: Node, mode: int) -> None:
-        held = node.held
-        place: Place = self._nodes.place(node) if held is None else (Unnamed(held.fd), SELF)
+        place = self._nodes.file_of(node)
         change_mode(*place, mode)
         if self._acls is not None:
             self._acls.mode_changed(*place, mode)
@@ -81,28 +96,23 @@ class AttributeSetter:
 
     def _drop_capability(self, node: Node) -> None:
         if self._xattrs is not None:
-            held = node.held
-            place: Place = self._nodes.place(node) if held is None else (Unnamed(held.fd), SELF)
+            place = self._nodes.file_of(node)
             self._xattrs.drop(*place, CAPABILITY)
 
     def _set_times(self, node: Node, times: Times) -> None:
         held = node.held
         if held is not None:
-            fd = os.open(f"/proc/self/fd/{held.fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            try:
-                futimens(fd, times)
-                state = self._tree.files.find(os.fstat(fd))
-                if state is not None:
-                    state.forget_mtime(times)
-            finally:
-                os.close(fd)
+            # Not opened: that fails for symlinks and sockets, and does something to devices.
+            utimensat(AT_FDCWD, f"/proc/self/fd/{held.fd}", times, follow=True)
+            state = self._tree.files.find(os.fstat(held.fd))
+            if state is not None:
+                state.forget_mtime(times)
         else:
             self._tree.set_times(*self._nodes.place(node), times)
 
-    def _set_size(self, node: Node, handle: OpenFile | None, size: int, *, kill: bool) -> None:
+    def _set_size(self, node: Node, handle: OpenFile | None, size: int, *, keep: bool, kill: bool) -> None:
         if handle is not None and handle.writable:
-            handle.truncate(size)
-            self.written(handle.state, kill=kill)
+            self._truncate(handle, size, keep=keep, kill=kill)
             return
         held = node.held
         if held is not None:
@@ -110,10 +120,14 @@ class AttributeSetter:
         else:
             file = self._tree.open(*self._nodes.place(node), os.O_WRONLY)
         try:
-            file.truncate(size)
-            self.written(file.state, kill=kill)
+            self._truncate(file, size, keep=keep, kill=kill)
         finally:
             self._tree.release(file)
+
+    def _truncate(self, file: OpenFile, size: int, *, keep: bool, kill: bool) -> None:
+        if not keep or self._tree.stat_open(file).size != size:
+            file.truncate(size)
+        self.written(file.state, kill=kill)
 
     def written(self, state: FileState, *, kill: bool) -> None:
         """After a change of content: the privileges that it takes away.
@@ -126,6 +140,12 @@ class AttributeSetter:
             state.may_have_capability = False
             if self._xattrs is not None:
                 self._xattrs.drop(Unnamed(state.fd), SELF, CAPABILITY)
+
+
+def has_set_id(mode: int) -> bool:
+    """Whether a change takes something away: suid, or sgid of a group-executable file."""
+    group = stat.S_ISGID | stat.S_IXGRP
+    return bool(mode & stat.S_ISUID) or mode & group == group
 
 
 def _drop_set_id_bits(fd: int) -> None:

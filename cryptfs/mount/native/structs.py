@@ -156,12 +156,21 @@ _STATX_BTIME = 0x800
 def take_names(body: memoryview, offset: int, count: int) -> list[bytes]:
     """The `count` NUL-terminated strings from `offset` of a request.
 
-    Raises: struct.error: one is not terminated.
+    Raises: struct.error: one is empty or not terminated.
     """
     pieces = bytes(body[offset:]).split(b"\0", count)
-    if len(pieces) <= count:
-        raise struct.error("a name of the request is not terminated")
+    if len(pieces) <= count or b"" in pieces[:count]:
+        raise struct.error("a name of the request is empty or not terminated")
     return pieces[:count]
+
+
+def only_name(body: memoryview) -> bytes:
+    """The string that is all of a request. Raises: struct.error: it is empty or not terminated."""
+    name = bytes(body)
+    end = len(name) - 1
+    if end < 1 or name.find(b"\0") != end:
+        raise struct.error("the name of the request is empty or not terminated")
+    return name[:end]
 
 
 def pack_dirent(inode: int, offset: int, kind: int, name: bytes) -> bytes:
