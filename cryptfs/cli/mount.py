@@ -71,7 +71,11 @@ def collect_options(texts: Iterable[str], flags: Mapping[str, object]) -> tuple[
     default=None,
     help="Mount over a directory that is not empty, hiding what it has.",
 )
-@click.option("--engine", type=click.Choice(ENGINES), help="How to talk to the kernel.  [default: fusepy]")
+@click.option(
+    "--engine",
+    type=click.Choice(ENGINES),
+    help="How to talk to the kernel: itself, or through libfuse.  [default: native on Linux]",
+)
 @click.option(
     "--entry-timeout",
     type=click.FloatRange(0, 86_400),

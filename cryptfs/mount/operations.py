@@ -246,6 +246,8 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
     @translated
     def link(self, target: str, source: str) -> int:
         """A new name `target` for the file `source`: mfusepy's names for them."""
+        # The kernel makes a new inode of the new name, and believes for ever what it is told of it first.
+        self._tree.settle(*self._paths.resolve(source))
         self._tree.link(*self._paths.resolve(source), *self._paths.resolve(target))
         return 0
 

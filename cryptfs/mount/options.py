@@ -6,11 +6,13 @@ MountOptions and nothing else.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-ENGINES = ("fusepy", "native")
+ENGINES = ("native", "fusepy")
+DEFAULT_ENGINE = "native" if sys.platform == "linux" else "fusepy"
 MAX_TIMEOUT = 86_400.0
 MAX_THREADS = 64
 
@@ -46,7 +48,7 @@ class MountOptions:
               engines that cannot tell the kernel otherwise.
           writeback: let the kernel collect small writes.
           nonempty: mount over a directory that has entries.
-          engine: one of ENGINES.
+          engine: one of ENGINES: native speaks to the Linux kernel itself, fusepy goes through libfuse.
           entry_timeout, attr_timeout: seconds that the kernel may keep names and attributes; None
               takes the engine's default.
           max_threads: at most so many requests at once; None takes the engine's default.
@@ -60,7 +62,7 @@ class MountOptions:
     xattrs: bool = True
     writeback: bool = True
     nonempty: bool = False
-    engine: str = "fusepy"
+    engine: str = DEFAULT_ENGINE
     entry_timeout: float | None = None
     attr_timeout: float | None = None
     max_threads: int | None = None

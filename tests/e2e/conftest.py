@@ -12,7 +12,7 @@ import pytest
 from tests.e2e.mounting import Mounted, MountSpec, mounted
 from tests.e2e.trace import Case, first_difference, known_limit, run_case, walk
 
-ENGINES = ("native",)
+ENGINES = ("fusepy", "native")
 """Add an engine here and everything below runs on it, too."""
 
 MATRIX = [

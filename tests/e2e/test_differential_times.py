@@ -175,6 +175,21 @@ def test_mtime_does_not_move_after_close(own_mount: Mounted) -> None:
     assert {name: (directory / name).stat().st_mtime_ns for name in seen} == seen
 
 
+def test_link_right_after_close_shows_the_same_mtime(own_mount: Mounted) -> None:
+    directory = own_mount.mountpoint
+    seen: dict[str, int] = {}
+    for number in range(500):
+        path = directory / f"f{number}"
+        path.write_bytes(b"x" * 20_000)
+        os.link(path, directory / f"g{number}")
+        seen[path.name] = path.stat().st_mtime_ns
+        seen[f"g{number}"] = (directory / f"g{number}").stat().st_mtime_ns
+    wrong = [name for name in seen if seen[name] != seen["f" + name[1:]]]
+    own_mount.remount()
+    moved = [name for name in seen if (directory / name).stat().st_mtime_ns != seen[name]]
+    assert (len(wrong), len(moved)) == (0, 0)
+
+
 def test_times_set_right_after_close(own_mount: Mounted) -> None:
     """The last close seals the length in the vault, some time after close(2) has returned."""
     directory = own_mount.mountpoint
