@@ -102,13 +102,20 @@ class AttributeSetter:
     def _set_times(self, node: Node, times: Times) -> None:
         held = node.held
         if held is not None:
-            # Not opened: that fails for symlinks and sockets, and does something to devices.
-            utimensat(AT_FDCWD, f"/proc/self/fd/{held.fd}", times, follow=True)
-            state = self._tree.files.find(os.fstat(held.fd))
-            if state is not None:
-                state.forget_mtime(times)
+            self._set_times_held(held.fd, times)
         else:
             self._tree.set_times(*self._nodes.place(node), times)
+
+    def _set_times_held(self, fd: int, times: Times) -> None:
+        # Not opened: that fails for symlinks and sockets, and does something to devices.
+        path = f"/proc/self/fd/{fd}"
+        state = self._tree.files.find(os.fstat(fd))
+        if state is None:
+            utimensat(AT_FDCWD, path, times, follow=True)
+            return
+        with state.lock:  # as in VaultTree.set_times
+            utimensat(AT_FDCWD, path, times, follow=True)
+            state.forget_mtime(times)
 
     def _set_size(self, node: Node, handle: OpenFile | None, size: int, *, keep: bool, kill: bool) -> None:
         if handle is not None and handle.writable:
