@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import stat
 import threading
@@ -203,6 +204,8 @@ def test_destroy_gets_no_reply(kernel: FakeKernel) -> None:
 
 
 def test_nothing_stays_open_after_the_end(vault: BareVault) -> None:
+    vault.tree.pending.flush()
+    gc.collect()  # what other tests left
     threads = threading.active_count()
     before = open_descriptors()
     with kernel_for(vault, "") as kernel:
