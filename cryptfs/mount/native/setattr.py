@@ -55,10 +55,12 @@ class AttributeSetter:
             self._set_mode(node, stat.S_IMODE(mode))
         if not valid & ~(SetAttr.CTIME | SetAttr.FH):
             # All that the kernel says of a write to a set-id file, and of chown(-1, -1), which changes no
-            # owner but takes the bits away. Only the latter sets ctime (with the writeback cache; else
-            # they cannot be told apart), and then nobody has checked yet whether the caller may.
-            if valid & SetAttr.CTIME:
-                self._require_owner_of_set_id(node, caller)
+            # owner but takes the bits away. The latter sets ctime with the writeback cache; without it, it
+            # is what comes while nobody writes. Then nobody has checked yet whether the caller may.
+            st = self._nodes.attributes(node).st
+            state = self._tree.files.find(st)
+            if valid & SetAttr.CTIME or state is None or not state.writable:
+                _require_owner_of_set_id(st, caller)
             self._set_owner(node, -1, -1)
         if valid & (SetAttr.UID | SetAttr.GID):
             self._set_owner(node, uid if valid & SetAttr.UID else -1, gid if valid & SetAttr.GID else -1)
@@ -73,12 +75,6 @@ class AttributeSetter:
                 *_time(mtime, mtime_ns, valid & SetAttr.MTIME, valid & SetAttr.MTIME_NOW),
             )
             self._set_times(node, times)
-
-    def _require_owner_of_set_id(self, node: Node, caller: int) -> None:
-        st = self._nodes.attributes(node).st
-        privileged = has_set_id(st.st_mode) and not stat.S_ISDIR(st.st_mode)
-        if privileged and caller not in (0, st.st_uid):
-            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
     def _set_mode(self, node: Node, mode: int) -> None:
         place = self._nodes.file_of(node)
@@ -149,10 +145,12 @@ class AttributeSetter:
                 self._xattrs.drop(Unnamed(state.fd), SELF, CAPABILITY)
 
 
-def has_set_id(mode: int) -> bool:
-    """Whether a change takes something away: suid, or sgid of a group-executable file."""
+def _require_owner_of_set_id(st: os.stat_result, caller: int) -> None:
+    """Before suid, or sgid of a group-executable file, goes: EPERM for a stranger."""
     group = stat.S_ISGID | stat.S_IXGRP
-    return bool(mode & stat.S_ISUID) or mode & group == group
+    takes_away = st.st_mode & stat.S_ISUID or st.st_mode & group == group
+    if takes_away and not stat.S_ISDIR(st.st_mode) and caller not in (0, st.st_uid):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
 
 def _drop_set_id_bits(fd: int) -> None:
