@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import hmac
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntFlag
 
 from cryptfs.core.aead import FORMAT_VERSION, SMALL_NONCE_SIZE, Kind, aad_prefix, open_small, seal_small
@@ -88,9 +88,26 @@ class FileHeader:
         """Whether nothing behind the header counts."""
         return bool(int(self.flags) & _VOID)
 
-    def changed(self, **fields: object) -> FileHeader:
-        """A copy with some fields replaced."""
-        return replace(self, **fields)  # type: ignore[arg-type]
+    def changed(
+        self,
+        *,
+        epoch: int | None = None,
+        size: int | None = None,
+        size_min: int | None = None,
+        generation: int | None = None,
+        flags: HeaderFlag | None = None,
+    ) -> FileHeader:
+        """A copy with some fields replaced. Written out: dataclasses.replace takes three times as long."""
+        return FileHeader(
+            self.cipher_id,
+            self.log2_chunk_size,
+            self.file_id,
+            self.epoch if epoch is None else epoch,
+            self.size if size is None else size,
+            self.size_min if size_min is None else size_min,
+            self.generation if generation is None else generation,
+            self.flags if flags is None else flags,
+        )
 
     def pack(self, keys: Subkeys, nonce: bytes) -> bytes:
         """Seal into 256 bytes. `nonce`: 24 fresh random bytes."""

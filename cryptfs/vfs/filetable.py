@@ -44,6 +44,10 @@ class FileTable:
             state.handles += 1
             return True
 
+    def find_key(self, key: FileKey) -> FileState | None:
+        """As find, by device and inode."""
+        return self._states.get(key)
+
     def find(self, st: os.stat_result) -> FileState | None:
         """The state of a file that is open, or None."""
         with self._lock:
