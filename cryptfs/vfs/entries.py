@@ -109,7 +109,11 @@ class EntryOperations:
         """unlink(2); works on damaged files, too."""
         self.require_writable()
         long_target = self.symlinks.text_to_discard(parent, name)
-        with self.unnaming(parent, name) as entry_name:
+        entry_name = parent.entry_name(name)
+        if is_long(entry_name):
+            with self.unnaming(parent, name):
+                os.unlink(entry_name, dir_fd=parent.fd)
+        else:
             os.unlink(entry_name, dir_fd=parent.fd)
         self.symlinks.discard(long_target)
 

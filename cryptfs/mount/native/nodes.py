@@ -16,7 +16,6 @@ import os
 import stat
 import threading
 from collections import deque
-from collections.abc import Iterator
 
 from cryptfs.errors import IntegrityError
 from cryptfs.mount.native.structs import ROOT_ID
@@ -64,6 +63,24 @@ class Node:
         self.held: HeldFile | None = None
         self.first: HeldFile | None = None
         self.directory: Directory | None = None
+
+
+class Displaced:
+    """See NodeTable.displaced. A class: a generator would cost as much again as the unlink itself."""
+
+    __slots__ = ("_held", "_node")
+
+    def __init__(self, node: Node | None, held: HeldFile) -> None:
+        self._node = node
+        self._held = held
+
+    def __enter__(self) -> None:
+        if self._node is not None:
+            self._node.held = self._held
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and self._node is not None:
+            self._node.held = None
 
 
 class NodeTable:
@@ -185,21 +202,14 @@ class NodeTable:
         fd = os.open(entry_name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory.fd)
         return self.find(os.fstat(fd)), HeldFile(fd)
 
-    @contextlib.contextmanager
-    def displaced(self, node: Node | None, held: HeldFile) -> Iterator[None]:
+    def displaced(self, node: Node | None, held: HeldFile) -> Displaced:
         """While its place changes, what comes for a node goes to the file itself; then see lost or moved."""
         if node is None or node.held is not None:
-            yield
-            return
+            return Displaced(None, held)
         if node.directory is None and stat.S_ISDIR(os.fstat(held.fd).st_mode):
             with contextlib.suppress(OSError, IntegrityError):
                 self.directory(node)  # for what comes for its entries meanwhile
-        node.held = held
-        try:
-            yield
-        except BaseException:
-            node.held = None
-            raise
+        return Displaced(node, held)
 
     def lost(self, node: Node | None, held: HeldFile) -> None:
         """After a name went: the node keeps its file by the descriptor."""
