@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from cryptfs.mount.native import structs
-from cryptfs.mount.native.requests import Request
+from cryptfs.mount.native.handlers import Request
 from cryptfs.mount.native.structs import Op
 from tests.support import MIB, BareVault, open_descriptors, pattern
 from tests.unit.native_kernel import ROOT, FakeKernel, kernel_for, plus_entries, read_in, unpack_entry

@@ -19,7 +19,8 @@ from collections.abc import Callable
 from cryptfs.errors import MountError
 from cryptfs.mount.errno_map import errno_of
 from cryptfs.mount.native import structs
-from cryptfs.mount.native.requests import Request, Requests
+from cryptfs.mount.native.handlers import Request
+from cryptfs.mount.native.requests import Requests
 from cryptfs.mount.native.structs import Cap, Op
 from cryptfs.mount.options import MountOptions
 

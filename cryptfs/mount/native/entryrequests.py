@@ -1,0 +1,185 @@
+"""Requests about nodes and entries: look up, attributes, make, link, rename, remove."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+
+from cryptfs.mount.native import structs
+from cryptfs.mount.native.handlers import Handlers, Payload, Request
+from cryptfs.storage.libc import RENAME_EXCHANGE
+from cryptfs.vfs.attributes import birth_time, check_access
+
+
+class EntryHandlers(Handlers):
+    """Handlers of requests about nodes and the entries of directories."""
+
+    def lookup(self, request: Request) -> Payload:
+        """A name in a directory; a missing one is remembered by the kernel, too."""
+        parent = self.nodes.get(request.nodeid)
+        name = structs.only_name(request.body)
+        try:
+            return self._reply_entry(parent, name)
+        except FileNotFoundError:
+            entry, entry_ns = self._entry_valid
+            return structs.ENTRY_OUT.pack(0, 0, entry, 0, entry_ns, 0) + bytes(structs.ATTR.size)
+
+    def forget(self, request: Request) -> Payload:
+        """References given back; no reply."""
+        self.nodes.forget(request.nodeid, structs.FORGET_IN.unpack_from(request.body)[0])
+        return None
+
+    def batch_forget(self, request: Request) -> Payload:
+        """Many of them."""
+        count, _ = structs.BATCH_FORGET_IN.unpack_from(request.body)
+        start = structs.BATCH_FORGET_IN.size
+        for index in range(count):
+            at = start + index * structs.FORGET_ONE.size
+            self.nodes.forget(*structs.FORGET_ONE.unpack_from(request.body, at))
+        return None
+
+    def getattr(self, request: Request) -> Payload:
+        """stat, fstat."""
+        node = self.nodes.get(request.nodeid)
+        return self._attr_out(node, self.nodes.attributes(node))
+
+    def statx(self, request: Request) -> Payload:
+        """statx, asked for only where a program wants the time of birth."""
+        node = self.nodes.get(request.nodeid)
+        found = self.nodes.attributes(node)
+        birth = birth_time(*self._place(request.nodeid))
+        return structs.STATX_OUT.pack(*self._attr_valid, 0) + structs.pack_statx(
+            found.st, node.inode, found.size, birth
+        )
+
+    def setattr(self, request: Request) -> Payload:
+        """chmod, chown, truncate, utimens, in one request."""
+        node = self.nodes.get(request.nodeid)
+        self._setter.apply(node, structs.SETATTR_IN.unpack_from(request.body), request.uid)
+        return self._attr_out(node, self.nodes.attributes(node))
+
+    def access(self, request: Request) -> Payload:
+        """access(2), where the kernel does not check permissions itself."""
+        mask, _ = structs.ACCESS_IN.unpack_from(request.body)
+        node = self.nodes.get(request.nodeid)
+        if node.held is None:
+            check_access(*self.nodes.place(node), mask)
+        return b""
+
+    def statfs(self, request: Request) -> Payload:
+        """Room in the backing filesystem; names have up to 255 bytes here."""
+        found = self._tree.statfs()
+        return structs.STATFS_OUT.pack(
+            found.f_blocks, found.f_bfree, found.f_bavail, found.f_files, found.f_ffree, found.f_bsize, 255,
+            found.f_frsize, 0,
+        )  # fmt: skip
+
+    # ---- entries
+
+    def _new_with_acl(
+        self,
+        request: Request,
+        name: bytes,
+        mode: int,
+        umask: int,
+        make: Callable[..., None],
+        *details: object,
+    ) -> bytes:
+        parent = self.nodes.get(request.nodeid)
+        directory = self.nodes.directory(parent)
+        mode, inherited = self._inherit(directory, mode, umask)
+        make(directory, name, mode, *details, self._caller(request))
+        if inherited is not None and self._acls is not None:
+            self._acls.give(directory, name, inherited)
+        return self._reply_entry(parent, name)
+
+    def mknod(self, request: Request) -> Payload:
+        """A FIFO, socket, device or empty file."""
+        mode, rdev, umask, _ = structs.MKNOD_IN.unpack_from(request.body)
+        (name,) = structs.take_names(request.body, structs.MKNOD_IN.size, 1)
+        device = os.makedev(rdev >> 8 & 0xFFF, rdev & 0xFF | rdev >> 12 & 0xFFF00)
+        return self._new_with_acl(request, name, mode, umask, self._tree.make_node, device)
+
+    def mkdir(self, request: Request) -> Payload:
+        """A new directory."""
+        mode, umask = structs.MKDIR_IN.unpack_from(request.body)
+        (name,) = structs.take_names(request.body, structs.MKDIR_IN.size, 1)
+        return self._new_with_acl(request, name, stat.S_IFDIR | mode, umask, self._tree.make_directory)
+
+    def symlink(self, request: Request) -> Payload:
+        """A new symlink."""
+        name, target = structs.take_names(request.body, 0, 2)
+        parent = self.nodes.get(request.nodeid)
+        self._tree.make_symlink(self.nodes.directory(parent), name, target, self._caller(request))
+        return self._reply_entry(parent, name)
+
+    def readlink(self, request: Request) -> Payload:
+        """What a symlink says."""
+        return self._tree.symlinks.read(*self.nodes.place(self.nodes.get(request.nodeid)))
+
+    def link(self, request: Request) -> Payload:
+        """A further name."""
+        (old_id,) = structs.LINK_IN.unpack_from(request.body)
+        (name,) = structs.take_names(request.body, structs.LINK_IN.size, 1)
+        node, parent = self.nodes.get(old_id), self.nodes.get(request.nodeid)
+        directory = self.nodes.directory(parent)
+        if node.held is not None:
+            self._tree.link_open(node.held.fd, directory, name)
+        else:
+            source = self.nodes.place(node)
+            _, old = self.nodes.hold(*source)
+            self._tree.link(*source, directory, name)
+            assert node.parent is not None  # the root cannot be linked: it is a directory
+            self.nodes.moved(node, node.parent, node.name, self._tree.stat(*source).st, old)
+        return self._reply_entry(parent, name)
+
+    def unlink(self, request: Request) -> Payload:
+        """Remove a name."""
+        self._remove(request, self._tree.unlink)
+        return b""
+
+    def rmdir(self, request: Request) -> Payload:
+        """Remove an empty directory."""
+        self._remove(request, self._tree.remove_directory)
+        return b""
+
+    def _remove(self, request: Request, remove: Callable[..., None]) -> None:
+        directory = self.nodes.directory(self.nodes.get(request.nodeid))
+        name = structs.only_name(request.body)
+        node, held = self.nodes.hold(directory, name)
+        with self.nodes.displaced(node, held):
+            remove(directory, name)
+            self.nodes.lost(node, held)
+
+    def rename(self, request: Request) -> Payload:
+        """rename(2)."""
+        (new_parent,) = structs.RENAME_IN.unpack_from(request.body)
+        return self._rename(request, new_parent, 0, structs.RENAME_IN.size)
+
+    def rename2(self, request: Request) -> Payload:
+        """renameat2(2)."""
+        new_parent, flags, _ = structs.RENAME2_IN.unpack_from(request.body)
+        return self._rename(request, new_parent, flags, structs.RENAME2_IN.size)
+
+    def _rename(self, request: Request, new_parent: int, flags: int, names_at: int) -> bytes:
+        old_name, new_name = structs.take_names(request.body, names_at, 2)
+        source, target = self.nodes.get(request.nodeid), self.nodes.get(new_parent)
+        source_dir, target_dir = self.nodes.directory(source), self.nodes.directory(target)
+        nodes = self.nodes
+        moving, old = nodes.hold(source_dir, old_name)
+        try:
+            replaced, lost = nodes.hold(target_dir, new_name)
+        except FileNotFoundError:
+            replaced, lost = None, old
+        with nodes.displaced(moving, old), nodes.displaced(replaced, lost):
+            self._tree.rename(source_dir, old_name, target_dir, new_name, flags)
+            if replaced is not None and replaced is moving:
+                moving.held = None
+                return b""  # two names of one file: nothing happened
+            if flags == RENAME_EXCHANGE:
+                nodes.moved(replaced, source, old_name, self._tree.stat(source_dir, old_name).st, lost)
+            else:
+                nodes.lost(replaced, lost)
+            nodes.moved(moving, target, new_name, self._tree.stat(target_dir, new_name).st, old)
+        return b""

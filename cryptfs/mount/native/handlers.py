@@ -1,0 +1,134 @@
+"""What all request handlers share: the state of a mount, and replies that tell of a node."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+from cryptfs.mount.native import structs
+from cryptfs.mount.native.directories import DirectoryHandle
+from cryptfs.mount.native.nodes import Node, NodeTable
+from cryptfs.mount.native.setattr import AttributeSetter
+from cryptfs.mount.options import MountOptions
+from cryptfs.vfs.acls import Acls, Inherited
+from cryptfs.vfs.attributes import Attributes, Caller
+from cryptfs.vfs.directory import Directory, Place
+from cryptfs.vfs.openfile import OpenFile
+from cryptfs.vfs.vault import Vault
+
+Payload = bytes | memoryview | None
+Handle = TypeVar("Handle")
+
+_VALID_FOR = 86_400  # seconds: nobody else changes the vault
+
+
+class Request(NamedTuple):
+    """One request, as the handlers see it. body: what follows the header; room: for a large reply."""
+
+    nodeid: int
+    body: memoryview
+    uid: int
+    gid: int
+    room: memoryview
+
+
+Handler = Callable[[Request], Payload]
+
+
+def error(code: int) -> OSError:
+    """An OSError of that errno, to be raised."""
+    return OSError(code, os.strerror(code))
+
+
+class Handles(dict[int, Handle]):
+    """What is open, by the number that the kernel was given. EBADF for another, which it never uses."""
+
+    def __missing__(self, fh: int) -> Handle:
+        raise error(errno.EBADF)
+
+    def take(self, fh: int) -> Handle:
+        """The last use of a handle."""
+        handle = self[fh]
+        del self[fh]
+        return handle
+
+
+class Handlers:
+    """State and helpers; the handlers stand in the subclasses, by what they are about."""
+
+    def __init__(self, vault: Vault, options: MountOptions) -> None:
+        self._tree = vault.tree
+        vault.tree.context.noatime = "noatime" in options.extra
+        vault.tree.context.nodiratime = "noatime" in options.extra or "nodiratime" in options.extra
+        self.nodes = NodeTable(vault.tree)
+        self._shared = options.allow_other
+        self._kernel_owns_mtime = options.writeback
+        self._files: Handles[OpenFile] = Handles()
+        self._directories: Handles[DirectoryHandle] = Handles()
+        self._next_handle = itertools.count(1)
+        entry = _VALID_FOR if options.entry_timeout is None else options.entry_timeout
+        attr = _VALID_FOR if options.attr_timeout is None else options.attr_timeout
+        self._entry_valid = (int(entry), int(entry % 1 * 1e9))
+        self._attr_valid = (int(attr), int(attr % 1 * 1e9))
+        self._acls: Acls | None = None
+        if options.xattrs and options.kernel_checks_permissions:
+            vault.tree.xattrs.supports_acls = True
+            self._acls = Acls(vault.tree)
+        self._setter = AttributeSetter(
+            vault.tree,
+            self.nodes,
+            self._files,
+            self._acls,
+            xattrs=options.xattrs,
+            writeback=options.writeback,
+        )
+
+    def _caller(self, request: Request) -> Caller | None:
+        return Caller(request.uid, request.gid) if self._shared else None
+
+    # ---- replies
+
+    def pack_attributes(self, inode: int, found: Attributes) -> bytes:
+        """fuse_attr."""
+        st = found.st
+        atime, atime_ns = divmod(st.st_atime_ns, 1_000_000_000)
+        mtime, mtime_ns = divmod(st.st_mtime_ns, 1_000_000_000)
+        ctime, ctime_ns = divmod(st.st_ctime_ns, 1_000_000_000)
+        return structs.ATTR.pack(
+            inode, found.size, st.st_blocks, atime & _U64, mtime & _U64, ctime & _U64, atime_ns, mtime_ns,
+            ctime_ns, st.st_mode, st.st_nlink, st.st_uid, st.st_gid, _device(st.st_rdev), st.st_blksize, 0,
+        )  # fmt: skip
+
+    def _attr_out(self, node: Node, found: Attributes) -> bytes:
+        return structs.ATTR_OUT.pack(*self._attr_valid, 0) + self.pack_attributes(node.inode, found)
+
+    def entry_out(self, parent: Node, name: bytes, found: Attributes) -> tuple[Node, bytes]:
+        """The node of an entry, one lookup more, and its fuse_entry_out."""
+        node = self.nodes.remember(parent, name, found.st)
+        (entry, entry_ns), (attr, attr_ns) = self._entry_valid, self._attr_valid
+        head = structs.ENTRY_OUT.pack(node.nodeid, 0, entry, attr, entry_ns, attr_ns)
+        return node, head + self.pack_attributes(node.inode, found)
+
+    def _reply_entry(self, parent: Node, name: bytes) -> bytes:
+        directory = self.nodes.directory(parent)
+        return self.entry_out(parent, name, self._tree.stat(directory, name))[1]
+
+    def _inherit(self, directory: Directory, mode: int, umask: int) -> tuple[int, Inherited | None]:
+        """The mode of a new entry, and the ACLs that it gets from its directory."""
+        inherited = self._acls.inherited(directory, mode) if self._acls is not None else None
+        return (mode & ~umask, None) if inherited is None else (inherited.mode, inherited)
+
+    def _place(self, nodeid: int) -> Place:
+        return self.nodes.file_of(self.nodes.get(nodeid))
+
+
+_U64 = 2**64 - 1
+
+
+def _device(rdev: int) -> int:
+    """A device number as the protocol has it: the kernel's 32-bit new_encode_dev."""
+    major, minor = os.major(rdev), os.minor(rdev)
+    return minor & 0xFF | major << 8 | (minor & ~0xFF) << 12
