@@ -223,6 +223,7 @@ def xattr_scenarios() -> Scenarios:
     of_directory = _xattr_value(ref.XATTR_OF_DIRECTORY, ref.DIR_ID)
     directory: dict[str, Any] = {"kind": ref.XATTR_OF_DIRECTORY, "owner_id": ref.DIR_ID}
     short_name, long_name = b"user." + b"x" * 155, b"user." + b"x" * 156
+    slashed = b"user./../\xff\n"
 
     def opened(about: str, inputs: dict[str, Any]) -> Vector:
         return bad(about, "open_xattr", inputs, "refused", "tag")
@@ -243,6 +244,10 @@ def xattr_scenarios() -> Scenarios:
         "name-of-161-bytes": right(
             "The shortest name that is stored in front of the value.",
             _xattr(_xattr_value(ref.XATTR_OF_FILE, ref.FILE_ID, long_name), name=long_name),
+        ),
+        "name-with-slash": right(
+            "A name that no file could have: any byte but NUL.",
+            _xattr(_xattr_value(ref.XATTR_OF_FILE, ref.FILE_ID, slashed), name=slashed),
         ),
         "other-file": opened("A value moved to another file.", _xattr(sealed, owner_id=ref.OTHER_FILE_ID)),
         "other-name": opened("A value under another attribute's name.", _xattr(sealed, name=b"user.other")),
