@@ -22,7 +22,14 @@ from cryptfs.cli.params import (
 )
 from cryptfs.cli.prompt import PassphraseSource, harden_process, read_passphrase
 from cryptfs.cli.vaults import config_of, refuse_locked
-from cryptfs.mount.options import ENGINES, MountOptions, OptionItem, apply_options, split_options
+from cryptfs.mount.options import (
+    ENGINES,
+    KERNEL_OPTIONS,
+    MountOptions,
+    OptionItem,
+    apply_options,
+    split_options,
+)
 
 if TYPE_CHECKING:
     from cryptfs.mount.daemon import LogTarget
@@ -49,6 +56,15 @@ def collect_options(texts: Iterable[str], flags: Mapping[str, object]) -> tuple[
     options = apply_options(MountOptions(), items)
     given = {name: value for name, value in flags.items() if value is not None}
     return replace(options, **given), ours  # type: ignore[arg-type]
+
+
+def remount_options(texts: Iterable[str]) -> str | None:
+    """What `-o remount,...` asks to change, without the command's own options; None where it does not."""
+    names = [item.name for text in texts for item in split_options(text)]
+    if "remount" not in names:
+        return None
+    known = KERNEL_OPTIONS | {"ro", "rw"}
+    return ",".join(name for name in names if name in known)
 
 
 @click.command()
@@ -128,6 +144,12 @@ def mount(
     from cryptfs.mount.daemon import LogTarget
 
     try:
+        changed = remount_options(option_texts)
+        if changed is not None:
+            from cryptfs.mount.mounts import remount
+
+            remount(mountpoint, changed)
+            return
         options, ours = collect_options(option_texts, flags)
     except ValueError as error:
         raise click.UsageError(f"{error}; `cryptfs mount --help` lists what there is", ctx) from None

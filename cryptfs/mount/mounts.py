@@ -157,6 +157,21 @@ def detach(mountpoint: str, *, lazy: bool) -> None:
     _fusermount(mountpoint, lazy=lazy)
 
 
+def remount(mountpoint: Path, options: str) -> None:
+    """Change the kernel's options of a mount, as `mount -o remount,...` does; the daemon is not asked.
+
+    Args:   options: names that mount(8) knows, with commas between.
+    Raises: MountError: no vault is mounted there, or mount(8) refuses, as it does ordinary users.
+    """
+    mount = mount_at(mountpoint)
+    if mount is None or not mount.is_cryptfs:
+        raise MountError(f"{mountpoint}: no vault is mounted there, so it cannot be remounted")
+    command = ["mount", "-i", "-o", f"remount,{options}" if options else "remount", mount.mountpoint]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise MountError(f"{mountpoint}: {done.stderr.strip() or 'mount refused to remount'}")
+
+
 def _fusermount(mountpoint: str, *, lazy: bool) -> None:
     program = shutil.which("fusermount3") or shutil.which("fusermount")
     if program is None:

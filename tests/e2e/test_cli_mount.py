@@ -247,6 +247,19 @@ def test_options_reach_the_kernel(place: Place) -> None:
     assert {"noexec", "noatime"} <= set(found.options)
 
 
+def test_remount_as_mount_8_asks_for_it(place: Place) -> None:
+    """mount(8) hands `-o remount` to the helper of the type, with all options of the mount."""
+    place.cryptfs("mount", place.vault, place.mountpoint, "-o", "remount,ro", code=10)
+    place.mount()
+    place.cryptfs(place.vault, place.mountpoint, "-o", f"remount,ro,nosuid,passfile={place.passfile}")
+    with pytest.raises(OSError, match="Read-only"):
+        (place.mountpoint / "new").touch()
+    place.cryptfs(place.vault, place.mountpoint, "-o", "remount,rw,noexec")
+    (place.mountpoint / "new").write_text("content")
+    assert os.statvfs(place.mountpoint).f_flag & os.ST_NOEXEC
+    place.umount()
+
+
 def test_another_name_in_the_mount_table(place: Place) -> None:
     place.mount("--fsname", "my, files")
     found = mount_at(place.mountpoint)
