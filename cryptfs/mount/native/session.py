@@ -171,11 +171,11 @@ class Session:
                 self._reading -= 1
             if not size:
                 continue
+            worker.busy = True  # before the question: the watcher, about to sleep, asks the other way round
             if not self._watching:
                 self._watching = True
                 self._wake_watcher.release()
             worker.spins += worker.spins <= 0
-            worker.busy = True
             self._answer(worker, worker.buffer[:size])
             worker.served += 1
             worker.busy = False
@@ -230,6 +230,9 @@ class Session:
                     self._add_worker()
                 before = now
             self._watching = False
+            if any(worker.busy for worker in self._workers):
+                self._watching = True  # its request came while we were about to sleep
+                self._wake_watcher.release()
 
     # ---- requests
 
