@@ -170,7 +170,6 @@ _VALUES: dict[str, Callable[[str, str], object]] = {
     "max_threads": _count,
     "fsname": _text,
 }
-OPTION_NAMES = frozenset(_FLAGS) | frozenset(_VALUES)
 
 
 def apply_options(base: MountOptions, items: Iterable[OptionItem]) -> MountOptions:
