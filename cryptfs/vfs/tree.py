@@ -64,18 +64,18 @@ class VaultTree(EntryOperations):
         st = backing_stat(directory, name)
         if stat.S_ISLNK(st.st_mode):
             return Attributes(st, self.symlinks.size(directory, name, st))
-        return plain_attributes(st, self.context.geometry)
+        return plain_attributes(st, self.context)
 
     def stat_descriptor(self, fd: int) -> Attributes:
         """Attributes of what an O_PATH descriptor holds, whatever it is."""
         st = os.fstat(fd)
         if stat.S_ISLNK(st.st_mode):
             return Attributes(st, self.symlinks.size_open(fd, st))
-        return plain_attributes(st, self.context.geometry)
+        return plain_attributes(st, self.context)
 
     def stat_open(self, file: OpenFile) -> Attributes:
         """Attributes of an open file, also of one that has no name left."""
-        return plain_attributes(os.fstat(file.state.fd), self.context.geometry)
+        return plain_attributes(os.fstat(file.state.fd), self.context)
 
     def list(self, directory: Directory) -> Iterator[Entry]:
         """The entries of a directory, without '.' and '..'.
