@@ -26,6 +26,7 @@ from cryptfs.vfs.attributes import (
     give_to_caller,
     plain_attributes,
 )
+from cryptfs.vfs.checkpoint import Checkpointer
 from cryptfs.vfs.context import FileContext
 from cryptfs.vfs.directory import NO_NAME, SELF, Directory
 from cryptfs.vfs.entries import EntryOperations
@@ -52,6 +53,15 @@ class VaultTree(EntryOperations):
         super().__init__(context, vault_fd)
         self.root = self.opener.root(vault_fd)
         self._vault_fd = vault_fd
+        self.checkpointer: Checkpointer | None = None
+        if context.redo is not None:
+            self.checkpointer = Checkpointer(self.files, context.redo)
+            context.make_room = self.checkpointer.make_room
+
+    def start(self) -> None:
+        """After daemonising: start the threads."""
+        if self.checkpointer is not None:
+            self.checkpointer.start()
 
     # ---- looking
 
@@ -269,10 +279,14 @@ class VaultTree(EntryOperations):
         syncfs(self._vault_fd)
 
     def close(self) -> None:
-        """Settle open files and bring what is pending to disk."""
+        """Settle open files, bring what is pending to disk, and end the session."""
+        if self.checkpointer is not None:
+            self.checkpointer.stop()
         self.files.close()
         self.pending.close()
         self.symlinks.close()
+        if self.context.redo is not None:
+            self.context.redo.end()
 
 
 def _is_there(directory: Directory, entry_name: str) -> bool:

@@ -32,7 +32,6 @@ from cryptfs.storage.vaultdir import (
     read_config_file,
     write_config_file,
 )
-from cryptfs.vfs.checkpoint import Checkpointer
 from cryptfs.vfs.context import FileContext
 from cryptfs.vfs.redo import DEFAULT_DURABILITY, Durability, RedoLog
 from cryptfs.vfs.replay import has_journal, read_sessions, replay
@@ -54,10 +53,6 @@ class Vault:
         self.config = config
         self.context = context
         self.tree = VaultTree(context, vault_fd)
-        self._checkpointer: Checkpointer | None = None
-        if context.redo is not None:
-            self._checkpointer = Checkpointer(self.tree.files, context.redo)
-            context.make_room = self._checkpointer.make_room
         self._vault_fd = vault_fd
         self._lock = lock
         self._closed = False
@@ -159,19 +154,14 @@ class Vault:
     def start(self) -> None:
         """After daemonising: start threads, measure what the pool of them is worth here."""
         self.context.cipher.measure()
-        if self._checkpointer is not None:
-            self._checkpointer.start()
+        self.tree.start()
 
     def close(self) -> None:
         """Settle open files, end threads, wipe keys, release the lock. Idempotent."""
         if self._closed:
             return
         self._closed = True
-        if self._checkpointer is not None:
-            self._checkpointer.stop()
         self.tree.close()
-        if self.context.redo is not None:
-            self.context.redo.end()
         self._forget()
         self._lock.release()
 
