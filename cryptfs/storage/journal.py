@@ -18,6 +18,7 @@ from cryptfs.core.journal import HEAD_SIZE, aligned
 from cryptfs.storage.backing import create_small, write_fully
 
 JOURNAL_NAMES = ("cryptfs.journal.a", "cryptfs.journal.b")
+_ROOM = memoryview(bytes(1024 * 1024))  # written ahead: syncing a file that grew costs several times as much
 PackHead = Callable[[int], bytes]
 PackRecord = Callable[[int, int], Sequence[bytes | memoryview]]
 
@@ -42,6 +43,7 @@ class Journal:
         self._next_seq = 1
         self._synced_seq = 0
         self._fds: list[int] = []
+        self._sizes = [HEAD_SIZE] * len(JOURNAL_NAMES)
         try:
             for name in JOURNAL_NAMES:
                 self._fds.append(create_small(vault_fd, name, pack_head(1), 0o600))
@@ -76,10 +78,22 @@ class Journal:
         with self._lock:
             seq, place = self._next_seq, self._end
             pieces = pack(seq, place)
+            end = aligned(place + sum(map(len, pieces)))
+            if self._durable and end > self._sizes[self._current]:
+                self._make_room(end)
             write_fully(self._fds[self._current], pieces, place)
-            self._end = aligned(place + sum(map(len, pieces)))
+            self._end = end
             self._next_seq = seq + 1
             return seq
+
+    def _make_room(self, end: int) -> None:
+        """Lengthen the current file ahead of what comes next; where there is no room for that, no matter."""
+        size = max(self._sizes[self._current], self._end)
+        with contextlib.suppress(OSError):
+            while size < end:
+                write_fully(self._fds[self._current], (_ROOM,), size)
+                size += len(_ROOM)
+        self._sizes[self._current] = size
 
     def sync(self, seq: int) -> None:
         """On return the records up to this number are on disk. Callers that come together share one sync.
