@@ -34,6 +34,7 @@ _MAX_BACKGROUND = 64
 _CONGESTION = 48
 _DEFAULT_THREADS = 16
 _LARGE = 256 * 1024  # bytes of a read or write that is worth a second thread beside it
+_SMALL_REPLY = 1024  # bytes that are cheaper to copy than to pass as a second piece
 _SPIN = 0.0001  # seconds that a thread looks for the next request before it sleeps
 _MAX_SPINS = 16
 _PAUSE = 64  # requests without looking, after it was in vain too often
@@ -62,14 +63,16 @@ class _Worker:
         self.reading = False  # the device, or about to
         self.busy = False
         self.parked = threading.Lock()  # held while the thread is to wait
-        self.poll: Callable[[int], object]  # of the device
-        self.spins = _MAX_SPINS  # how often it may look in vain, see _spin; below 0 it counts up to 1
+        self.poll: Callable[..., object]  # of the device
+        self.spins = _MAX_SPINS  # how often it may look in vain, see _wait; below 0 it counts up to 1
 
 
 class Session:
     """Serves one connection.
 
-    Args: fd: of /dev/fuse, mounted.   on_ready: called once, when requests are answered.
+    Args: fd: of /dev/fuse, mounted. Where it blocks, threads sleep until the next request comes; where it
+              does not, they look for it for a moment first.
+          on_ready: called once, when requests are answered.
     """
 
     def __init__(
@@ -161,11 +164,12 @@ class Session:
         while not self._ended:
             worker.reading = True
             try:
-                if worker.spins > 0 and len(active) == 1:
-                    self._spin(worker)
                 size = os.readv(fd, buffers)
                 if not size:
                     self._end()  # no device ends so, but a socket in its place does
+            except BlockingIOError:
+                self._wait(worker)
+                continue
             except OSError as error:
                 size = 0
                 if error.errno not in (errno.EINTR, errno.ENOENT, errno.EAGAIN):
@@ -187,26 +191,24 @@ class Session:
             if len(active) > 1:
                 self._park_if_surplus(worker)
 
-    def _spin(self, worker: _Worker) -> None:
-        """Look for the next request for a moment instead of sleeping at once.
+    def _wait(self, worker: _Worker) -> None:
+        """Until there is a request: look for it for a moment instead of sleeping at once.
 
         A processor that goes idle takes longer to wake, in a virtual machine above all, than most requests
         take to be served. A program that works on files asks again at once; where nobody does, a worker
         soon stops to look, and tries again after a while.
         """
         poll = worker.poll
-        if poll(0):
-            if worker.spins < _MAX_SPINS:
-                worker.spins += 1
-            return
-        deadline = time.perf_counter() + _SPIN
-        while time.perf_counter() < deadline:
-            if poll(0):
-                worker.spins = min(worker.spins + 1, _MAX_SPINS)
-                return
-        worker.spins -= 2
-        if worker.spins <= 0:
-            worker.spins = -_PAUSE
+        if worker.spins > 0 and len(self._active) == 1:
+            deadline = time.perf_counter() + _SPIN
+            while time.perf_counter() < deadline:
+                if poll(0):
+                    worker.spins = min(worker.spins + 1, _MAX_SPINS)
+                    return
+            worker.spins -= 2
+            if worker.spins <= 0:
+                worker.spins = -_PAUSE
+        poll()
 
     def _somebody_reads(self) -> bool:
         """Whether another thread takes the next request. Ask with the lock held, or for a hint."""
@@ -288,10 +290,10 @@ class Session:
     def _reply(self, unique: int, code: int, payload: bytes | memoryview) -> None:
         header = _pack_reply(_REPLY_SIZE + len(payload), -code, unique)
         try:
-            if payload:
-                os.writev(self._fd, (header, payload))
+            if len(payload) < _SMALL_REPLY:
+                os.write(self._fd, header + payload)
             else:
-                os.write(self._fd, header)
+                os.writev(self._fd, (header, payload))
         except OSError as error:
             if error.errno == errno.ENODEV:
                 return  # the loop meets the same
