@@ -173,6 +173,12 @@ class VaultTree(EntryOperations):
 
         Args: mode: permissions, umask applied.   caller: whose the new file is.
         """
+        return self.create_new(directory, name, flags, mode, caller)[0]
+
+    def create_new(
+        self, directory: Directory, name: bytes, flags: int, mode: int, caller: Caller | None = None
+    ) -> tuple[OpenFile, Attributes]:
+        """As create; with the file's attributes, which cost another system call afterwards."""
         self.require_writable()
         create_flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
         with self.naming(directory, name) as entry_name:
@@ -181,16 +187,18 @@ class VaultTree(EntryOperations):
             except FileExistsError:
                 if flags & os.O_EXCL:
                     raise
-                return self.open(directory, name, flags)
+                file = self.open(directory, name, flags)
+                return file, self.stat_open(file)
             try:
-                give_to_caller(directory, entry_name, stat.S_IFREG | mode, caller)
+                if give_to_caller(directory, entry_name, stat.S_IFREG | mode, caller):
+                    st = os.fstat(fd)
             except OSError:
                 os.close(fd)
                 os.unlink(entry_name, dir_fd=directory.fd)
                 raise
         file = self._handle(directory, entry_name, fd, st, writable=True)
         file.state.may_have_capability = False
-        return file
+        return file, plain_attributes(st, self.context.geometry)
 
     def _handle(
         self, directory: Directory, entry_name: str, fd: int, st: os.stat_result, *, writable: bool
