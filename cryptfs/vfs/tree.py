@@ -198,7 +198,7 @@ class VaultTree(EntryOperations):
                 raise
         file = self._handle(directory, entry_name, fd, st, writable=True)
         file.state.may_have_capability = False
-        return file, plain_attributes(st, self.context.geometry)
+        return file, plain_attributes(st, self.context)
 
     def _handle(
         self, directory: Directory, entry_name: str, fd: int, st: os.stat_result, *, writable: bool
