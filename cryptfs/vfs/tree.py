@@ -71,21 +71,34 @@ class VaultTree(EntryOperations):
 
     def stat(self, directory: Directory, name: bytes) -> Attributes:
         """Attributes of an entry, without opening it."""
-        st = backing_stat(directory, name)
-        if stat.S_ISLNK(st.st_mode):
-            return Attributes(st, self.symlinks.size(directory, name, st))
-        return plain_attributes(st, self.context)
+        while True:
+            seen = self._homecomings()
+            st = backing_stat(directory, name)
+            if stat.S_ISLNK(st.st_mode):
+                return Attributes(st, self.symlinks.size(directory, name, st))
+            found = plain_attributes(st, self.context)
+            if self._homecomings() == seen:
+                return found
 
     def stat_descriptor(self, fd: int) -> Attributes:
         """Attributes of what an O_PATH descriptor holds, whatever it is."""
-        st = os.fstat(fd)
-        if stat.S_ISLNK(st.st_mode):
-            return Attributes(st, self.symlinks.size_open(fd, st))
-        return plain_attributes(st, self.context)
+        while True:
+            seen = self._homecomings()
+            st = os.fstat(fd)
+            if stat.S_ISLNK(st.st_mode):
+                return Attributes(st, self.symlinks.size_open(fd, st))
+            found = plain_attributes(st, self.context)
+            if self._homecomings() == seen:
+                return found
+
+    def _homecomings(self) -> int:
+        """Differs where a pending growth reached its file meanwhile: stat and RedoLog.grown may not agree."""
+        redo = self.context.redo
+        return 0 if redo is None else redo.homecomings
 
     def stat_open(self, file: OpenFile) -> Attributes:
         """Attributes of an open file, also of one that has no name left."""
-        return plain_attributes(os.fstat(file.state.fd), self.context)
+        return self.stat_descriptor(file.state.fd)
 
     def list(self, directory: Directory) -> Iterator[Entry]:
         """The entries of a directory, without '.' and '..'.

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,7 @@ class Remains:
         self.path = vault.backing(NAME)
         self.records = self.path.read_bytes()[HEADER_SIZE:]
 
-    def leave(self, records: bytes, flags: int = NO_FLAGS, **fields: int) -> None:
+    def leave(self, records: bytes, flags: int = NO_FLAGS, **fields: Any) -> None:
         """Write a header that is not CLEAN, and these records behind it."""
         header = replace(self.vault.header(NAME), flags=flags, **fields)
         self.path.write_bytes(self.vault.context.pack_header(header) + records)
