@@ -56,7 +56,7 @@ def test_bytes_of_a_large_record_matter(scene: Scene, caplog: pytest.LogCaptureF
 
 
 def test_every_byte_of_three_chunks_matters(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
-    """The bytes of all records, one after another: the chunk that is read fails, and nothing of it is there."""
+    """All bytes of the records, one by one: the chunk that is read fails, and nothing of it is there."""
     scene.vault.put(VICTIM, pattern(2 * CHUNK + 100, 3))
     content = scene.backing.read_bytes()
     geometry = scene.vault.geometry
