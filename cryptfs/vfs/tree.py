@@ -41,6 +41,9 @@ class Entry(NamedTuple):
     inode: int
     kind: int
 
+    def __repr__(self) -> str:
+        return f"Entry(inode={self.inode}, kind={self.kind:#o})"
+
 
 class VaultTree(EntryOperations):
     """The plaintext tree of one vault.
