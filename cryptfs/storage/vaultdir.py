@@ -30,7 +30,14 @@ class LockHolder:
     def describe(self) -> str:
         """For an error message."""
         who = f"process {self.pid}" if self.pid else "another process"
-        return f"{who}, at {self.mountpoint}" if self.mountpoint else who
+        return f"{who}, at {self.shown_mountpoint}" if self.mountpoint else who
+
+    @property
+    def shown_mountpoint(self) -> str:
+        """Fit for a terminal: the lock file may say anything."""
+        if self.mountpoint.isprintable():
+            return self.mountpoint
+        return self.mountpoint.encode("unicode_escape").decode("ascii")
 
 
 def open_vault_dir(vault_dir: Path) -> int:
@@ -218,6 +225,6 @@ def _read_holder(fd: int) -> LockHolder:
         pid, mountpoint = found["pid"], found["mountpoint"]
         if isinstance(pid, int) and isinstance(mountpoint, str):
             return LockHolder(pid, mountpoint)
-    except (ValueError, KeyError, TypeError, OSError):
+    except (ValueError, KeyError, TypeError, OSError, RecursionError):
         pass
     return LockHolder(0, "")

@@ -42,6 +42,9 @@ class Entry(NamedTuple):
     inode: int
     kind: int
 
+    def __repr__(self) -> str:
+        return f"Entry(inode={self.inode}, kind={self.kind:#o})"
+
 
 class VaultTree(EntryOperations):
     """The plaintext tree of one vault.
@@ -53,6 +56,7 @@ class VaultTree(EntryOperations):
         super().__init__(context, vault_fd)
         self.root = self.opener.root(vault_fd)
         self._vault_fd = vault_fd
+        self._max_empty_size = context.geometry.max_empty_size
         self.checkpointer: Checkpointer | None = None
         if context.redo is not None:
             self.checkpointer = Checkpointer(self.files, context.redo)
@@ -160,7 +164,8 @@ class VaultTree(EntryOperations):
         A file that is opened for writing is opened for reading too: a partial chunk must be read before
         it is written, and the kernel's writeback cache reads whole pages.
 
-        Raises: IntegrityError: no regular file stands there.   OSError.
+        Raises: IntegrityError: no regular file stands there, or one to be read that was cut until it seems
+                                empty.   OSError.
         """
         # O_RDONLY | O_TRUNC truncates on Linux, where the caller may write.
         writable = flags & (os.O_ACCMODE | os.O_TRUNC) != os.O_RDONLY
@@ -176,8 +181,7 @@ class VaultTree(EntryOperations):
         except IntegrityError as error:
             error.cipher_path = directory.path_of(entry_name)
             raise
-        file = self._handle(directory, entry_name, fd, st, writable=writable)
-        return self._truncated(file) if flags & os.O_TRUNC else file
+        return self._ready(self._handle(directory, entry_name, fd, st, writable=writable), st, flags)
 
     def create(
         self, directory: Directory, name: bytes, flags: int, mode: int, caller: Caller | None = None
@@ -228,12 +232,17 @@ class VaultTree(EntryOperations):
         if writable:
             self.require_writable()
         fd = reopen(held_fd, os.O_RDWR if writable else os.O_RDONLY)
-        file = self._state_of(fd, os.fstat(fd), NO_NAME, writable=writable)
-        return self._truncated(file) if flags & os.O_TRUNC else file
+        st = os.fstat(fd)
+        return self._ready(self._state_of(fd, st, NO_NAME, writable=writable), st, flags)
 
-    def _truncated(self, file: OpenFile) -> OpenFile:
+    def _ready(self, file: OpenFile, st: os.stat_result, flags: int) -> OpenFile:
+        """Do what opening asks for beyond a handle; give the handle back where that fails."""
         try:
-            file.truncate(0)
+            if flags & os.O_TRUNC:
+                file.truncate(0)
+            elif 0 < st.st_size <= self._max_empty_size and flags & os.O_ACCMODE != os.O_WRONLY:
+                # The kernel never asks for bytes of a file that seems empty: a cut is noticed now or never.
+                file.state.require_loaded()
         except BaseException:
             self.release(file)
             raise
