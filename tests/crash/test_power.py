@@ -102,7 +102,7 @@ def findings_of_programs(*, journal: bool) -> list[str]:
 
 @pytest.mark.skipif(expectations.JOURNAL, reason="the gap is closed")
 def test_the_known_gap_is_one() -> None:
-    """Without the journal, the rules that will hold with it do not: they are not looser than what is there."""
+    """Without the journal, the rules that hold with it do not: they are no looser than what is there."""
     assert findings_of_programs(journal=True)
 
 
