@@ -174,7 +174,7 @@ class VaultTree(EntryOperations):
                 return self.open(directory, name, flags)
             try:
                 give_to_caller(directory, entry_name, stat.S_IFREG | mode, caller)
-            except OSError:
+            except BaseException:
                 os.close(fd)
                 os.unlink(entry_name, dir_fd=directory.fd)
                 raise
@@ -197,7 +197,7 @@ class VaultTree(EntryOperations):
         if writable:
             self.require_writable()
         fd = reopen(held_fd, os.O_RDWR if writable else os.O_RDONLY)
-        file = self._state_of(fd, os.fstat(fd), NO_NAME, writable=writable)
+        file = self._unnamed(fd, writable=writable)
         return self._truncated(file) if flags & os.O_TRUNC else file
 
     def _truncated(self, file: OpenFile) -> OpenFile:
@@ -215,10 +215,22 @@ class VaultTree(EntryOperations):
         self.require_writable()
         wanted = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC | flags & os.O_EXCL
         fd = os.open(".", wanted, mode & 0o7777, dir_fd=directory.fd)
-        if caller is not None and caller != (os.geteuid(), os.getegid()):
-            inherits_group = os.fstat(directory.fd).st_mode & stat.S_ISGID
-            os.fchown(fd, caller.uid, -1 if inherits_group else caller.gid)
-        return self._state_of(fd, os.fstat(fd), NO_NAME, writable=True)
+        try:
+            if caller is not None and caller != (os.geteuid(), os.getegid()):
+                inherits_group = os.fstat(directory.fd).st_mode & stat.S_ISGID
+                os.fchown(fd, caller.uid, -1 if inherits_group else caller.gid)
+        except BaseException:
+            os.close(fd)
+            raise
+        return self._unnamed(fd, writable=True)
+
+    def _unnamed(self, fd: int, *, writable: bool) -> OpenFile:
+        try:
+            st = os.fstat(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        return self._state_of(fd, st, NO_NAME, writable=writable)
 
     def unlink_open(self, directory: Directory, name: bytes, file: OpenFile) -> OpenFile | None:
         """Remove a name of a file that is open, and take a further handle on it.

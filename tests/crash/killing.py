@@ -32,6 +32,7 @@ class Ran:
 
     directory: Path
     seed: int
+    file_size: int
     done: int
     asked: bool
     failure: str
@@ -41,14 +42,14 @@ class Ran:
 class Killing:
     """A mount that is killed again and again.
 
-    Args: seed: of all rounds.   processes, threads: who writes at once.   file_size: about, bytes.
+    Args: seed: of all rounds.   processes, threads: who writes at once.   file_sizes: about, of each, bytes.
     """
 
     mount: Mounted
     seed: int
     processes: int = 2
     threads: int = 2
-    file_size: int = 120 * 1024
+    file_sizes: tuple[int, ...] = (1 << 20, 120 << 10, 120 << 10, 30 << 10)
     operations: int = 0
     """Operations that returned, in all rounds."""
     seen: list[str] = field(default_factory=list)
@@ -110,7 +111,7 @@ class Killing:
                 "seed": dice.getrandbits(40),
                 "log": str(logs / str(number)),
                 "promise": self.promise.name,
-                "file_size": self.file_size,
+                "file_size": self.file_sizes[number % len(self.file_sizes)],
             }
             orders[number % self.processes].append(order)
         writers = [self._start(order) for order in orders]
@@ -153,7 +154,7 @@ class Killing:
     # ---- comparing
 
     def _compare(self, ran: Ran) -> list[str]:
-        program = Program(ran.seed, self.promise, self.file_size)
+        program = Program(ran.seed, self.promise, ran.file_size)
         replayed(program, ran.done, one_more=ran.asked)
         found = look(os.fsencode(ran.directory), self.mount.spec.chunk_size)
         return program.names.findings(found, self.rules)
@@ -219,7 +220,7 @@ class Killing:
         shutil.copytree(logs, place / "logs")
         lines = []
         for program in ran:
-            work = Program(program.seed, self.promise, self.file_size)
+            work = Program(program.seed, self.promise, program.file_size)
             lines.append(f"{program}")
             lines += [f"  {op}" for op in replayed(work, program.done, one_more=program.asked)[-40:]]
         (place / "programs").write_text("\n".join(lines) + "\n")
@@ -232,7 +233,8 @@ def _read_log(order: dict[str, object]) -> Ran:
     done = sum(1 for line in lines if line.startswith("done"))
     asked = sum(1 for line in lines if line.startswith("asked"))
     failure = lines[-1] if lines and lines[-1].startswith("failed") else ""
-    return Ran(Path(str(order["directory"])), int(str(order["seed"])), done, asked > done, failure)
+    seed, file_size = int(str(order["seed"])), int(str(order["file_size"]))
+    return Ran(Path(str(order["directory"])), seed, file_size, done, asked > done, failure)
 
 
 def look(directory: bytes, chunk_size: int) -> dict[bytes, Found]:

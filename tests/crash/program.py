@@ -117,8 +117,8 @@ class Program:
 
     def _choose_write(self, name: bytes) -> Operation:
         dice, size = self._dice, len(self.file(name).now)
-        large = min(self.file_size // 2, 90 * KIB)
-        length = dice.choice((dice.randint(1, 200), dice.randint(1, 5000), dice.randint(1, large), 4 * KIB))
+        large = self.file_size // 2
+        length = dice.choice((dice.randint(1, 200), dice.randint(1, 5000), dice.randint(1, large), large))
         place = dice.random()
         if place < 0.6 and size:
             offset = dice.randrange(size)
