@@ -209,7 +209,7 @@ class VaultTree(EntryOperations):
             try:
                 if give_to_caller(directory, entry_name, stat.S_IFREG | mode, caller):
                     st = os.fstat(fd)
-            except OSError:
+            except BaseException:
                 os.close(fd)
                 os.unlink(entry_name, dir_fd=directory.fd)
                 raise
@@ -232,8 +232,8 @@ class VaultTree(EntryOperations):
         if writable:
             self.require_writable()
         fd = reopen(held_fd, os.O_RDWR if writable else os.O_RDONLY)
-        st = os.fstat(fd)
-        return self._ready(self._state_of(fd, st, NO_NAME, writable=writable), st, flags)
+        file = self._unnamed(fd, writable=writable)
+        return self._ready(file, os.fstat(file.state.fd), flags)
 
     def _ready(self, file: OpenFile, st: os.stat_result, flags: int) -> OpenFile:
         """Do what opening asks for beyond a handle; give the handle back where that fails."""
@@ -255,10 +255,22 @@ class VaultTree(EntryOperations):
         self.require_writable()
         wanted = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC | flags & os.O_EXCL
         fd = os.open(".", wanted, mode & 0o7777, dir_fd=directory.fd)
-        if caller is not None and caller != (os.geteuid(), os.getegid()):
-            inherits_group = os.fstat(directory.fd).st_mode & stat.S_ISGID
-            os.fchown(fd, caller.uid, -1 if inherits_group else caller.gid)
-        return self._state_of(fd, os.fstat(fd), NO_NAME, writable=True)
+        try:
+            if caller is not None and caller != (os.geteuid(), os.getegid()):
+                inherits_group = os.fstat(directory.fd).st_mode & stat.S_ISGID
+                os.fchown(fd, caller.uid, -1 if inherits_group else caller.gid)
+        except BaseException:
+            os.close(fd)
+            raise
+        return self._unnamed(fd, writable=True)
+
+    def _unnamed(self, fd: int, *, writable: bool) -> OpenFile:
+        try:
+            st = os.fstat(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        return self._state_of(fd, st, NO_NAME, writable=writable)
 
     def unlink_open(self, directory: Directory, name: bytes, file: OpenFile) -> OpenFile | None:
         """Remove a name of a file that is open, and take a further handle on it.
