@@ -100,7 +100,9 @@ class FileHandlers(Handlers):
         """Read straight into the reply."""
         fh, offset, size, *_ = structs.READ_IN.unpack_from(request.body)
         room = request.room[:size]
-        return room[: self._files[fh].read_into(offset, room)]
+        done = self._files[fh].read_into(offset, room)
+        self.statistics.bytes_read += done
+        return room[:done]
 
     def write(self, request: Request) -> Payload:
         """Write straight from the request."""
@@ -112,6 +114,7 @@ class FileHandlers(Handlers):
         if write_flags & structs.WRITE_CACHE and file.state.kept_mtime_ns is None:
             file.state.keep_mtime()
         done = file.write(offset, data)
+        self.statistics.bytes_written += done
         # What comes from the page cache was written before, or through a mapping, which takes nothing away.
         if not write_flags & structs.WRITE_CACHE and (
             write_flags & structs.WRITE_KILL_SUIDGID or file.state.may_have_capability

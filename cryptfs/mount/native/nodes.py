@@ -99,6 +99,7 @@ class NodeTable:
         self._next_id = ROOT_ID + 1
         self._open_directories: dict[int, Node] = {}
         self._renumbered: deque[Node] = deque()
+        self.opened_directories = 0  # how often, since the mount began
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -161,6 +162,7 @@ class NodeTable:
                 if len(self._open_directories) >= MAX_OPEN_DIRECTORIES:
                     self._close_oldest()
                 node.directory = found
+                self.opened_directories += 1
                 self._open_directories[node.nodeid] = node
         return found
 

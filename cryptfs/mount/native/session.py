@@ -72,6 +72,8 @@ class Session:
         self._fd = fd
         self._requests = requests
         self._handlers = requests.handlers
+        self._counts = requests.statistics.counts
+        self._failed = requests.statistics.failed
         self._options = options
         self._on_ready = on_ready
         self._ended = False
@@ -252,6 +254,7 @@ class Session:
             if opcode != Op.DESTROY:
                 self._reply(unique, errno.ENOSYS, b"")
             return
+        self._counts[opcode] += 1
         try:
             payload = handler(Request(nodeid, view[structs.IN_HEADER.size :], uid, gid, worker.room))
         except OSError as error:
@@ -266,6 +269,8 @@ class Session:
                 self._reply(unique, 0, payload)
 
     def _reply(self, unique: int, code: int, payload: bytes | memoryview) -> None:
+        if code:
+            self._failed(code)
         header = structs.OUT_HEADER.pack(structs.OUT_HEADER.size + len(payload), -code, unique)
         try:
             if payload:
