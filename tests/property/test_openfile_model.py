@@ -19,7 +19,6 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from cryptfs.core.header import HeaderFlag
 from cryptfs.storage.libc import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE
 from cryptfs.vfs import ranges
 from cryptfs.vfs.openfile import OpenFile
@@ -156,7 +155,7 @@ class OpenFileModel(RuleBasedStateMachine):
             self.vault.tree.release(self.handles.pop())
         if self.vault.backing(NAME).stat().st_size:
             header = self.vault.header(NAME)
-            assert HeaderFlag.CLEAN in header.flags
+            assert header.is_clean
             assert header.size == len(self.model)
         assert self.vault.get(NAME) == self.model
 

@@ -86,7 +86,7 @@ def test_death_at_every_call(cipher: str, operation: Operation, tmp_path: Path) 
             vault.die_and_reopen()
             found = read_chunks(vault)
             assert_old_or_new(found, operation)
-            assert not backing.stat().st_size or HeaderFlag.CLEAN in vault.header(NAME).flags
+            assert not backing.stat().st_size or vault.header(NAME).is_clean
             vault.reopen()
             assert read_chunks(vault) == found
     vault.close()
@@ -136,7 +136,7 @@ def test_header_is_written_once_before_and_once_after_many_changes(
 ) -> None:
     vault = BareVault(tmp_path / "vault")
     vault.put(NAME, bytes(CHUNK))
-    flags: list[HeaderFlag] = []
+    flags: list[int] = []
     whole = os.pwritev
 
     def watching(fd: int, pieces: Sequence[bytes], offset: int) -> int:
