@@ -106,6 +106,7 @@ class FileHandlers(Handlers):
             request.make_way()
         room = request.room[:size]
         got = file.read_into(offset, room)
+        self.statistics.bytes_read += got
         return room if got == size else room[:got]
 
     def write(self, request: Request) -> Payload:
@@ -118,6 +119,7 @@ class FileHandlers(Handlers):
         if write_flags & structs.WRITE_CACHE and file.state.kept_mtime_ns is None:
             file.state.keep_mtime()
         done = file.write(offset, data)
+        self.statistics.bytes_written += done
         # What comes from the page cache was written before, or through a mapping, which takes nothing away.
         if not write_flags & structs.WRITE_CACHE and (
             write_flags & structs.WRITE_KILL_SUIDGID or file.state.may_have_capability

@@ -13,6 +13,7 @@ from cryptfs.mount.native.directories import DirectoryHandle
 from cryptfs.mount.native.nodes import Node, NodeTable
 from cryptfs.mount.native.setattr import AttributeSetter
 from cryptfs.mount.options import MountOptions
+from cryptfs.mount.statistics import Statistics
 from cryptfs.vfs.acls import Acls, Inherited
 from cryptfs.vfs.attributes import Attributes, Caller
 from cryptfs.vfs.directory import Directory, Place
@@ -76,6 +77,7 @@ class Handlers:
         vault.tree.context.noatime = "noatime" in options.extra
         vault.tree.context.nodiratime = "noatime" in options.extra or "nodiratime" in options.extra
         self.nodes = NodeTable(vault.tree)
+        self.statistics = Statistics("native", {op: op.name.lower() for op in structs.Op}, self._gauges)
         self._shared = options.allow_other
         self._kernel_owns_mtime = options.writeback
         self._files: Handles[OpenFile] = Handles()
@@ -99,6 +101,22 @@ class Handlers:
             xattrs=options.xattrs,
             writeback=options.writeback,
         )
+
+    def _gauges(self) -> dict[str, dict[str, int]]:
+        """For Statistics: what is there now."""
+        counts = self.statistics.counts
+        misses = self.nodes.opened_directories
+        return {
+            "open": {
+                "files": len(self._files),
+                "directories": len(self._directories),
+                "nodes": len(self.nodes),
+            },
+            "directory_cache": {
+                "hits": max(0, sum(counts[op] for op in structs.BY_NAME) - misses),
+                "misses": misses,
+            },
+        }
 
     def _caller(self, request: Request) -> Caller | None:
         return Caller(request.uid, request.gid) if self._shared else None

@@ -79,6 +79,8 @@ class Session:
         self._fd = fd
         self._requests = requests
         self._handlers = requests.handlers
+        self._counts = requests.statistics.counts
+        self._failed = requests.statistics.failed
         self._options = options
         self._on_ready = on_ready
         self._ended = False
@@ -272,6 +274,7 @@ class Session:
             if opcode != Op.DESTROY:
                 self._reply(unique, errno.ENOSYS, b"")
             return
+        self._counts[opcode] += 1
         try:
             payload = handler(request)
         except OSError as error:
@@ -290,6 +293,8 @@ class Session:
                 self._reply(unique, 0, payload)
 
     def _reply(self, unique: int, code: int, payload: bytes | memoryview) -> None:
+        if code:
+            self._failed(code)
         header = _pack_reply(_REPLY_SIZE + len(payload), -code, unique)
         try:
             if len(payload) < _SMALL_REPLY:
