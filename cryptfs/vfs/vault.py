@@ -23,6 +23,7 @@ from cryptfs.core.keys import ARGON2_SALT_SIZE, KEY_SIZE, Subkeys
 from cryptfs.errors import NotAVaultError, VaultConfigError
 from cryptfs.storage.vaultdir import (
     LockHolder,
+    NoLock,
     VaultLock,
     changing_config,
     lock_holder,
@@ -41,7 +42,12 @@ class Vault:
     """An unlocked vault. `tree` is its plaintext; close it when done, or use it in a with statement."""
 
     def __init__(
-        self, vault_dir: Path, vault_fd: int, lock: VaultLock, config: VaultConfig, context: FileContext
+        self,
+        vault_dir: Path,
+        vault_fd: int,
+        lock: VaultLock | NoLock,
+        config: VaultConfig,
+        context: FileContext,
     ) -> None:
         self.vault_dir = vault_dir
         self.config = config
@@ -102,29 +108,45 @@ class Vault:
         return config
 
     @classmethod
-    def unlock(cls, vault_dir: Path, passphrase: bytes, *, read_only: bool = False) -> Vault:
+    def unlock(
+        cls, vault_dir: Path, passphrase: bytes, *, read_only: bool = False, lock: bool = True
+    ) -> Vault:
         """Unlock a vault and take its lock.
 
+        Args:   lock: False takes no lock and writes nothing at all, for a look at a vault that somebody may
+                      have mounted; only with read_only.
         Raises: NotAVaultError, UnsupportedFormatError, VaultConfigError.
                 VaultLockedError: somebody else has it; the message says who.
                 WrongPassphraseError.
         """
+        if not (lock or read_only):
+            raise ValueError("a vault is only written to with its lock")
         vault_dir = Path(os.path.realpath(vault_dir))
         vault_fd = open_vault_dir(vault_dir)
         try:
             config = decode_config(read_config_file(vault_fd, vault_dir))
-            lock = VaultLock(vault_fd, vault_dir, shared=read_only)
+            held = VaultLock(vault_fd, vault_dir, shared=read_only) if lock else NoLock()
             try:
                 masterkey, _ = unlock(config, passphrase, _kdf_memory_limit())
                 context = FileContext(Subkeys.from_masterkey(masterkey), config, read_only)
                 wipe(masterkey)
-                return cls(vault_dir, vault_fd, lock, config, context)
+                return cls(vault_dir, vault_fd, held, config, context)
             except BaseException:
-                lock.release()
+                held.release()
                 raise
         except BaseException:
             os.close(vault_fd)
             raise
+
+    @property
+    def descriptor(self) -> int:
+        """The vault directory, open for reading; stays the vault's."""
+        return self._vault_fd
+
+    @property
+    def has_lock(self) -> bool:
+        """Whether this vault was unlocked with its lock, so that nobody else writes to it."""
+        return isinstance(self._lock, VaultLock)
 
     def announce(self, mountpoint: str) -> None:
         """Say in the vault's lock file that this process has it mounted there."""
