@@ -121,7 +121,8 @@ class _Text:
             if aside:
                 self._line(f"{_number(aside, 'damaged thing')} from before, set aside in lost+found.")
         elif self._repair:
-            left = f"{_number(tally.remaining, 'error')} remain." if tally.remaining else "No errors remain."
+            verb = "remains" if tally.remaining == 1 else "remain"
+            left = f"{_number(tally.remaining, 'error')} {verb}." if tally.remaining else "No errors remain."
             style = "bold red" if tally.remaining else "green"
             self._line(f"{_findings_text(found)}; {tally.repaired} repaired. {left}", style)
             if tally.repaired:

@@ -8,6 +8,7 @@ import pytest
 
 from cryptfs.vfs.findings import DESCRIPTIONS, Kind, Severity, State
 from tests.fsck.cases import CASES, DEEP, DOCS, GONE, UNREPAIRED, Case, spoil_chunks, spoil_xattr
+from tests.fsck.deaths import dying
 from tests.fsck.scene import (
     CHUNK,
     Tree,
@@ -22,6 +23,7 @@ from tests.fsck.scene import (
     repair,
     snapshot,
 )
+from tests.recovery.faults import Faults
 from tests.support import BareVault, pattern
 
 
@@ -65,6 +67,15 @@ def test_a_sound_vault_has_no_findings(vault: BareVault) -> None:
     assert check(vault) == []
     assert repair(vault) == []
     assert b"lost+found" not in vault.names()
+
+
+def test_a_check_makes_no_call_that_changes_the_disk(vault: BareVault) -> None:
+    """It works on a read-only medium."""
+    spoil_chunks(vault, 1)
+    record_of(vault, DOCS).unlink()
+    with dying(Faults(at=0)) as faults:
+        assert len(check(vault)) == 2
+    assert faults.calls == 0
 
 
 def test_every_kind_is_described() -> None:
