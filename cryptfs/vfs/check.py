@@ -21,6 +21,8 @@ from cryptfs.core.config import CONFIG_NAME
 from cryptfs.core.names import SIDECAR_SUFFIX
 from cryptfs.errors import DirectoryRecordError
 from cryptfs.storage.dirs import is_long
+from cryptfs.storage.journal import JOURNAL_NAMES
+from cryptfs.storage.sessions import SESSIONS_NAME
 from cryptfs.storage.vaultdir import LOCK_NAME, lock_holder
 from cryptfs.vfs.check_content import ContentCheck, in_lost_found
 from cryptfs.vfs.check_directories import (
@@ -40,7 +42,7 @@ from cryptfs.vfs.symlinks import LINKS_DIRECTORY, is_long_target_id, open_links_
 from cryptfs.vfs.vault import Vault
 from cryptfs.vfs.walk import Role, WalkedDirectory, WalkedEntry, Walker
 
-JOURNAL_NAME = "cryptfs.journal"
+JOURNAL_PREFIX = "cryptfs.journal"
 
 
 class VaultCheck:
@@ -256,13 +258,13 @@ class VaultCheck:
     def _internal(self, entry: WalkedEntry) -> Iterator[Finding]:
         name, mode, found = entry.entry_name, entry.st.st_mode, self._reporter.found
         expected = {CONFIG_NAME: stat.S_IFREG, LOCK_NAME: stat.S_IFREG, LINKS_DIRECTORY: stat.S_IFDIR}
-        expected[JOURNAL_NAME] = stat.S_IFREG
+        expected |= dict.fromkeys((*JOURNAL_NAMES, SESSIONS_NAME), stat.S_IFREG)
         if not entry.directory.is_root or name not in expected:
-            journal = name.startswith(JOURNAL_NAME)
+            journal = name.startswith(JOURNAL_PREFIX)
             yield found(Kind.ORPHANED_JOURNAL if journal else Kind.UNKNOWN_INTERNAL, entry)
         elif stat.S_IFMT(mode) != expected[name]:
             yield found(Kind.SPECIAL_FILE, entry)
-        elif name == JOURNAL_NAME and not self._reporter.is_mounted():
+        elif name in JOURNAL_NAMES and not self._reporter.is_mounted():
             yield found(Kind.UNFINISHED_JOURNAL, entry)
 
     # ---- what can be told only at the end

@@ -100,7 +100,7 @@ def zero_and_cut(vault: BareVault) -> None:
 
 
 def cut_below_size_min(vault: BareVault) -> None:
-    rewrite_header(vault, flags=HeaderFlag(0), size=SIZE, size_min=SIZE)
+    rewrite_header(vault, flags=0, size=SIZE, size_min=SIZE)
     cut_file(vault, vault.geometry.record_offset(5))
 
 
@@ -262,7 +262,7 @@ CASES = [
     Case("surplus", lambda v: append(v, b"file"), [Kind.SURPLUS]),
     Case(
         "not settled",
-        lambda v: rewrite_header(v, flags=HeaderFlag(0), size=100, size_min=100),
+        lambda v: rewrite_header(v, flags=0, size=100, size_min=100),
         [Kind.NOT_SETTLED],
     ),
     Case(
@@ -327,7 +327,9 @@ CASES = [
         "stray directory", lambda v: path_of(v, b"docs").rename(v.vault_dir / "docs (copy)"), [Kind.STRAY], {}
     ),
     Case(
-        "orphaned journal", lambda v: (path_of(v, DOCS) / "cryptfs.journal").touch(), [Kind.ORPHANED_JOURNAL]
+        "orphaned journal",
+        lambda v: (path_of(v, DOCS) / "cryptfs.journal.a").touch(),
+        [Kind.ORPHANED_JOURNAL],
     ),
     Case("special file", lambda v: os.mkfifo(v.vault_dir / "cryptfs.lock"), [Kind.SPECIAL_FILE]),
 ]

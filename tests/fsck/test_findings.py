@@ -148,13 +148,20 @@ def test_what_cryptfs_did_not_make_is_left_alone(vault: BareVault) -> None:
     (vault.vault_dir / ".stfolder" / "x").write_bytes(b"1")
     (vault.vault_dir / "README.txt").write_bytes(b"hello")
     (vault.vault_dir / "cryptfs.future").write_bytes(b"")
-    (vault.vault_dir / "cryptfs.journal").write_bytes(b"records")
     os.link(path_of(vault, b"file"), vault.vault_dir.parent / "outside")
-    expected = [Kind.FOREIGN, Kind.FOREIGN, Kind.OUTSIDE_LINK, Kind.UNFINISHED_JOURNAL, Kind.UNKNOWN_INTERNAL]
+    expected = [Kind.FOREIGN, Kind.FOREIGN, Kind.OUTSIDE_LINK, Kind.UNKNOWN_INTERNAL]
     assert kinds(check(vault)) == sorted(expected)
     state = snapshot(vault.vault_dir)
     assert kinds(repair(vault)) == sorted(expected)
     assert snapshot(vault.vault_dir) == state
+
+
+def test_an_unfinished_journal_is_replayed_before_a_repair(vault: BareVault) -> None:
+    (vault.vault_dir / "cryptfs.journal.a").write_bytes(b"no record")
+    assert kinds(check(vault)) == [Kind.UNFINISHED_JOURNAL]
+    repair(vault)
+    assert not (vault.vault_dir / "cryptfs.journal.a").exists()
+    assert kinds(check(vault)) == []
 
 
 def test_names_are_kept_even_where_two_are_alike(vault: BareVault) -> None:
