@@ -16,6 +16,7 @@ from pathlib import Path
 
 from cryptfs.mount.daemon import harden_process
 from cryptfs.mount.options import parse_options
+from cryptfs.mount.resources import claim_resources
 from cryptfs.vfs.vault import Vault
 
 
@@ -35,6 +36,7 @@ def main(order: str) -> None:
     engine = importlib.import_module(f"cryptfs.mount.{options.engine}")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     harden_process()
+    claim_resources()
     if what["uid"] is not None:
         become(what["uid"], what["gid"])
     mountpoint = Path(what["mountpoint"])

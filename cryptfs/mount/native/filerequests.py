@@ -164,7 +164,7 @@ class FileHandlers(Handlers):
         size, _ = structs.GETXATTR_IN.unpack_from(request.body)
         (name,) = structs.take_names(request.body, structs.GETXATTR_IN.size, 1)
         if name == CAPABILITY:  # asked for once for each file that is written
-            state = self._tree.files.find_key(self.nodes.get(request.nodeid).key)
+            state = self._tree.files.find_key(self.nodes.file_key(self.nodes.get(request.nodeid)))
             if state is not None and not state.may_have_capability:
                 raise error(errno.ENODATA)
         value = self._tree.xattrs.get(*self._place(request.nodeid), name)

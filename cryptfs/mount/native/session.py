@@ -21,9 +21,11 @@ from cryptfs.errors import MountError
 from cryptfs.mount.errno_map import errno_of
 from cryptfs.mount.native import structs
 from cryptfs.mount.native.handlers import Request
+from cryptfs.mount.native.pruning import Pruner
 from cryptfs.mount.native.requests import Requests
 from cryptfs.mount.native.structs import Cap, Op
 from cryptfs.mount.options import MountOptions
+from cryptfs.mount.resources import release_memory
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +41,7 @@ _MAX_SPINS = 16
 _PAUSE = 64  # requests without looking, after it was in vain too often
 _TICK = 0.001  # seconds between two looks of the watcher
 _IDLE_TICKS = 50  # without a request, after which it sleeps
+_REST = 3.0  # seconds of sleep after which memory that nobody uses goes back
 
 WANTED = (
     Cap.ASYNC_READ | Cap.BIG_WRITES | Cap.MAX_PAGES | Cap.PARALLEL_DIROPS | Cap.ATOMIC_O_TRUNC
@@ -51,13 +54,21 @@ class _Worker:
     """One thread that serves requests, with its buffers."""
 
     def __init__(self) -> None:
-        self.buffer = memoryview(bytearray(_BUFFER_SIZE))
-        self.room = memoryview(bytearray(MAX_REQUEST))
+        self.take_buffers()
         self.served = 0
         self.busy = False
         self.parked = threading.Lock()  # held while the thread is to wait
         self.poll: Callable[[int], object]  # of the device
         self.spins = _MAX_SPINS  # how often it may look in vain, see _spin; below 0 it counts up to 1
+
+    def take_buffers(self) -> None:
+        """Before the first request, and after drop_buffers."""
+        self.buffer = memoryview(bytearray(_BUFFER_SIZE))
+        self.room = memoryview(bytearray(MAX_REQUEST))
+
+    def drop_buffers(self) -> None:
+        """While the thread is parked."""
+        self.buffer = self.room = memoryview(b"")
 
 
 class Session:
@@ -75,6 +86,7 @@ class Session:
         self._options = options
         self._on_ready = on_ready
         self._ended = False
+        self._pruner = Pruner(requests.nodes, self._notify)
         self._max_workers = options.max_threads or _DEFAULT_THREADS
         self._workers: list[_Worker] = []
         self._active: list[_Worker] = []
@@ -106,6 +118,7 @@ class Session:
             chosen & 0xFFFFFFFF, _MAX_BACKGROUND, _CONGESTION, MAX_REQUEST, 1, _MAX_PAGES, 0, chosen >> 32,
         )  # fmt: skip
         self._reply(unique, 0, reply)
+        self._pruner.start(minor, Cap(flags))
 
     def _wanted(self) -> Cap:
         wanted = WANTED
@@ -128,6 +141,7 @@ class Session:
                 thread.join()
         self._wake_watcher.release()
         watcher.join()
+        self._pruner.stop()
 
     def _add_worker(self) -> None:
         """Let one thread more read the device."""
@@ -205,6 +219,8 @@ class Session:
                 return
             self._active.remove(worker)
         worker.parked.acquire()  # until _add_worker or _end lets go
+        if not worker.buffer:
+            worker.take_buffers()
 
     def _end(self) -> None:
         with self._lock:
@@ -217,7 +233,9 @@ class Session:
     def _watch(self) -> None:
         """Notice when all threads that read the device are stuck in a request."""
         while not self._ended:
-            self._wake_watcher.acquire()
+            if not self._wake_watcher.acquire(timeout=_REST):
+                self._rest()
+                self._wake_watcher.acquire()
             idle = 0
             before: list[tuple[_Worker, int]] = []
             while idle < _IDLE_TICKS and not self._ended:
@@ -233,6 +251,15 @@ class Session:
             if any(worker.busy for worker in self._workers):
                 self._watching = True  # its request came while we were about to sleep
                 self._wake_watcher.release()
+
+    def _rest(self) -> None:
+        """Nobody has asked for anything for a while."""
+        with self._lock:
+            for worker in self._workers:
+                if worker not in self._active:
+                    worker.drop_buffers()
+        self._requests.rest()
+        release_memory()
 
     # ---- requests
 
@@ -277,6 +304,11 @@ class Session:
                 return  # the loop meets the same
             if error.errno != errno.ENOENT:  # the caller was interrupted and is gone
                 log.error("a reply was refused by the kernel: %s", error.strerror)
+
+    def _notify(self, code: int, payload: bytes) -> None:
+        """Tell the kernel something unasked. Raises: OSError: as it answers."""
+        header = structs.OUT_HEADER.pack(structs.OUT_HEADER.size + len(payload), code, 0)
+        os.writev(self._fd, (header, payload))
 
 
 def _read_size(view: memoryview) -> int:

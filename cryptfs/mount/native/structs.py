@@ -14,6 +14,7 @@ from enum import IntEnum, IntFlag
 KERNEL_MAJOR = 7
 KERNEL_MINOR_MIN = 31
 KERNEL_MINOR_MAX = 38
+PRUNE_MINOR = 45
 ROOT_ID = 1
 
 
@@ -80,6 +81,14 @@ class Cap(IntFlag):
     CACHE_SYMLINKS = 1 << 23
     HANDLE_KILLPRIV_V2 = 1 << 28
     INIT_EXT = 1 << 30
+    HAS_EXPIRE_ONLY = 1 << 35
+
+
+class Notification:
+    """What a server tells the kernel unasked: in place of an error, in a reply to request 0."""
+
+    INVAL_ENTRY = 3
+    PRUNE = 9
 
 
 class SetAttr:
@@ -104,6 +113,7 @@ WRITE_KILL_SUIDGID = 1 << 2
 FOPEN_KEEP_CACHE = 1 << 1
 FOPEN_CACHE_DIR = 1 << 3
 FSYNC_FDATASYNC = 1 << 0
+EXPIRE_ONLY = 1 << 0
 
 IN_HEADER = struct.Struct("=IIQQIIIHH")  # len opcode unique nodeid uid gid pid extlen padding
 OUT_HEADER = struct.Struct("=IiQ")  # len error unique
@@ -143,6 +153,9 @@ FALLOCATE_IN = struct.Struct("=QQQII")  # fh offset length mode padding
 LSEEK_IN = struct.Struct("=QQII")
 LSEEK_OUT = struct.Struct("=Q")
 COPY_FILE_RANGE_IN = struct.Struct("=QQQQQQQ")  # fh_in off_in nodeid_out fh_out off_out len flags
+INVAL_ENTRY_OUT = struct.Struct("=QII")  # parent namelen flags; name and NUL follow
+PRUNE_OUT = struct.Struct("=I12x")  # count; as many NODEIDs follow
+NODEID = struct.Struct("=Q")
 STATX_OUT = struct.Struct("=QII16x")  # attr_valid + nanoseconds, flags; STATX follows
 STATX = struct.Struct("=IIQIIIHxxQQQQ" + "qIxxxx" * 4 + "IIII112x")
 # mask blksize attributes nlink uid gid mode ino size blocks attributes_mask, four times, devices
