@@ -53,6 +53,7 @@ SIZES = {
     "LSEEK_IN": 24,  # fuse_lseek_in
     "LSEEK_OUT": 8,  # fuse_lseek_out
     "COPY_FILE_RANGE_IN": 56,  # fuse_copy_file_range_in
+    "INVAL_INODE_OUT": 24,  # fuse_notify_inval_inode_out
     "INVAL_ENTRY_OUT": 16,  # fuse_notify_inval_entry_out
     "PRUNE_OUT": 16,  # fuse_notify_prune_out
     "NODEID": 8,  # one of those behind it
@@ -103,7 +104,7 @@ def test_numbers_that_the_kernel_knows() -> None:
         name: value for name, value in vars(SetAttr).items() if name.isupper()
     }
     assert (structs.OPEN_KILL_SUIDGID, structs.WRITE_CACHE, structs.WRITE_KILL_SUIDGID) == (1, 1, 4)
-    assert (Notification.INVAL_ENTRY, Notification.PRUNE) == (3, 9)
+    assert (Notification.INVAL_INODE, Notification.INVAL_ENTRY, Notification.PRUNE) == (2, 3, 9)
     assert (structs.EXPIRE_ONLY, structs.PRUNE_MINOR) == (1, 45)
     assert (structs.FOPEN_KEEP_CACHE, structs.FOPEN_CACHE_DIR, structs.FSYNC_FDATASYNC) == (2, 8, 1)
 

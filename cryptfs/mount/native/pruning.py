@@ -29,7 +29,6 @@ _PAUSE = 0.002  # seconds, for the requests of others, and for the FORGETs that 
 _PATIENCE = 0.02  # seconds that the FORGETs of a batch may take before the next one is asked for
 
 Notify = Callable[[int, bytes], None]
-"""Sends a notification, its code and payload. Raises: OSError: as the kernel answers."""
 
 
 class Pruner:

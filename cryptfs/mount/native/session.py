@@ -20,7 +20,7 @@ from collections.abc import Callable
 from cryptfs.errors import MountError
 from cryptfs.mount.errno_map import errno_of
 from cryptfs.mount.native import structs
-from cryptfs.mount.native.handlers import Request
+from cryptfs.mount.native.handlers import Later, Request
 from cryptfs.mount.native.pruning import Pruner
 from cryptfs.mount.native.requests import Requests
 from cryptfs.mount.native.structs import Cap, Op
@@ -87,6 +87,7 @@ class Session:
         self._on_ready = on_ready
         self._ended = False
         self._pruner = Pruner(requests.nodes, self._notify)
+        requests.notify = self._notify
         self._max_workers = options.max_threads or _DEFAULT_THREADS
         self._workers: list[_Worker] = []
         self._active: list[_Worker] = []
@@ -283,6 +284,8 @@ class Session:
             payload = handler(Request(nodeid, view[structs.IN_HEADER.size :], uid, gid, worker.room))
         except OSError as error:
             self._reply(unique, error.errno or errno.EIO, b"")
+        except Later as later:
+            self._answer_later(unique, later)
         except struct.error as error:
             log.error("a request with opcode %d is malformed: %s", opcode, error)
             self._reply(unique, errno.EINVAL, b"")
@@ -291,6 +294,21 @@ class Session:
         else:
             if payload is not None:
                 self._reply(unique, 0, payload)
+
+    def _answer_later(self, unique: int, later: Later) -> None:
+        def answer() -> None:
+            try:
+                payload = later.work()
+            except Exception as error:  # noqa: BLE001 - as in _answer
+                self._reply(unique, errno_of(error), b"")
+            else:
+                self._reply(unique, 0, payload)
+
+        thread = threading.Thread(target=answer, name="cryptfs-later")
+        thread.start()
+        with self._lock:
+            self._threads = [other for other in self._threads if other.is_alive() or other.ident is None]
+            self._threads.append(thread)
 
     def _reply(self, unique: int, code: int, payload: bytes | memoryview) -> None:
         header = structs.OUT_HEADER.pack(structs.OUT_HEADER.size + len(payload), -code, unique)

@@ -87,6 +87,7 @@ class Cap(IntFlag):
 class Notification:
     """What a server tells the kernel unasked: in place of an error, in a reply to request 0."""
 
+    INVAL_INODE = 2
     INVAL_ENTRY = 3
     PRUNE = 9
 
@@ -153,6 +154,7 @@ FALLOCATE_IN = struct.Struct("=QQQII")  # fh offset length mode padding
 LSEEK_IN = struct.Struct("=QQII")
 LSEEK_OUT = struct.Struct("=Q")
 COPY_FILE_RANGE_IN = struct.Struct("=QQQQQQQ")  # fh_in off_in nodeid_out fh_out off_out len flags
+INVAL_INODE_OUT = struct.Struct("=Qqq")  # nodeid offset length; 0 is to the end
 INVAL_ENTRY_OUT = struct.Struct("=QII")  # parent namelen flags; name and NUL follow
 PRUNE_OUT = struct.Struct("=I12x")  # count; as many NODEIDs follow
 NODEID = struct.Struct("=Q")
