@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -368,3 +369,17 @@ def test_a_kept_directory_goes_when_its_last_child_moves_away(acting: Acting, ta
     assert table.find(acting.tree.stat(acting.vault.root, b"a").st) is None
     assert acting.look(b"a") is not parent
     assert table.place(node) == (table.directory(other), b"x")
+
+
+def test_paths_deeper_than_the_interpreters_stack(
+    acting: Acting, table: NodeTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_OPEN_DIRECTORIES", 4)
+    node = table.root
+    for _ in range(sys.getrecursionlimit() + 50):
+        node = acting.mkdir(b"d", node)
+    for number in range(8):
+        table.directory(acting.mkdir(b"other %d" % number))
+    assert node.directory is None
+    file = acting.make(b"file", node)
+    assert inode_of(acting, file) == file.inode

@@ -223,16 +223,25 @@ class NodeTable:
     def directory(self, node: Node) -> Directory:
         """The open directory of a node. Raises: OSError (ENOTDIR, ENOENT), IntegrityError."""
         found = node.directory
-        if found is None:
-            parent = node.parent
-            if parent is None or node.held is not None:
+        if found is not None:
+            return found
+        # Down from the first that is open; not by recursion: there can be thousands.
+        closed = []
+        at = node
+        while found is None:
+            if at.held is not None or at.parent is None:
                 raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-            found = self._tree.directory(self.directory(parent), node.name)
+            closed.append(at)
+            at = at.parent
+            found = at.directory
+        while closed:
+            at = closed.pop()
+            found = self._tree.directory(found, at.name)
             with self.lock:
                 if len(self._open_directories) >= MAX_OPEN_DIRECTORIES:
                     self._close_oldest()
-                node.directory = found
-                self._open_directories[node.nodeid] = node
+                at.directory = found
+                self._open_directories[at.nodeid] = at
         return found
 
     def _close_oldest(self) -> None:
