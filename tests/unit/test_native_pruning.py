@@ -15,12 +15,11 @@ import pytest
 from cryptfs.mount.native import pruning, structs
 from cryptfs.mount.native.nodes import Node, NodeTable
 from cryptfs.mount.native.pruning import Pruner
-from cryptfs.mount.native.structs import Cap, Notification
+from cryptfs.mount.native.structs import Notification
 from tests.support import BareVault
 from tests.unit.native_kernel import fake_stat
 
 LIMIT = 1000
-NOTHING = Cap(0)
 INODES = count(10**6)
 SECONDS = 10.0
 
@@ -99,7 +98,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def test_the_oldest_go_until_a_quarter_is_free(table: NodeTable, kernel: Kernel, pruner: Pruner) -> None:
-    pruner.start(structs.PRUNE_MINOR, NOTHING)
+    pruner.start(structs.PRUNE_MINOR)
     nodes = fill(table, LIMIT - 1)
     time.sleep(0.05)
     assert not kernel.codes  # not before there are too many
@@ -113,7 +112,7 @@ def test_the_oldest_go_until_a_quarter_is_free(table: NodeTable, kernel: Kernel,
 
 
 def test_it_goes_on_as_more_come(table: NodeTable, kernel: Kernel, pruner: Pruner) -> None:
-    pruner.start(structs.PRUNE_MINOR, NOTHING)
+    pruner.start(structs.PRUNE_MINOR)
     for _ in range(10):
         fill(table, LIMIT)
         wait_until(lambda: len(table) <= LIMIT)
@@ -121,7 +120,7 @@ def test_it_goes_on_as_more_come(table: NodeTable, kernel: Kernel, pruner: Prune
 
 
 def test_children_are_named_before_their_parents(table: NodeTable, kernel: Kernel, pruner: Pruner) -> None:
-    pruner.start(structs.PRUNE_MINOR, NOTHING)
+    pruner.start(structs.PRUNE_MINOR)
     (parent,) = fill(table, 1)
     children = fill(table, LIMIT, parent)
     wait_until(lambda: bool(kernel.payloads))
@@ -132,7 +131,7 @@ def test_children_are_named_before_their_parents(table: NodeTable, kernel: Kerne
 def test_nodes_in_use_are_asked_for_again_only_after_a_while(
     table: NodeTable, kernel: Kernel, pruner: Pruner
 ) -> None:
-    pruner.start(structs.PRUNE_MINOR, NOTHING)
+    pruner.start(structs.PRUNE_MINOR)
     nodes = fill(table, LIMIT - 1)
     kernel.used = {node.nodeid for node in nodes}
     fill(table, 1)
@@ -146,28 +145,8 @@ def test_nodes_in_use_are_asked_for_again_only_after_a_while(
     wait_until(lambda: len(table) <= LIMIT + 10)  # those that came last are not in use
 
 
-def test_names_expire_where_nodes_cannot_be_pruned(table: NodeTable, kernel: Kernel, pruner: Pruner) -> None:
-    pruner.start(structs.PRUNE_MINOR - 1, Cap.HAS_EXPIRE_ONLY)
-    nodes = fill(table, LIMIT + 1)
-    wait_until(lambda: len(kernel.codes) >= LIMIT)
-    assert set(kernel.codes) == {Notification.INVAL_ENTRY}
-    heads = [structs.INVAL_ENTRY_OUT.unpack_from(payload) for payload in kernel.payloads]
-    names = [payload[structs.INVAL_ENTRY_OUT.size :] for payload in kernel.payloads]
-    assert all(head == (structs.ROOT_ID, len(name) - 1, 1) for head, name in zip(heads, names, strict=True))
-    assert nodes[0].name + b"\0" in names
-
-
-def test_an_entry_that_the_kernel_does_not_know_stops_nothing(
-    table: NodeTable, kernel: Kernel, pruner: Pruner
-) -> None:
-    kernel.refuses = errno.ENOENT
-    pruner.start(structs.PRUNE_MINOR - 1, Cap.HAS_EXPIRE_ONLY)
-    fill(table, LIMIT + 1)
-    wait_until(lambda: len(kernel.codes) >= LIMIT)
-
-
 def test_an_old_kernel_is_not_asked(table: NodeTable, kernel: Kernel, pruner: Pruner) -> None:
-    pruner.start(structs.PRUNE_MINOR - 1, ~Cap.HAS_EXPIRE_ONLY)
+    pruner.start(structs.PRUNE_MINOR - 1)
     fill(table, 3 * LIMIT)
     time.sleep(0.05)
     assert not kernel.codes
@@ -179,7 +158,7 @@ def test_a_kernel_that_refuses_is_not_asked_again(
 ) -> None:
     caplog.set_level("INFO")
     kernel.refuses = errno.EINVAL
-    pruner.start(structs.PRUNE_MINOR, NOTHING)
+    pruner.start(structs.PRUNE_MINOR)
     fill(table, LIMIT + 1)
     wait_until(lambda: bool(caplog.records))
     fill(table, 3 * LIMIT)
@@ -193,7 +172,7 @@ def test_the_end_of_the_mount_is_no_news(
 ) -> None:
     caplog.set_level("INFO")
     kernel.refuses = errno.ENODEV
-    pruner.start(structs.PRUNE_MINOR, NOTHING)
+    pruner.start(structs.PRUNE_MINOR)
     fill(table, LIMIT + 1)
     wait_until(lambda: bool(kernel.codes))
     pruner.stop()

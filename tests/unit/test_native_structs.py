@@ -54,7 +54,6 @@ SIZES = {
     "LSEEK_OUT": 8,  # fuse_lseek_out
     "COPY_FILE_RANGE_IN": 56,  # fuse_copy_file_range_in
     "INVAL_INODE_OUT": 24,  # fuse_notify_inval_inode_out
-    "INVAL_ENTRY_OUT": 16,  # fuse_notify_inval_entry_out
     "PRUNE_OUT": 16,  # fuse_notify_prune_out
     "NODEID": 8,  # one of those behind it
     "STATX_OUT": 288 - 256,  # fuse_statx_out without its fuse_statx
@@ -75,7 +74,6 @@ CAPABILITIES = {
     "ASYNC_READ": 0, "ATOMIC_O_TRUNC": 3, "BIG_WRITES": 5, "DONT_MASK": 6, "DO_READDIRPLUS": 13,
     "READDIRPLUS_AUTO": 14, "ASYNC_DIO": 15, "WRITEBACK_CACHE": 16, "PARALLEL_DIROPS": 18, "POSIX_ACL": 20,
     "MAX_PAGES": 22, "CACHE_SYMLINKS": 23, "HANDLE_KILLPRIV_V2": 28, "INIT_EXT": 30,
-    "HAS_EXPIRE_ONLY": 35,
 }  # fmt: skip
 
 SET_ATTRIBUTES = {
@@ -104,8 +102,8 @@ def test_numbers_that_the_kernel_knows() -> None:
         name: value for name, value in vars(SetAttr).items() if name.isupper()
     }
     assert (structs.OPEN_KILL_SUIDGID, structs.WRITE_CACHE, structs.WRITE_KILL_SUIDGID) == (1, 1, 4)
-    assert (Notification.INVAL_INODE, Notification.INVAL_ENTRY, Notification.PRUNE) == (2, 3, 9)
-    assert (structs.EXPIRE_ONLY, structs.PRUNE_MINOR) == (1, 45)
+    assert (Notification.INVAL_INODE, Notification.PRUNE) == (2, 9)
+    assert structs.PRUNE_MINOR == 45
     assert (structs.FOPEN_KEEP_CACHE, structs.FOPEN_CACHE_DIR, structs.FSYNC_FDATASYNC) == (2, 8, 1)
 
 

@@ -4,9 +4,9 @@ The kernel keeps inodes and names as long as it has memory to spare, and the eng
 a limit it is asked to let go of the oldest that nobody uses. What is open, mapped, watched, mounted over
 or somebody's working directory stays; the rest is looked up anew when somebody wants it.
 
-Kernels that speak 7.45 take a list of nodes. Since 7.38 the name of an entry can be made to expire, which
-has the same effect where nobody uses it. Older ones have only an invalidation that hits entries in use,
-too: it takes away mounts on them. They are not asked.
+Kernels that speak 7.45 take a list of nodes for that. Older ones have only an invalidation of entries that
+hits those in use, too, and takes away mounts on them; or one that has them looked up anew, but keeps them
+in memory. They are not asked.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 
 from cryptfs.mount.native import structs
 from cryptfs.mount.native.nodes import Node, NodeTable
-from cryptfs.mount.native.structs import Cap, Notification
+from cryptfs.mount.native.structs import Notification
 
 log = logging.getLogger(__name__)
 
@@ -42,19 +42,13 @@ class Pruner:
         self._nodes = nodes
         self._notify = notify
         self._limit = MAX_NODES
-        self._send: Callable[[Sequence[Node]], None] | None = None
         self._thread: threading.Thread | None = None
         self._ended = False
 
-    def start(self, minor: int, flags: Cap) -> None:
-        """Begin to watch the table, where the kernel can be asked. minor, flags: what it said in INIT."""
+    def start(self, minor: int) -> None:
+        """Begin to watch the table, where the kernel can be asked. minor: of the protocol that it speaks."""
         if minor >= structs.PRUNE_MINOR:
-            self._send = self._prune
-        elif flags & Cap.HAS_EXPIRE_ONLY:
-            self._send = self._expire
-        else:
-            return
-        self._nodes.watch_size(self._limit, self._wake)
+            self._nodes.watch_size(self._limit, self._wake)
 
     def stop(self) -> None:
         """After the mount is gone: returns when the thread has ended."""
@@ -89,7 +83,6 @@ class Pruner:
 
         Returns: how many are in use, where all had to be asked for; else 0.
         """
-        assert self._send is not None
         target = self._limit * 3 // 4
         nodes = self._nodes.oldest_first()
         for start in range(0, len(nodes), _BATCH):
@@ -97,7 +90,7 @@ class Pruner:
             if count <= target or self._ended:
                 return 0
             # Children before their parents, which are in use as long as the kernel knows a child.
-            self._send(nodes[start : start + _BATCH][::-1])
+            self._prune(nodes[start : start + _BATCH][::-1])
             self._wait_for_forgets(count)
         return sum(node.lookups > 0 for node in nodes)
 
@@ -111,15 +104,3 @@ class Pruner:
     def _prune(self, nodes: Sequence[Node]) -> None:
         numbers = b"".join(structs.NODEID.pack(node.nodeid) for node in nodes)
         self._notify(Notification.PRUNE, structs.PRUNE_OUT.pack(len(nodes)) + numbers)
-
-    def _expire(self, nodes: Sequence[Node]) -> None:
-        for node in nodes:
-            parent, name = node.parent, node.name
-            if parent is None or node.held is not None:
-                continue
-            head = structs.INVAL_ENTRY_OUT.pack(parent.nodeid, len(name), structs.EXPIRE_ONLY)
-            try:
-                self._notify(Notification.INVAL_ENTRY, head + name + b"\0")
-            except OSError as error:
-                if error.errno not in (errno.ENOENT, errno.ENOTDIR):  # the kernel knows no such entry
-                    raise

@@ -119,7 +119,7 @@ class Session:
             chosen & 0xFFFFFFFF, _MAX_BACKGROUND, _CONGESTION, MAX_REQUEST, 1, _MAX_PAGES, 0, chosen >> 32,
         )  # fmt: skip
         self._reply(unique, 0, reply)
-        self._pruner.start(minor, Cap(flags))
+        self._pruner.start(minor)
 
     def _wanted(self) -> Cap:
         wanted = WANTED
@@ -179,7 +179,7 @@ class Session:
             except OSError as error:
                 size = 0
                 if error.errno not in (errno.EINTR, errno.ENOENT, errno.EAGAIN):
-                    if error.errno != errno.ENODEV:
+                    if error.errno not in (errno.ENODEV, errno.ECONNABORTED):  # unmounted
                         log.error("reading from the kernel failed: %s", error.strerror)
                     self._end()
             with self._lock:

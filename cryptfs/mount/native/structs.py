@@ -81,14 +81,12 @@ class Cap(IntFlag):
     CACHE_SYMLINKS = 1 << 23
     HANDLE_KILLPRIV_V2 = 1 << 28
     INIT_EXT = 1 << 30
-    HAS_EXPIRE_ONLY = 1 << 35
 
 
 class Notification:
     """What a server tells the kernel unasked: in place of an error, in a reply to request 0."""
 
     INVAL_INODE = 2
-    INVAL_ENTRY = 3
     PRUNE = 9
 
 
@@ -114,7 +112,6 @@ WRITE_KILL_SUIDGID = 1 << 2
 FOPEN_KEEP_CACHE = 1 << 1
 FOPEN_CACHE_DIR = 1 << 3
 FSYNC_FDATASYNC = 1 << 0
-EXPIRE_ONLY = 1 << 0
 
 IN_HEADER = struct.Struct("=IIQQIIIHH")  # len opcode unique nodeid uid gid pid extlen padding
 OUT_HEADER = struct.Struct("=IiQ")  # len error unique
@@ -155,7 +152,6 @@ LSEEK_IN = struct.Struct("=QQII")
 LSEEK_OUT = struct.Struct("=Q")
 COPY_FILE_RANGE_IN = struct.Struct("=QQQQQQQ")  # fh_in off_in nodeid_out fh_out off_out len flags
 INVAL_INODE_OUT = struct.Struct("=Qqq")  # nodeid offset length; 0 is to the end
-INVAL_ENTRY_OUT = struct.Struct("=QII")  # parent namelen flags; name and NUL follow
 PRUNE_OUT = struct.Struct("=I12x")  # count; as many NODEIDs follow
 NODEID = struct.Struct("=Q")
 STATX_OUT = struct.Struct("=QII16x")  # attr_valid + nanoseconds, flags; STATX follows
