@@ -6,6 +6,7 @@ import itertools
 import os
 import stat
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from tests.e2e.users import MEMBER, OTHER, OWNER, ROOT, User, as_user, do_as
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to act as several users, and to mount")
 
 CASES = Cases()
+SECONDS = 10.0
 
 
 @contextmanager
@@ -128,6 +130,14 @@ def fill_inodes(top: Path) -> int:
     raise AssertionError
 
 
+def wait_for_inodes(top: Path, wanted: int) -> None:
+    """Return when that many are free."""
+    deadline = time.monotonic() + SECONDS
+    while os.statvfs(top).f_ffree < wanted:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_no_inodes_left(full_mount: Mounted) -> None:
     top = full_mount.mountpoint
     (top / "source").write_bytes(b"content")
@@ -144,7 +154,9 @@ def test_no_inodes_left(full_mount: Mounted) -> None:
     assert t.records[-1][1] == []
     os.rename(top / "source", top / "directory" / "renamed")
     assert (top / "directory" / "renamed").read_bytes() == b"content"
-    os.unlink(top / "filler 0")
+    for number in range(10):
+        os.unlink(top / f"filler {number}")
+    wait_for_inodes(top, 8)  # those that are gone are held until the kernel has forgotten them
     os.mkfifo(top / "one fits now")
     full_mount.assert_quiet()
     full_mount.remount()
