@@ -413,5 +413,12 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
 
     @translated
     def lseek(self, fh: int, offset: int, whence: int) -> int:
-        """SEEK_DATA and SEEK_HOLE."""
-        return ranges.seek(self._handles[fh], offset, whence)
+        """SEEK_DATA and SEEK_HOLE.
+
+        Of a file that is being written the kernel may hold data back, and nothing here can make it write:
+        refused once, it takes all of every file as data from then on.
+        """
+        file = self._handles[fh]
+        if self.kernel_owns_mtime and file.state.writable:
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        return ranges.seek(file, offset, whence)
