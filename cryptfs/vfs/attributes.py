@@ -7,9 +7,9 @@ import os
 import stat
 from typing import NamedTuple
 
-from cryptfs.core.geometry import ChunkGeometry
 from cryptfs.core.smallvalues import target_size
 from cryptfs.storage.libc import Times, statx_birth_time, utimensat
+from cryptfs.vfs.context import FileContext
 from cryptfs.vfs.directory import SELF, Directory, Unnamed
 
 
@@ -27,11 +27,11 @@ class Caller(NamedTuple):
     gid: int
 
 
-def plain_attributes(st: os.stat_result, geometry: ChunkGeometry) -> Attributes:
-    """Attributes from a backing stat alone: no header is read on the way of `ls -l`."""
+def plain_attributes(st: os.stat_result, context: FileContext) -> Attributes:
+    """Attributes from a backing stat: no header is read on the way of `ls -l`."""
     kind = stat.S_IFMT(st.st_mode)
     if kind == stat.S_IFREG:
-        return Attributes(st, geometry.plain_size_floor(st.st_size))
+        return Attributes(st, context.plain_size(st))
     if kind == stat.S_IFLNK:
         return Attributes(st, target_size(st.st_size))
     return Attributes(st, st.st_size)

@@ -115,6 +115,7 @@ class EntryOperations:
         long_target = self.symlinks.text_to_discard(parent, name)
         with self.unnaming(parent, name) as entry_name:
             os.unlink(entry_name, dir_fd=parent.fd)
+        self.files.drop_unlinked()
         self.symlinks.discard(long_target)
 
     def make_node(
@@ -195,6 +196,7 @@ class EntryOperations:
                 rename_exclusive(source.fd, old, target.fd, new)
             else:
                 self._rename_over(source.fd, old, target.fd, new)
+        self.files.drop_unlinked()
         if long_target and not self._same_target(target, new_name, long_target):
             self.symlinks.discard(long_target)
 
