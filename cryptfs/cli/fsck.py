@@ -285,9 +285,13 @@ def fsck(
     harden_process()
     passphrase = read_passphrase(source)
     from cryptfs.vfs.check import check_vault
+    from cryptfs.vfs.redo import Durability
     from cryptfs.vfs.vault import Vault, lock_holder
 
-    with Vault.unlock(absolute(vault), passphrase, read_only=not repair, lock=repair) as opened:
+    unlocked = Vault.unlock(
+        absolute(vault), passphrase, read_only=not repair, lock=repair, durability=Durability.OFF
+    )
+    with unlocked as opened:
         del passphrase
         mounted = not repair and lock_holder(opened.vault_dir) is not None
         screen = console()

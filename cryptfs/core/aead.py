@@ -10,12 +10,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
-
-import nacl.exceptions
-from nacl.bindings import (
-    crypto_aead_xchacha20poly1305_ietf_decrypt,
-    crypto_aead_xchacha20poly1305_ietf_encrypt,
-)
+from functools import cache
 
 from cryptfs.core.geometry import ChunkGeometry
 from cryptfs.core.sodium import AeadCalls, Buffer, aead_calls
@@ -34,7 +29,9 @@ class Kind(IntEnum):
     XATTR_OF_FILE = 5
     XATTR_OF_DIRECTORY = 6
     SLOT = 7
-    JOURNAL = 8
+    JOURNAL_RECORD = 8
+    JOURNAL_HEAD = 9
+    SESSIONS = 10
 
 
 def aad_prefix(kind: Kind) -> bytes:
@@ -175,17 +172,22 @@ SMALL_TAG_SIZE = 16
 SMALL_OVERHEAD = SMALL_NONCE_SIZE + SMALL_TAG_SIZE
 
 
+@cache
+def _small_calls() -> AeadCalls:
+    return aead_calls(XCHACHA20_POLY1305.function)
+
+
 def seal_small(key: bytes, plain: bytes, aad: bytes, nonce: bytes) -> bytes:
     """Seal a small value with XChaCha20-Poly1305: nonce | ciphertext | tag (FORMAT.md, section 3)."""
-    return nonce + crypto_aead_xchacha20poly1305_ietf_encrypt(plain, aad, nonce, key)
+    if len(key) != 32 or len(nonce) != SMALL_NONCE_SIZE:
+        raise ValueError(f"seal_small needs a 32-byte key and a nonce of {SMALL_NONCE_SIZE} bytes")
+    return nonce + _small_calls().seal_value(plain, aad, nonce, key)
 
 
 def open_small(key: bytes, sealed: bytes, aad: bytes) -> bytes | None:
     """Open what seal_small made; None where it does not authenticate."""
+    if len(key) != 32:
+        raise ValueError("open_small needs a 32-byte key")
     if len(sealed) < SMALL_OVERHEAD:
         return None
-    nonce, body = sealed[:SMALL_NONCE_SIZE], sealed[SMALL_NONCE_SIZE:]
-    try:
-        return crypto_aead_xchacha20poly1305_ietf_decrypt(body, aad, nonce, key)
-    except nacl.exceptions.CryptoError:
-        return None
+    return _small_calls().open_value(sealed[SMALL_NONCE_SIZE:], aad, sealed[:SMALL_NONCE_SIZE], key)

@@ -20,9 +20,10 @@ Buffer = bytes | bytearray | memoryview
 
 
 class AeadCalls(Protocol):
-    """Seal and open single records between buffers.
+    """Seal and open single records between buffers, and small values.
 
-    A pointer is what `pointer` returned, plus an offset in bytes: it keeps its buffer alive.
+    A pointer is what `pointer` returned, plus an offset in bytes: it keeps its buffer alive. The caller
+    has checked all lengths, those of key and nonce too: below, libsodium reads through bare pointers.
     """
 
     def pointer(self, buffer: Buffer) -> Any:
@@ -33,6 +34,12 @@ class AeadCalls(Protocol):
 
     def open(self, out: Any, sealed: Any, length: int, aad: bytes, nonce: Any, key: bytes) -> bool:
         """Verify `length` bytes of ciphertext and tag, write the plaintext; False where it is forged."""
+
+    def seal_value(self, plain: bytes, aad: bytes, nonce: bytes, key: bytes) -> bytes:
+        """Ciphertext and tag of a small value."""
+
+    def open_value(self, sealed: bytes, aad: bytes, nonce: bytes, key: bytes) -> bytes | None:
+        """The plaintext of a small value from its ciphertext and tag; None where they are forged."""
 
 
 class DirectCalls:
@@ -46,6 +53,7 @@ class DirectCalls:
         self._null = ffi.NULL
         self._encrypt = getattr(lib, f"{function}_encrypt")
         self._decrypt = getattr(lib, f"{function}_decrypt")
+        self._tag_size: int = getattr(lib, f"{function}_abytes")()
 
     def pointer(self, buffer: Buffer) -> Any:
         return self._from_buffer(self._array, buffer)
@@ -58,6 +66,20 @@ class DirectCalls:
     def open(self, out: Any, sealed: Any, length: int, aad: bytes, nonce: Any, key: bytes) -> bool:
         null = self._null
         return not self._decrypt(out, null, null, sealed, length, aad, len(aad), nonce, key)
+
+    def seal_value(self, plain: bytes, aad: bytes, nonce: bytes, key: bytes) -> bytes:
+        sealed = bytearray(len(plain) + self._tag_size)
+        self.seal(self._from_buffer(self._array, sealed), plain, len(plain), aad, nonce, key)
+        return bytes(sealed)
+
+    def open_value(self, sealed: bytes, aad: bytes, nonce: bytes, key: bytes) -> bytes | None:
+        length = len(sealed) - self._tag_size
+        if length < 0:
+            return None
+        plain = bytearray(length)
+        if not self.open(self._from_buffer(self._array, plain), sealed, len(sealed), aad, nonce, key):
+            return None
+        return bytes(plain)
 
 
 class _Position:
@@ -88,6 +110,7 @@ class WrappedCalls:
         self._encrypt = getattr(nacl.bindings, f"{function}_encrypt")
         self._decrypt = getattr(nacl.bindings, f"{function}_decrypt")
         self._nonce_size: int = getattr(nacl.bindings, f"{function}_NPUBBYTES")
+        self._tag_size: int = getattr(nacl.bindings, f"{function}_ABYTES")
 
     def pointer(self, buffer: Buffer) -> _Position:
         return _Position(memoryview(buffer).cast("B"))
@@ -106,6 +129,17 @@ class WrappedCalls:
             return False
         out.put(plain)
         return True
+
+    def seal_value(self, plain: bytes, aad: bytes, nonce: bytes, key: bytes) -> bytes:
+        return self._encrypt(plain, aad, nonce, key)
+
+    def open_value(self, sealed: bytes, aad: bytes, nonce: bytes, key: bytes) -> bytes | None:
+        if len(sealed) < self._tag_size:
+            return None
+        try:
+            return self._decrypt(sealed, aad, nonce, key)
+        except nacl.exceptions.CryptoError:
+            return None
 
 
 def aead_calls(function: str) -> AeadCalls:

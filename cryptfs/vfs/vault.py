@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from cryptfs.core.config import (
     replace_fields,
     unlock,
 )
+from cryptfs.core.journal import Sessions
 from cryptfs.core.keys import ARGON2_SALT_SIZE, KEY_SIZE, Subkeys
 from cryptfs.errors import NotAVaultError, VaultConfigError
 from cryptfs.storage.vaultdir import (
@@ -32,7 +34,11 @@ from cryptfs.storage.vaultdir import (
     write_config_file,
 )
 from cryptfs.vfs.context import FileContext
+from cryptfs.vfs.redo import DEFAULT_DURABILITY, Durability, RedoLog
+from cryptfs.vfs.replay import has_journal, read_sessions, replay
 from cryptfs.vfs.tree import VaultTree
+
+log = logging.getLogger(__name__)
 
 DEFAULT_CHUNK_SIZE = 16 * 1024
 _VAULT_ID_SIZE = 16
@@ -109,15 +115,23 @@ class Vault:
 
     @classmethod
     def unlock(
-        cls, vault_dir: Path, passphrase: bytes, *, read_only: bool = False, lock: bool = True
+        cls,
+        vault_dir: Path,
+        passphrase: bytes,
+        *,
+        read_only: bool = False,
+        lock: bool = True,
+        durability: Durability = DEFAULT_DURABILITY,
     ) -> Vault:
-        """Unlock a vault and take its lock.
+        """Unlock a vault and take its lock. After a crash its journal is replayed.
 
-        Args:   lock: False takes no lock and writes nothing at all, for a look at a vault that somebody may
-                      have mounted; only with read_only.
+        Args:   durability: what a crash of what may not damage.
+                lock: False takes no lock, replays no journal and writes nothing at all, for a look at a vault
+                      that somebody may have mounted; only with read_only.
         Raises: NotAVaultError, UnsupportedFormatError, VaultConfigError.
                 VaultLockedError: somebody else has it; the message says who.
                 WrongPassphraseError.
+                OSError: the journal cannot be replayed.
         """
         if not (lock or read_only):
             raise ValueError("a vault is only written to with its lock")
@@ -130,6 +144,11 @@ class Vault:
                 masterkey, _ = unlock(config, passphrase, _kdf_memory_limit())
                 context = FileContext(Subkeys.from_masterkey(masterkey), config, read_only)
                 wipe(masterkey)
+                sessions = _recover(context, vault_fd, held)
+                context.crashed = frozenset(sessions.crashed)
+                if not read_only and durability is not Durability.OFF:
+                    durable = durability is Durability.POWER
+                    context.redo = RedoLog(context.keys, config, vault_fd, sessions, durable=durable)
                 return cls(vault_dir, vault_fd, held, config, context)
             except BaseException:
                 held.release()
@@ -153,8 +172,9 @@ class Vault:
         self._lock.announce(mountpoint)
 
     def start(self) -> None:
-        """After daemonising: measure what the thread pool is worth here."""
+        """After daemonising: start threads, measure what the pool of them is worth here."""
         self.context.cipher.measure()
+        self.tree.start()
 
     def close(self) -> None:
         """Settle open files, end threads, wipe keys, release the lock. Idempotent."""
@@ -227,6 +247,23 @@ def change_passphrase(
         return slot.id
     finally:
         os.close(vault_fd)
+
+
+def _recover(context: FileContext, vault_fd: int, lock: VaultLock | NoLock) -> Sessions:
+    """Replay what a crash left. A read-only mount does so, too, where it can write and is alone."""
+    if isinstance(lock, NoLock) or not has_journal(vault_fd):
+        return read_sessions(context, vault_fd)
+    if not context.read_only:
+        return replay(context, vault_fd)
+    try:
+        with lock.alone():
+            return replay(context, vault_fd)
+    except OSError as error:
+        log.warning(
+            "the journal of a crashed session cannot be replayed now: %s; files that were being written may "
+            "give errors until the vault was mounted for writing once", error.strerror,
+        )  # fmt: skip
+        return read_sessions(context, vault_fd)
 
 
 def _new_slot(passphrase: bytes, label: str, memory: int, passes: int) -> NewSlot:

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from cryptfs.core.aead import SUITES
-from cryptfs.core.header import HeaderFlag
 from tests.support import CIPHERS, KIB, BareVault
 
 NAME = b"shared"
@@ -107,7 +106,7 @@ def test_readers_never_see_a_torn_write(cipher: str, split: bool, tmp_path: Path
     run_together(write_all, read_regions, read_regions)
     assert len(seen) > 1  # the readers ran while the writers did
     assert vault.get(NAME) == bytes((ROUNDS + 1,)) * (REGION * REGIONS)
-    assert HeaderFlag.CLEAN in vault.header(NAME).flags
+    assert vault.header(NAME).is_clean
     vault.close()
 
 
@@ -177,7 +176,7 @@ def test_open_and_close_from_many_threads_leaves_the_file_clean(tmp_path: Path) 
         return work
 
     run_together(*(cycle(index) for index in range(8)))
-    assert HeaderFlag.CLEAN in vault.header(NAME).flags
+    assert vault.header(NAME).is_clean
     assert not vault.tree.files._states
     assert len(os.listdir("/proc/self/fd")) == before
     # Odd turns are the writing ones of even threads, and the other way round.

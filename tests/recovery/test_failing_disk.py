@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from cryptfs.core.header import HeaderFlag
 from tests.recovery.faults import Faults
 from tests.recovery.operations import CHUNK, GROWTHS, OPERATIONS, SHRINKS, WRITES, Operation
 from tests.recovery.test_killed_operations import NAME, assert_old_or_new, chunks_of, read_chunks
@@ -64,7 +63,7 @@ def test_error_at_every_call(operation: Operation, torn: bool, for_good: bool, t
         vault.tree.release(file)
         vault.reopen()
         assert read_chunks(vault) == [again, *found[1:]]
-        assert HeaderFlag.CLEAN in vault.header(NAME).flags
+        assert vault.header(NAME).is_clean
     vault.close()
 
 

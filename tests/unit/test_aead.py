@@ -237,7 +237,9 @@ def test_kinds_are_those_of_the_format() -> None:
         ("XATTR_OF_FILE", 5),
         ("XATTR_OF_DIRECTORY", 6),
         ("SLOT", 7),
-        ("JOURNAL", 8),
+        ("JOURNAL_RECORD", 8),
+        ("JOURNAL_HEAD", 9),
+        ("SESSIONS", 10),
     ]
 
 
@@ -248,6 +250,35 @@ def test_small_values_round_trip(plain: bytes, aad: bytes, nonce: bytes) -> None
     assert open_small(KEY, sealed, aad) == plain
     assert open_small(KEY, sealed, aad + b"\0") is None
     assert open_small(KEY[::-1], sealed, aad) is None
+
+
+@both_suites
+@given(plain=st.binary(max_size=200), aad=st.binary(max_size=50), flip_at=st.integers(0, 2**20))
+def test_small_values_are_the_same_on_both_implementations(
+    suite: CipherSuite, plain: bytes, aad: bytes, flip_at: int
+) -> None:
+    direct, wrapped = DirectCalls(suite.function), WrappedCalls(suite.function)
+    nonce = nonces_for(suite, 1)
+    sealed = direct.seal_value(plain, aad, nonce, KEY)
+    assert sealed == wrapped.seal_value(plain, aad, nonce, KEY)
+    forged = bytearray(sealed)
+    forged[flip_at % len(forged)] ^= 1
+    for calls in (direct, wrapped):
+        assert calls.open_value(sealed, aad, nonce, KEY) == plain
+        assert calls.open_value(bytes(forged), aad, nonce, KEY) is None
+        assert calls.open_value(sealed[: suite.tag_size - 1], aad, nonce, KEY) is None
+
+
+def test_small_values_need_keys_and_nonces_of_the_right_length() -> None:
+    """libsodium reads as much as it needs, whatever is there."""
+    nonce = bytes(24)
+    sealed = seal_small(KEY, b"plain", b"", nonce)
+    for key, bad_nonce in [(KEY[:-1], nonce), (KEY + b"x", nonce), (KEY, nonce[:-1]), (KEY, nonce + b"x")]:
+        with pytest.raises(ValueError, match="seal_small needs"):
+            seal_small(key, b"plain", b"", bad_nonce)
+    for key in (KEY[:-1], KEY + b"x"):
+        with pytest.raises(ValueError, match="open_small needs"):
+            open_small(key, sealed, b"")
 
 
 @given(sealed=st.binary(max_size=100))

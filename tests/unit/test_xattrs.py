@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cryptfs.core.header import HeaderFlag
 from cryptfs.core.keys import Subkeys
 from cryptfs.core.names import NameCipher
 from cryptfs.vfs.directory import SELF
@@ -95,7 +94,7 @@ def test_first_attribute_gives_an_empty_file_its_header(vault: BareVault) -> Non
     vault.put(b"f", b"")
     assert vault.backing(b"f").stat().st_size == 0
     vault.tree.xattrs.set(vault.root, b"f", b"user.a", b"1", 0)
-    assert HeaderFlag.CLEAN in vault.header(b"f").flags
+    assert vault.header(b"f").is_clean
     assert vault.get(b"f") == b""
     with vault.opened(b"f") as file:
         file.write(0, b"content")

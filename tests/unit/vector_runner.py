@@ -12,7 +12,7 @@ from cryptfs.core.aead import SUITES, ChunkCipher, Kind, open_small, seal_small
 from cryptfs.core.config import CONFIG_NAME, config_mac, decode_config, unlock
 from cryptfs.core.dirrecord import pack_directory_record, unpack_directory_record
 from cryptfs.core.geometry import HEADER_SIZE, ChunkGeometry
-from cryptfs.core.header import FileHeader, HeaderFlag
+from cryptfs.core.header import FileHeader
 from cryptfs.core.keys import Subkeys, file_content_key, passphrase_key
 from cryptfs.core.names import (
     LONG_PREFIX,
@@ -151,7 +151,7 @@ def read_file(inputs: Inputs) -> Inputs:
     key = bytes.fromhex(
         file_key(inputs | {"epoch": header.epoch, "file_id": header.file_id.hex()})["file_key"]
     )
-    holes = HeaderFlag.SPARSE in header.flags
+    holes = header.is_sparse
 
     def opened(first_index: int, plain_size: int) -> bytes:
         records = raw[geometry.record_offset(first_index) : geometry.cipher_size(plain_size)]
@@ -167,9 +167,9 @@ def read_file(inputs: Inputs) -> Inputs:
         return True
 
     size = geometry.plain_size_floor(len(raw))
-    if HeaderFlag.VOID in header.flags:
+    if header.is_void:
         size = 0
-    elif HeaderFlag.CLEAN in header.flags:
+    elif header.is_clean:
         if size < header.size:
             raise HeaderError("the file was cut")
         size = header.size
