@@ -25,8 +25,8 @@ from cryptfs.mount.daemon import LogTarget, Ready, configure_logging, harden_pro
 from cryptfs.mount.holders import describe_holders, find_holders
 from cryptfs.mount.mounts import Mount, absolute, detach, is_stale, mount_at
 from cryptfs.mount.options import MountOptions
-from cryptfs.mount.statistics import Statistics, StatusServer
 from cryptfs.mount.resources import claim_resources
+from cryptfs.mount.statistics import Statistics, StatusServer
 
 log = logging.getLogger("cryptfs.mount")
 

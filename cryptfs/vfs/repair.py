@@ -38,13 +38,6 @@ _SHOWN_OF_NAME = 8
 _MAX_NOTED = 4096
 
 
-def replay_before_repair(tree: VaultTree) -> None:
-    """Finish the writes that are in the journal, so that nothing is repaired that was only unfinished.
-
-    The hook for vfs/replay.py; until there is a journal, there is nothing to do.
-    """
-
-
 class Repairer:
     """Mends one vault, whose lock its caller holds.
 

@@ -362,9 +362,3 @@ class Session:
         os.writev(self._fd, (header, payload))
 
 
-def _read_size(view: memoryview) -> int:
-    """How much a READ request asks for; 0 where it is too short to say."""
-    if len(view) < structs.IN_HEADER.size + structs.READ_IN.size:
-        return 0
-    size: int = structs.READ_IN.unpack_from(view, structs.IN_HEADER.size)[2]
-    return size
