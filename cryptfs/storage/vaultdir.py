@@ -182,6 +182,19 @@ class VaultLock:
         self._fd = None
 
 
+class NoLock:
+    """In place of a VaultLock, for one who only looks and does not mind who writes meanwhile."""
+
+    def announce(self, mountpoint: str) -> None:
+        """Nothing is said."""
+
+    def hand_over(self) -> None:
+        """There is nothing to hand over."""
+
+    def release(self) -> None:
+        """There is nothing to let go of."""
+
+
 def lock_holder(vault_dir: Path) -> LockHolder | None:
     """Who has the vault open now, or None where nobody has (or nobody can tell)."""
     try:

@@ -88,6 +88,23 @@ def has_journal(vault_fd: int) -> bool:
     return any(name in present for name in JOURNAL_NAMES)
 
 
+def unfinished_journal_id(context: FileContext, vault_fd: int) -> bytes | None:
+    """The journal_id of the journal that is there, running or to be replayed. Writes nothing."""
+    newest: JournalHead | None = None
+    for name in JOURNAL_NAMES:
+        try:
+            fd = open_backing(vault_fd, name, os.O_RDONLY)[0]
+        except (OSError, IntegrityError):
+            continue
+        try:
+            head = _read_head(context, fd)
+        finally:
+            os.close(fd)
+        if head is not None and (newest is None or head.number > newest.number):
+            newest = head
+    return None if newest is None else newest.journal_id
+
+
 def replay(context: FileContext, vault_fd: int) -> Sessions:
     """Replay the journal of a vault, if there is one, and remove it. The vault's lock must be held.
 

@@ -16,7 +16,7 @@ import contextlib
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from enum import StrEnum
 from typing import TypeVar
 
@@ -131,6 +131,20 @@ class WalkedDirectory:
         """Whether this is the vault's root, which has no record."""
         return not self.cipher_path
 
+    def exists(self) -> bool:
+        """Whether it has not been removed meanwhile."""
+        return os.fstat(self.fd).st_nlink > 0
+
+    def holds(self, entry_name: str) -> bool:
+        """Whether there is an entry of this name now, as far as can be told."""
+        try:
+            os.stat(entry_name, dir_fd=self.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+        return True
+
     def path_of(self, entry_name: str) -> str:
         """The cipher path of an entry, for messages."""
         name = printable(entry_name)
@@ -206,6 +220,8 @@ class _Level:
 class Walker:
     """Walks one vault. What it could not look at is in `skipped`, with why; then it saw not all.
 
+    last: an entry of the root that comes after all others, also if it is made in the meantime.
+
     Args: context: keys of the vault.   vault_fd: the vault directory; stays the caller's.
     """
 
@@ -215,22 +231,30 @@ class Walker:
         self._vault_fd = vault_fd
         self._levels: list[_Level] = []
         self._scanned = False
+        self.last = ""
         self.skipped: list[tuple[str, str]] = []
 
-    def directories(self) -> Iterator[WalkedDirectory]:
-        """Every directory, each before those below it. Also those whose name or record does not hold."""
-        root = WalkedDirectory(open_directory(self._vault_fd, "."), "", b"", verified=True)
-        self.read_record(root)
-        yield from self._visit(root)
-        while self._levels:
-            level = self._levels[-1]
-            child = self._next_child(level)
-            if child is not None:
-                yield from self._visit(child)
-                continue
-            level.spool.close()
-            self._levels.pop()
-            self._return_from(level)
+    def directories(self) -> Generator[WalkedDirectory, None, None]:
+        """Every directory, each before those below it. Also those whose name or record does not hold.
+
+        To be closed where it is not followed to its end.
+        """
+        try:
+            root = WalkedDirectory(open_directory(self._vault_fd, "."), "", b"", verified=True)
+            self.read_record(root)
+            yield from self._visit(root)
+            while self._levels:
+                level = self._levels[-1]
+                child = self._next_child(level) or self._last_child(level)
+                if child is not None:
+                    yield from self._visit(child)
+                    continue
+                level.spool.close()
+                self._levels.pop()
+                self._return_from(level)
+        finally:
+            for level in self._levels:
+                level.spool.close()
 
     def _visit(self, directory: WalkedDirectory) -> Iterator[WalkedDirectory]:
         level = _Level(directory)
@@ -252,6 +276,12 @@ class Walker:
             if child is not None:
                 return child
         return None
+
+    def _last_child(self, level: _Level) -> WalkedDirectory | None:
+        if not self.last or len(self._levels) > 1 or level.directory is None:
+            return None
+        last, self.last = self.last, ""
+        return self._open_child(level.directory, last)
 
     def _return_from(self, level: _Level) -> None:
         if not self._levels:
@@ -323,7 +353,7 @@ class Walker:
                 error.cipher_path = directory.cipher_path
             directory.damage = _kept(error)
 
-    def entries(self, directory: WalkedDirectory) -> Iterator[WalkedEntry]:
+    def entries(self, directory: WalkedDirectory) -> Generator[WalkedEntry, None, None]:
         """Every entry of the directory that `directories` has just given, whatever it is, but its record.
 
         A caller that renames an entry meanwhile sets its entry_name, one that takes it away its descend.
@@ -332,12 +362,13 @@ class Walker:
         if level.directory is not directory:
             raise ValueError("entries of a directory that the walk is not at")
         self._scanned = True
-        for entry in self.scan(directory):
-            yield entry
-            if entry.descend:
-                level.add(entry.entry_name)
+        with contextlib.closing(self.scan(directory)) as found:
+            for entry in found:
+                yield entry
+                if entry.descend and not (directory.is_root and entry.entry_name == self.last):
+                    level.add(entry.entry_name)
 
-    def scan(self, directory: WalkedDirectory) -> Iterator[WalkedEntry]:
+    def scan(self, directory: WalkedDirectory) -> Generator[WalkedEntry, None, None]:
         """The entries of any directory; does not have the walk go down into them."""
         try:
             listing_fd = open_for_listing(directory.fd, keep_atime=True)

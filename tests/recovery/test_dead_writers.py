@@ -87,6 +87,21 @@ def test_zeroed_tail(remains: Remains) -> None:
     assert remains.found() == CONTENT[:CHUNK] + bytes(SIZE - CHUNK)
 
 
+@pytest.mark.parametrize("behind", [b"", b"rubbish"], ids=["nothing", "rubbish"])
+@pytest.mark.parametrize("size_min", [0, 100, CHUNK])
+def test_a_hole_of_terabytes_behind_the_end(remains: Remains, size_min: int, behind: bytes) -> None:
+    """Anybody can make a file that long in one call; opening it takes no longer for that."""
+    remains.leave(remains.records[: remains.cut(2 * CHUNK)], size_min=size_min)
+    far = 1 << 42
+    os.truncate(remains.path, far)
+    with remains.path.open("r+b") as file:
+        file.seek(far)
+        file.write(behind)
+    with remains.vault.opened(NAME, os.O_RDONLY) as opened:
+        assert opened.read(0, SIZE) == CONTENT[: 2 * CHUNK]
+    assert remains.found() == CONTENT[: 2 * CHUNK]
+
+
 def test_damage_before_an_intact_tail_stays_damage(
     remains: Remains, caplog: pytest.LogCaptureFixture
 ) -> None:
