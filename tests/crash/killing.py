@@ -28,13 +28,13 @@ KEEP = Path(os.environ.get("CRYPTFS_CRASH_KEEP", "/tmp/cryptfs-findings"))
 
 @dataclass(frozen=True)
 class Ran:
-    """A program as its log tells of it. asked: whether one operation more than `done` had been begun."""
+    """A program as its log tells of it: operations that returned, and those that had been asked for."""
 
     directory: Path
     seed: int
     file_size: int
     done: int
-    asked: bool
+    asked: int
     failure: str
 
 
@@ -155,7 +155,7 @@ class Killing:
 
     def _compare(self, ran: Ran) -> list[str]:
         program = Program(ran.seed, self.promise, ran.file_size)
-        replayed(program, ran.done, one_more=ran.asked)
+        replayed(program, ran.done, ran.asked)
         found = look(os.fsencode(ran.directory), self.mount.spec.chunk_size)
         return program.names.findings(found, self.rules)
 
@@ -222,7 +222,7 @@ class Killing:
         for program in ran:
             work = Program(program.seed, self.promise, program.file_size)
             lines.append(f"{program}")
-            lines += [f"  {op}" for op in replayed(work, program.done, one_more=program.asked)[-40:]]
+            lines += [f"  {op}" for op in replayed(work, program.done, program.asked)[-40:]]
         (place / "programs").write_text("\n".join(lines) + "\n")
         return f"seed {self.seed}, round {number}, mount {self.mount.spec}; vault and logs kept in {place}"
 
@@ -234,7 +234,7 @@ def _read_log(order: dict[str, object]) -> Ran:
     asked = sum(1 for line in lines if line.startswith("asked"))
     failure = lines[-1] if lines and lines[-1].startswith("failed") else ""
     seed, file_size = int(str(order["seed"])), int(str(order["file_size"]))
-    return Ran(Path(str(order["directory"])), seed, file_size, done, asked > done, failure)
+    return Ran(Path(str(order["directory"])), seed, file_size, done, asked, failure)
 
 
 def look(directory: bytes, chunk_size: int) -> dict[bytes, Found]:

@@ -46,7 +46,7 @@ def program_at(image: CrashImage, seed: int) -> Program:
     asked = sum(1 for mark in image.marks if isinstance(mark, tuple) and mark[0] == "asked")
     done = len(image.marks) - asked
     program = Program(seed, Promise.SYNCED)
-    replayed(program, done, one_more=asked > done)
+    replayed(program, done, asked)
     return program
 
 
