@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import random
+import re
 import shutil
 import stat
 import subprocess
@@ -15,6 +16,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cryptfs.vfs.redo import DEFAULT_DURABILITY, Durability
 from tests.crash import expectations
 from tests.crash.history import Folder, Found, Link, Rules
 from tests.crash.program import Program, Promise, replayed
@@ -67,7 +69,9 @@ class Killing:
     @property
     def rules(self) -> Rules:
         """What may be found, on this mount."""
-        return expectations.after_a_kill(self.mount.spec.chunk_size, writeback=self.writeback)
+        named = re.search("durability=([a-z]+)", self.mount.spec.options)
+        durability = Durability(named[1]) if named else DEFAULT_DURABILITY
+        return expectations.after_a_kill(self.mount.spec.chunk_size, durability, writeback=self.writeback)
 
     def prepare(self) -> None:
         """Files that nobody touches again."""

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from cryptfs.vfs.redo import Durability
 from tests.crash import expectations
 from tests.crash.blockdevice import RecordingDevice, loop_device, missing, mounted_disk
 from tests.crash.killing import KEEP, look
@@ -95,7 +96,7 @@ def wrong_after(moment: Moment, image: Path, scratch: Path, seed: int) -> list[s
                 program = Program(seed + number, Promise.SYNCED, FILE_SIZE)
                 replayed(program, done, asked)
                 directory = os.fsencode(mount.mountpoint / f"program {number}")
-                rules = expectations.after_a_power_cut(SPEC.chunk_size)
+                rules = expectations.after_a_power_cut(SPEC.chunk_size, Durability.POWER)
                 found += program.names.findings(look(directory, SPEC.chunk_size), rules)
         shutil.rmtree(mount.scratch, ignore_errors=True)
     checked = subprocess.run(["e2fsck", "-fn", image], capture_output=True, text=True, check=False)

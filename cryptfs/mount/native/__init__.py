@@ -24,6 +24,7 @@ def run(vault: Vault, mountpoint: Path, options: MountOptions, on_ready: Callabl
     try:
         session = Session(fd, requests, options, on_ready)
         session.negotiate()
+        os.set_blocking(fd, False)  # so that one call reads a request or says that there is none
         session.serve()
     finally:
         os.close(fd)
