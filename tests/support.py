@@ -23,6 +23,8 @@ from cryptfs.mount.errno_map import errno_of
 from cryptfs.vfs.context import FileContext
 from cryptfs.vfs.directory import Directory
 from cryptfs.vfs.openfile import OpenFile
+from cryptfs.vfs.redo import Durability, RedoLog
+from cryptfs.vfs.replay import replay
 from cryptfs.vfs.tree import VaultTree
 
 CIPHERS = tuple(SUITES)
@@ -61,18 +63,30 @@ class BareVault:
         chunk_size: int = 4 * KIB,
         read_only: bool = False,
         masterkey: bytes = _MASTERKEY,
+        durability: Durability = Durability.OFF,
     ) -> None:
         vault_dir.mkdir(exist_ok=True)
         self.vault_dir = vault_dir
         self.config = bare_config(cipher, chunk_size)
         self._masterkey = masterkey
+        self.durability = durability
         self._start(read_only=read_only)
 
     def _start(self, *, read_only: bool) -> None:
         self.keys = Subkeys.from_masterkey(self._masterkey)
         self.context = FileContext(self.keys, self.config, read_only)
         self._vault_fd = os.open(self.vault_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        sessions = replay(self.context, self._vault_fd)
+        self.context.crashed = frozenset(sessions.crashed)
+        if self.durability is not Durability.OFF and not read_only:
+            durable = self.durability is Durability.POWER
+            self.context.redo = RedoLog(self.keys, self.config, self._vault_fd, sessions, durable=durable)
         self.tree = VaultTree(self.context, self._vault_fd)
+
+    def checkpoint(self) -> None:
+        """Bring everything home that the redo log holds."""
+        if self.tree.checkpointer is not None:
+            self.tree.checkpointer.checkpoint()
 
     def close(self) -> None:
         """An orderly end."""
@@ -90,6 +104,9 @@ class BareVault:
         for state in self.tree.files._states.values():
             state.close_descriptors()
         self.tree.files._states.clear()
+        redo = self.context.redo
+        if redo is not None and redo.journal is not None:
+            redo.journal.close()
         self.tree.pending._close_all()
         self.context.cipher.close()
         os.close(self._vault_fd)

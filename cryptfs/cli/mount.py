@@ -23,6 +23,7 @@ from cryptfs.cli.params import (
 from cryptfs.cli.prompt import PassphraseSource, harden_process, read_passphrase
 from cryptfs.cli.vaults import config_of, refuse_locked
 from cryptfs.mount.options import (
+    DURABILITIES,
     ENGINES,
     KERNEL_OPTIONS,
     MountOptions,
@@ -91,6 +92,12 @@ def remount_options(texts: Iterable[str]) -> str | None:
     "--engine",
     type=click.Choice(ENGINES),
     help="How to talk to the kernel: itself, or through libfuse.  [default: native on Linux]",
+)
+@click.option(
+    "--durability",
+    type=click.Choice(DURABILITIES),
+    help="What may stop in the middle of a write without damage: the machine (power), cryptfs only "
+    "(process), nothing (off).  [default: power]",
 )
 @click.option(
     "--entry-timeout",
@@ -185,9 +192,15 @@ def mount_vault(
     engine = load_engine(options.engine)
     harden_process()
     passphrase = read_passphrase(source)
+    from cryptfs.vfs.redo import Durability
     from cryptfs.vfs.vault import Vault
 
-    opened = Vault.unlock(absolute(vault_dir), passphrase, read_only=options.read_only)
+    opened = Vault.unlock(
+        absolute(vault_dir),
+        passphrase,
+        read_only=options.read_only,
+        durability=Durability(options.durability),
+    )
     del passphrase
     how = f"Unmount with: cryptfs umount {shell_word(mountpoint)}"
     if foreground:

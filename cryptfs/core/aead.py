@@ -29,7 +29,9 @@ class Kind(IntEnum):
     XATTR_OF_FILE = 5
     XATTR_OF_DIRECTORY = 6
     SLOT = 7
-    JOURNAL = 8
+    JOURNAL_RECORD = 8
+    JOURNAL_HEAD = 9
+    SESSIONS = 10
 
 
 def aad_prefix(kind: Kind) -> bytes:

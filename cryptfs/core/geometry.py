@@ -11,7 +11,7 @@ plaintext byte. Source: docs/FORMAT.md, section 4.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 HEADER_SIZE = 256
@@ -49,6 +49,7 @@ class ChunkGeometry:
 
     chunk_size: int
     overhead: int
+    record_size: int = field(init=False)  # bytes of a whole chunk record
 
     def __post_init__(self) -> None:
         size = self.chunk_size
@@ -56,11 +57,7 @@ class ChunkGeometry:
             raise ValueError(f"chunk size {size}: no power of two from {MIN_CHUNK_SIZE} to {MAX_CHUNK_SIZE}")
         if not 0 < self.overhead < MIN_CHUNK_SIZE:
             raise ValueError(f"overhead {self.overhead} is out of range")
-
-    @property
-    def record_size(self) -> int:
-        """Bytes of a whole chunk record."""
-        return self.chunk_size + self.overhead
+        object.__setattr__(self, "record_size", size + self.overhead)
 
     @property
     def max_plain_size(self) -> int:

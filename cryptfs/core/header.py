@@ -23,15 +23,16 @@ from dataclasses import dataclass
 
 from cryptfs.core.aead import FORMAT_VERSION, SMALL_NONCE_SIZE, Kind, aad_prefix, open_small, seal_small
 from cryptfs.core.geometry import HEADER_SIZE
-from cryptfs.core.keys import FILE_ID_SIZE, Subkeys, derive
+from cryptfs.core.keys import FILE_ID_SIZE, JOURNAL_ID_SIZE, Subkeys, derive
 from cryptfs.errors import HeaderError
 
 MAGIC = b"CRYPTFS"
 _CLEAR = struct.Struct("<7sBBBHI32s")
-_STATE = struct.Struct("<QQQI108s")
+_STATE = struct.Struct("<QQQI16sQ84s")
 _NONCE_OFFSET = _CLEAR.size
 _MAC_OFFSET = 224
-_RESERVED = bytes(108)
+_RESERVED = bytes(84)
+NO_JOURNAL = bytes(JOURNAL_ID_SIZE)
 MAX_EPOCH = 2**32 - 1
 
 
@@ -51,15 +52,20 @@ _KNOWN_FLAGS = HeaderFlag.CLEAN | HeaderFlag.SPARSE | HeaderFlag.VOID
 _AAD_PREFIX = aad_prefix(Kind.HEADER)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class FileHeader:
-    """What a header says. Sizes are plaintext bytes.
+    """What a header says. Sizes are plaintext bytes. Never changed once made; see `changed`.
+
+    Not frozen: that makes it seven times as slow to make, and each new file needs three.
 
     epoch:      raised by each truncate to zero; part of the file's key.
     size:       authentic length where flags has CLEAN.
     size_min:   length below which a file that is not CLEAN has been cut.
     generation: raised each time the file goes from CLEAN to not CLEAN.
     flags:      bits of HeaderFlag.
+    journal_id: the journal of the mount that wrote the header, where its records, or a loss of power during
+                that mount, may still matter to the file; else NO_JOURNAL.
+    journal_floor: lowest sequence number of that journal's records that may apply.
     """
 
     cipher_id: int
@@ -70,6 +76,8 @@ class FileHeader:
     size_min: int = 0
     generation: int = 0
     flags: int = NO_FLAGS
+    journal_id: bytes = NO_JOURNAL
+    journal_floor: int = 0
 
     @property
     def is_clean(self) -> bool:
@@ -94,6 +102,8 @@ class FileHeader:
         size_min: int | None = None,
         generation: int | None = None,
         flags: int | None = None,
+        journal_id: bytes | None = None,
+        journal_floor: int | None = None,
     ) -> FileHeader:
         """A copy with some fields replaced. Written out: dataclasses.replace takes three times as long."""
         return FileHeader(
@@ -105,6 +115,8 @@ class FileHeader:
             self.size_min if size_min is None else size_min,
             self.generation if generation is None else generation,
             self.flags if flags is None else flags,
+            self.journal_id if journal_id is None else journal_id,
+            self.journal_floor if journal_floor is None else journal_floor,
         )
 
     def pack(self, keys: Subkeys, nonce: bytes) -> bytes:
@@ -116,7 +128,17 @@ class FileHeader:
         clear = _CLEAR.pack(
             MAGIC, FORMAT_VERSION, self.cipher_id, self.log2_chunk_size, 0, self.epoch, self.file_id
         )
-        state = _STATE.pack(self.size, self.size_min, self.generation, self.flags, _RESERVED)
+        if len(self.journal_id) != JOURNAL_ID_SIZE:
+            raise ValueError(f"a journal_id has {JOURNAL_ID_SIZE} bytes, not {len(self.journal_id)}")
+        state = _STATE.pack(
+            self.size,
+            self.size_min,
+            self.generation,
+            self.flags,
+            self.journal_id,
+            self.journal_floor,
+            _RESERVED,
+        )
         body = clear + seal_small(keys.header_key, state, _AAD_PREFIX + clear, nonce)
         return body + derive(keys.header_mac_key, b"hdrmac", body)
 
@@ -140,7 +162,9 @@ class FileHeader:
         state = open_small(keys.header_key, body[_NONCE_OFFSET:], _AAD_PREFIX + clear)
         if state is None:
             raise HeaderError("the sealed state of the file header does not authenticate")
-        size, size_min, generation, flags, reserved = _STATE.unpack(state)
-        if flags & ~_KNOWN_FLAGS or reserved != _RESERVED:
+        size, size_min, generation, flags, journal_id, floor, reserved = _STATE.unpack(state)
+        if flags & ~_KNOWN_FLAGS or reserved != _RESERVED or (floor and journal_id == NO_JOURNAL):
             raise HeaderError("the file header uses something that this program does not know")
-        return cls(header_cipher, header_log2, file_id, epoch, size, size_min, generation, flags)
+        return cls(
+            header_cipher, header_log2, file_id, epoch, size, size_min, generation, flags, journal_id, floor
+        )

@@ -14,6 +14,7 @@ from nacl.pwhash import argon2id
 KEY_SIZE = 32
 DIR_ID_SIZE = 16
 FILE_ID_SIZE = 32
+JOURNAL_ID_SIZE = 16
 ARGON2_SALT_SIZE = 16
 _PERSON_PREFIX = b"cryptfs:"
 

@@ -9,6 +9,7 @@ from cryptfs.mount.daemon import LogTarget
 from cryptfs.mount.mounts import Mount, absolute, mount_at, mounts_of, unmount, wait_closed
 from cryptfs.mount.options import MountOptions
 from cryptfs.mount.session import check_mountpoint, load_engine, mount_background
+from cryptfs.vfs.redo import Durability
 from cryptfs.vfs.vault import Vault, lock_holder
 
 
@@ -77,7 +78,8 @@ def mount_vault(
     place = check_mountpoint(vault_path, Path(mountpoint), nonempty=options.nonempty)
     engine = load_engine(options.engine)
     target = LogTarget(None if log_file is None else Path(log_file).absolute())
-    vault = Vault.unlock(vault_path, passphrase, read_only=options.read_only)
+    durability = Durability(options.durability)
+    vault = Vault.unlock(vault_path, passphrase, read_only=options.read_only, durability=durability)
     try:
         pid = mount_background(vault, place, options, engine, target)
     except BaseException:

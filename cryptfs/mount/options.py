@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 ENGINES = ("native", "fusepy")
 DEFAULT_ENGINE = "native" if sys.platform == "linux" else "fusepy"
+DURABILITIES = ("power", "process", "off")  # as in vfs/redo.py, which is slow to import
 MAX_TIMEOUT = 86_400.0
 MAX_THREADS = 64
 
@@ -49,6 +50,8 @@ class MountOptions:
           writeback: let the kernel collect small writes.
           nonempty: mount over a directory that has entries.
           engine: one of ENGINES: native speaks to the Linux kernel itself, fusepy goes through libfuse.
+          durability: one of DURABILITIES: what may stop at any moment without damage to what was there: the
+              machine, this process, or nothing.
           entry_timeout, attr_timeout: seconds that the kernel may keep names and attributes; None
               takes the engine's default.
           max_threads: at most so many requests at once; None takes the engine's default.
@@ -63,6 +66,7 @@ class MountOptions:
     writeback: bool = True
     nonempty: bool = False
     engine: str = DEFAULT_ENGINE
+    durability: str = "power"
     entry_timeout: float | None = None
     attr_timeout: float | None = None
     max_threads: int | None = None
@@ -72,6 +76,9 @@ class MountOptions:
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
             raise ValueError(f"there is no engine {self.engine!r}; known: {', '.join(ENGINES)}")
+        if self.durability not in DURABILITIES:
+            known = ", ".join(DURABILITIES)
+            raise ValueError(f"there is no durability {self.durability!r}; known: {known}")
         for name in ("entry_timeout", "attr_timeout"):
             seconds = getattr(self, name)
             if seconds is not None and not 0 <= seconds <= MAX_TIMEOUT:
@@ -165,6 +172,7 @@ _FLAGS = {
 }
 _VALUES: dict[str, Callable[[str, str], object]] = {
     "engine": _text,
+    "durability": _text,
     "entry_timeout": _seconds,
     "attr_timeout": _seconds,
     "max_threads": _count,

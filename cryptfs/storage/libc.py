@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import struct
 
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
@@ -22,11 +23,7 @@ _BTIME_WORD = 20  # stx_btime in struct statx, in words of 4 bytes: seconds (2 w
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class _Timespec(ctypes.Structure):
-    _fields_ = (("tv_sec", ctypes.c_long), ("tv_nsec", ctypes.c_long))
-
-
-_TimespecPair = _Timespec * 2
+_pack_times = struct.Struct("llll").pack  # struct timespec[2]
 
 Times = tuple[int, int, int, int]
 """atime seconds, atime tv_nsec, mtime seconds, mtime tv_nsec; a tv_nsec may be UTIME_NOW or UTIME_OMIT."""
@@ -44,9 +41,9 @@ _c_off = ctypes.c_int64
 _renameat2 = _declare(
     "renameat2", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint
 )
-_utimensat = _declare("utimensat", ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int)
+_utimensat = _declare("utimensat", ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int)
 _statx = _declare("statx", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p)
-_futimens = _declare("futimens", ctypes.c_int, ctypes.c_void_p)
+_futimens = _declare("futimens", ctypes.c_int, ctypes.c_char_p)
 _fallocate = _declare("fallocate64", ctypes.c_int, ctypes.c_int, _c_off, _c_off) or _declare(
     "fallocate", ctypes.c_int, ctypes.c_int, _c_off, _c_off
 )
@@ -71,15 +68,13 @@ def renameat2(old_dir_fd: int, old: str, new_dir_fd: int, new: str, flags: int) 
 
 def utimensat(dir_fd: int, name: str, times: Times, *, follow: bool = False) -> None:
     """Set the times of a directory entry; follow: what a link in /proc/self/fd stands for, links too."""
-    pair = _TimespecPair(_Timespec(*times[:2]), _Timespec(*times[2:]))
     flags = 0 if follow else AT_SYMLINK_NOFOLLOW
-    _check(_utimensat, dir_fd, os.fsencode(name), ctypes.addressof(pair), flags)
+    _check(_utimensat, dir_fd, os.fsencode(name), _pack_times(*times), flags)
 
 
 def futimens(fd: int, times: Times) -> None:
     """Set the times of an open file."""
-    pair = _TimespecPair(_Timespec(*times[:2]), _Timespec(*times[2:]))
-    _check(_futimens, fd, ctypes.addressof(pair))
+    _check(_futimens, fd, _pack_times(*times))
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:

@@ -65,12 +65,20 @@ def read_config_file(vault_fd: int, vault_dir: Path) -> bytes:
 
 
 def write_config_file(vault_fd: int, content: bytes) -> None:
-    """Replace the config atomically: write, fsync, rename, fsync the directory."""
+    """Replace the config atomically."""
+    replace_file(vault_fd, CONFIG_NAME, content)
+
+
+def replace_file(vault_fd: int, name: str, content: bytes) -> None:
+    """Replace a file in the vault directory atomically: write, fsync, rename, fsync the directory.
+
+    Raises: OSError: what was there is still there.
+    """
     temporary = temp_name()
     fd = create_small(vault_fd, temporary, content, 0o600)
     try:
         os.fsync(fd)
-        os.rename(temporary, CONFIG_NAME, src_dir_fd=vault_fd, dst_dir_fd=vault_fd)
+        os.rename(temporary, name, src_dir_fd=vault_fd, dst_dir_fd=vault_fd)
     except OSError:
         with contextlib.suppress(OSError):
             os.unlink(temporary, dir_fd=vault_fd)
@@ -133,6 +141,18 @@ class VaultLock:
         text = json.dumps({"pid": os.getpid(), "mountpoint": mountpoint}).encode()
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, text, 0)
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """For a moment the only one, where the lock is shared. Raises: OSError: there are others."""
+        if self._fd is None:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            yield
+        finally:
+            if self._shared:
+                fcntl.flock(self._fd, fcntl.LOCK_SH)
 
     def hand_over(self) -> None:
         """After a fork: close this process's descriptor and leave the lock to the other process.

@@ -7,9 +7,9 @@ import os
 import stat
 from typing import NamedTuple
 
-from cryptfs.core.geometry import ChunkGeometry
 from cryptfs.core.smallvalues import target_size
 from cryptfs.storage.libc import Times, statx_birth_time, utimensat
+from cryptfs.vfs.context import FileContext
 from cryptfs.vfs.directory import SELF, Directory, Unnamed
 
 
@@ -27,11 +27,11 @@ class Caller(NamedTuple):
     gid: int
 
 
-def plain_attributes(st: os.stat_result, geometry: ChunkGeometry) -> Attributes:
-    """Attributes from a backing stat alone: no header is read on the way of `ls -l`."""
+def plain_attributes(st: os.stat_result, context: FileContext) -> Attributes:
+    """Attributes from a backing stat: no header is read on the way of `ls -l`."""
     kind = stat.S_IFMT(st.st_mode)
     if kind == stat.S_IFREG:
-        return Attributes(st, geometry.plain_size_floor(st.st_size))
+        return Attributes(st, context.plain_size(st))
     if kind == stat.S_IFLNK:
         return Attributes(st, target_size(st.st_size))
     return Attributes(st, st.st_size)
@@ -86,15 +86,17 @@ def birth_time(directory: Directory | Unnamed, name: bytes) -> int | None:
     return statx_birth_time(directory.fd, entry_name)
 
 
-def give_to_caller(directory: Directory, entry_name: str, mode: int, caller: Caller | None) -> None:
+def give_to_caller(directory: Directory, entry_name: str, mode: int, caller: Caller | None) -> bool:
     """Make a new entry the caller's: owner, and group unless the directory passes on its own.
 
-    Raises: OSError: the entry stays as it is, owned by this process.
+    Returns: whether anything had to be changed.
+    Raises:  OSError: the entry stays as it is, owned by this process.
     """
     if caller is None or caller == (os.geteuid(), os.getegid()):
-        return
+        return False
     inherits_group = os.fstat(directory.fd).st_mode & stat.S_ISGID
     gid = -1 if inherits_group else caller.gid
     os.chown(entry_name, caller.uid, gid, dir_fd=directory.fd, follow_symlinks=False)
     if mode & (stat.S_ISUID | stat.S_ISGID) and not stat.S_ISLNK(mode):
         os.chmod(directory.proc_path(entry_name), stat.S_IMODE(mode))  # chown took them away
+    return True

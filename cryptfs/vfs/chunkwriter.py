@@ -13,6 +13,7 @@ from cryptfs.core.geometry import ChunkSpan
 from cryptfs.errors import ChunkError, HeaderError
 from cryptfs.storage.backing import read_fully, write_fully
 from cryptfs.vfs.filestate import FileState
+from cryptfs.vfs.redo import SMALL_GROWTH
 
 
 class ChunkWriter:
@@ -40,11 +41,7 @@ class ChunkWriter:
         old_edges: list[tuple[int, bytes]] = []
         try:
             end = self._seal_span(span, data, new_size, sealed, old_edges)
-            try:
-                self._store(span.first, sealed[:end])
-            except OSError:
-                self._undo(old_edges)
-                raise
+            self._store(span.first, sealed[:end], new_size, old_edges)
             state.size = new_size
         finally:
             buffers.give(sealed)
@@ -122,8 +119,11 @@ class ChunkWriter:
         buffer = self._buffers.take(geometry.record_size)
         try:
             record = buffer[: length + geometry.overhead]
+            kept = state.overlay.get(chunk_index)
             state.keep_atime(True)
-            if read_fully(state.fd, record, geometry.record_offset(chunk_index)) < len(record):
+            if kept is not None:
+                record[:] = kept
+            elif read_fully(state.fd, record, geometry.record_offset(chunk_index)) < len(record):
                 raise HeaderError("the file was cut while it was open", cipher_path=state.cipher_path)
             try:
                 self._cipher.open_run(state.content_key, chunk_index, record, scratch, holes=state.sparse)
@@ -134,19 +134,68 @@ class ChunkWriter:
         finally:
             self._buffers.give(buffer)
 
-    def _store(self, first: int, records: memoryview) -> None:
-        """Write records, and the header before them where it must say first that the file changes."""
+    def _store(
+        self, first: int, records: memoryview, new_size: int, old_edges: list[tuple[int, bytes]]
+    ) -> None:
+        """Bring records to the file: what destroys something through the redo log, the rest straight."""
+        state, geometry, redo = self._state, self._geometry, self._context.redo
+        if redo is None or redo.broken:
+            if redo is not None:
+                redo.apply(state)
+            self._store_straight(first, records, old_edges)
+            return
+        old_chunks = geometry.chunk_count(state.size)
+        grown = state.key in redo.grown
+        if first >= old_chunks and not grown:
+            self._store_straight(first, records, old_edges)
+            return
+        header = state.header_for_change()
+        if header is not None:
+            state.write_header(header)
+        kept = min(len(records), max(old_chunks - first, 0) * geometry.record_size)
+        if not redo.durable:
+            redo.log_write(state, first, records[:kept])
+            self._store_straight(first, records, old_edges)
+            return
+        grows = new_size > state.size
+        waiting = len(state.overlay) * geometry.record_size
+        if not grows or len(records) + waiting <= SMALL_GROWTH:
+            redo.log_write(state, first, records)
+            redo.keep(state, first, records)
+            if grows:
+                redo.grown[state.key] = new_size
+            return
+        if kept:
+            redo.log_write(state, first, records[:kept])
+            redo.keep(state, first, records[:kept])
+            state.size = max(state.size, geometry.chunk_start(first) + geometry.plain_length(kept))
+            redo.grown[state.key] = state.size
+        redo.apply(state)
+        if kept < len(records):
+            self._store_straight(first + kept // geometry.record_size, records[kept:], [])
+
+    def _store_straight(self, first: int, records: memoryview, old_edges: list[tuple[int, bytes]]) -> None:
+        """Write records, and the header before them where it must say first that the file changes.
+
+        Raises: OSError: the old length and the old edges are back, as far as the disk lets us.
+        """
         state = self._state
         header = state.header_for_change()
-        if header is None:
-            write_fully(state.fd, (records,), self._geometry.record_offset(first))
-        elif first == 0:
-            pieces: Sequence[memoryview | bytes] = (state.context.pack_header(header), records)
-            write_fully(state.fd, pieces, 0)
-            state.set_header(header)
-        else:
-            state.write_header(header)
-            write_fully(state.fd, (records,), self._geometry.record_offset(first))
+        state.mark_data()
+        try:
+            if header is None:
+                write_fully(state.fd, (records,), self._geometry.record_offset(first))
+            elif first == 0:
+                pieces: Sequence[memoryview | bytes] = (state.context.pack_header(header), records)
+                state.mark_header()
+                write_fully(state.fd, pieces, 0)
+                state.set_header(header)
+            else:
+                state.write_header(header)
+                write_fully(state.fd, (records,), self._geometry.record_offset(first))
+        except OSError:
+            self._undo(old_edges)
+            raise
 
     def _undo(self, old_edges: list[tuple[int, bytes]]) -> None:
         """After a failed write: the old length and the old edge records, as far as the disk lets us."""

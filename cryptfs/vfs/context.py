@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from cryptfs.core.aead import SMALL_NONCE_SIZE, ChunkCipher
 from cryptfs.core.config import VaultConfig
 from cryptfs.core.geometry import ChunkGeometry
-from cryptfs.core.header import FileHeader
+from cryptfs.core.header import NO_JOURNAL, FileHeader
 from cryptfs.core.keys import FILE_ID_SIZE, Subkeys, file_content_key
 from cryptfs.vfs.buffers import BufferPool
 from cryptfs.vfs.cipherpool import CipherPool
+from cryptfs.vfs.redo import RedoLog
+
+
+def _no_room_needed() -> None:
+    pass
 
 
 @dataclass(slots=True)
@@ -20,6 +26,9 @@ class FileContext:
 
     Args: keys: subkeys; never shown.   config: of the vault.   read_only: whether changes are refused.
           noatime, nodiratime: whether reading files, or directories, leaves their time of access alone.
+          redo: what makes changes safe against crashes; None without it.
+          crashed: journal_ids of the sessions that did not end by an unmount.
+          make_room: to be called before a change, with no lock held.
     """
 
     keys: Subkeys = field(repr=False)
@@ -27,6 +36,9 @@ class FileContext:
     read_only: bool
     noatime: bool = False
     nodiratime: bool = False
+    redo: RedoLog | None = None
+    crashed: frozenset[bytes] = frozenset()
+    make_room: Callable[[], None] = _no_room_needed
     geometry: ChunkGeometry = field(init=False)
     cipher: CipherPool = field(init=False)
     buffers: BufferPool = field(init=False)
@@ -37,6 +49,19 @@ class FileContext:
         self.cipher = CipherPool(ChunkCipher(self.config.suite, self.geometry))
         self.buffers = BufferPool()
         self.log2_chunk_size = self.config.chunk_size.bit_length() - 1
+
+    def naming(self) -> tuple[bytes, int]:
+        """journal_id and journal_floor of a header that is about to be written. Raises: OSError."""
+        return (NO_JOURNAL, 0) if self.redo is None else self.redo.naming()
+
+    def plain_size(self, st: os.stat_result) -> int:
+        """Plaintext size of a regular file from its backing file's stat: no header is read for `ls -l`."""
+        redo = self.redo
+        if redo is not None and redo.grown:
+            size = redo.grown.get((st.st_dev, st.st_ino))
+            if size is not None:
+                return size
+        return self.geometry.plain_size_floor(st.st_size)
 
     def new_header(self) -> FileHeader:
         """The header of a file that is new: a fresh file_id, nothing in it."""

@@ -51,13 +51,15 @@ class EntryOperations:
         if self.context.read_only:
             raise ReadOnlyVaultError("the vault is mounted read-only")
 
-    @contextlib.contextmanager
-    def naming(self, directory: Directory, name: bytes) -> Iterator[str]:
+    def naming(self, directory: Directory, name: bytes) -> contextlib.AbstractContextManager[str]:
         """The entry name to create; a long one has its sidecar, which goes again if creation fails."""
         entry_name = directory.entry_name(name)
-        if not is_long(entry_name):
-            yield entry_name
-            return
+        if is_long(entry_name):
+            return self._naming_long(directory, name, entry_name)
+        return contextlib.nullcontext(entry_name)
+
+    @contextlib.contextmanager
+    def _naming_long(self, directory: Directory, name: bytes, entry_name: str) -> Iterator[str]:
         with self.sidecars.lock:
             self.sidecars.write(directory.fd, directory.cipher_name(name))
             try:
@@ -65,13 +67,15 @@ class EntryOperations:
             finally:
                 self.sidecars.remove_if_orphaned(directory.fd, entry_name)
 
-    @contextlib.contextmanager
-    def unnaming(self, directory: Directory, name: bytes) -> Iterator[str]:
+    def unnaming(self, directory: Directory, name: bytes) -> contextlib.AbstractContextManager[str]:
         """The entry name to remove; the sidecar of a long one goes after it."""
         entry_name = directory.entry_name(name)
-        if not is_long(entry_name):
-            yield entry_name
-            return
+        if is_long(entry_name):
+            return self._unnaming_long(directory, entry_name)
+        return contextlib.nullcontext(entry_name)
+
+    @contextlib.contextmanager
+    def _unnaming_long(self, directory: Directory, entry_name: str) -> Iterator[str]:
         with self.sidecars.lock:
             yield entry_name
             self.sidecars.remove_if_orphaned(directory.fd, entry_name)
@@ -109,12 +113,9 @@ class EntryOperations:
         """unlink(2); works on damaged files, too."""
         self.require_writable()
         long_target = self.symlinks.text_to_discard(parent, name)
-        entry_name = parent.entry_name(name)
-        if is_long(entry_name):
-            with self.unnaming(parent, name):
-                os.unlink(entry_name, dir_fd=parent.fd)
-        else:
+        with self.unnaming(parent, name) as entry_name:
             os.unlink(entry_name, dir_fd=parent.fd)
+        self.files.drop_unlinked()
         self.symlinks.discard(long_target)
 
     def make_node(
@@ -168,9 +169,19 @@ class EntryOperations:
             os.link(f"/proc/self/fd/{held_fd}", entry_name, dst_dir_fd=target.fd, follow_symlinks=True)
 
     def rename(
-        self, source: Directory, name: bytes, target: Directory, new_name: bytes, flags: int = 0
+        self,
+        source: Directory,
+        name: bytes,
+        target: Directory,
+        new_name: bytes,
+        flags: int = 0,
+        st: os.stat_result | None = None,
     ) -> None:
-        """renameat2(2); flags: RENAME_NOREPLACE, RENAME_EXCHANGE or 0."""
+        """renameat2(2).
+
+        Args: flags: RENAME_NOREPLACE, RENAME_EXCHANGE or 0.
+              st: the backing stat of what is renamed, where the caller has it already.
+        """
         self.require_writable()
         if flags == RENAME_EXCHANGE:
             self._exchange(source, name, target, new_name)
@@ -179,12 +190,13 @@ class EntryOperations:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         long_target = self.symlinks.text_to_discard(target, new_name)
         with self.unnaming(source, name) as old, self.naming(target, new_name) as new:
-            if is_single_symlink(backing_stat(source, name)):
+            if is_single_symlink(backing_stat(source, name) if st is None else st):
                 self._move_symlink(source, name, target, new_name, flags)
             elif flags == RENAME_NOREPLACE:
                 rename_exclusive(source.fd, old, target.fd, new)
             else:
                 self._rename_over(source.fd, old, target.fd, new)
+        self.files.drop_unlinked()
         if long_target and not self._same_target(target, new_name, long_target):
             self.symlinks.discard(long_target)
 

@@ -13,7 +13,7 @@ import os
 import threading
 
 from cryptfs.core.geometry import HEADER_SIZE
-from cryptfs.core.header import NO_FLAGS, FileHeader, HeaderFlag
+from cryptfs.core.header import NO_FLAGS, NO_JOURNAL, FileHeader, HeaderFlag
 from cryptfs.errors import HeaderError, IntegrityError
 from cryptfs.storage.backing import O_NOATIME, read_fully, reopen, write_fully
 from cryptfs.storage.libc import UTIME_OMIT, Times, futimens
@@ -32,6 +32,8 @@ class FileState:
     header:   what stands on disk; None for an empty backing file. With header_is_planned it will be
               written along with the first chunk.
     damage:   set when the header or the length does not hold; then only a truncate to zero helps.
+    overlay:  chunk records that are in the journal and not in the backing file yet, by chunk_index.
+    durable_size: plaintext bytes that are known to be on disk, or in the journal there.
     """
 
     def __init__(self, context: FileContext, key: FileKey, fd: int, *, writable: bool, path: str) -> None:
@@ -54,6 +56,41 @@ class FileState:
         self.may_have_capability = True  # a security.capability, which a write takes away
         self.keeps_atime = False  # whether reads leave the time of access as it is
         self._retired_fds: list[int] = []
+        self.overlay: dict[int, bytes] = {}
+        self.last_seq = 0  # of the file's last journal record
+        self.durable_size = 0
+        # Writes to the backing file are counted, to know what a sync covered. What happened before it was
+        # opened may be on disk or not, so the count begins with one.
+        self._marks = 1
+        self._data_mark = 1
+        self._header_mark = 0
+        self._synced_mark = 0
+
+    # ---- what is on disk
+
+    def mark_data(self) -> None:
+        """The content of the backing file, or its length, is about to change."""
+        self._marks += 1
+        self._data_mark = self._marks
+
+    @property
+    def header_is_durable(self) -> bool:
+        """Whether the header is on disk as the redo log needs it."""
+        return self._header_mark <= self._synced_mark
+
+    def sync_backing(self, *, data_only: bool) -> None:
+        """Sync the backing file; no lock needed. Raises: OSError."""
+        mark, size = self._marks, self.size
+        if data_only:
+            if mark > self._synced_mark:
+                os.fdatasync(self.fd)
+        else:
+            os.fsync(self.fd)
+        if mark > self._synced_mark:
+            self._synced_mark = mark
+        redo = self.context.redo
+        if self._data_mark <= mark and (redo is None or self.key not in redo.grown):
+            self.durable_size = size  # else somebody wrote meanwhile, or the file is shorter than that
 
     def adopt(self, fd: int, *, writable: bool) -> None:
         """Take over a further descriptor of the file: used where it can write and the present cannot.
@@ -136,13 +173,33 @@ class FileState:
         elif header.is_clean:
             expected = geometry.cipher_size(header.size)
             if cipher_size < expected:
-                raise HeaderError(f"the file was cut: {cipher_size} bytes instead of {expected}")
+                self._load_cut(header, cipher_size, expected)
+                return
             self.size = header.size
+            self.durable_size = header.size_min if self._is_of_this_session(header) else header.size
             self._trim(expected, cipher_size, "surplus")
         else:
-            self.size = recovered_size(self.context, self.fd, header, self.content_key, cipher_size)
-            self._trim(geometry.cipher_size(self.size), cipher_size, "torn")
-            self._settle()
+            self._recover(header, cipher_size)
+
+    def _load_cut(self, header: FileHeader, cipher_size: int, expected: int) -> None:
+        """A CLEAN file that is too short: cut, unless it was closed not long before the power went."""
+        if header.journal_id not in self.context.crashed:
+            raise HeaderError(f"the file was cut: {cipher_size} bytes instead of {expected}")
+        log.warning(
+            "%s: closed shortly before a crash; only %d of %d bytes had reached the disk",
+            self.cipher_path, cipher_size, expected,
+        )  # fmt: skip
+        self._recover(header, cipher_size)
+
+    def _recover(self, header: FileHeader, cipher_size: int) -> None:
+        self.size = recovered_size(self.context, self.fd, header, self.content_key, cipher_size)
+        self.durable_size = self.size
+        self._trim(self.context.geometry.cipher_size(self.size), cipher_size, "torn")
+        self._settle()
+
+    def _is_of_this_session(self, header: FileHeader) -> bool:
+        redo = self.context.redo
+        return redo is not None and header.journal_id == redo.journal_id
 
     def set_header(self, header: FileHeader) -> None:
         """Note what stands on disk now."""
@@ -210,23 +267,60 @@ class FileState:
                 return None
             flags = old.flags & ~(HeaderFlag.CLEAN | HeaderFlag.VOID)
             was_clean = old.is_clean
-            old_min = self.size if was_clean else old.size_min
+            old_min = self._size_to_keep() if was_clean else old.size_min
             generation = old.generation + was_clean
         if sparse:
             flags |= HeaderFlag.SPARSE
         new_min = old_min if size_min is None else min(old_min, size_min)
-        new = old.changed(size=new_min, size_min=new_min, generation=generation, flags=flags)
+        journal_id, floor = old.journal_id, old.journal_floor
+        if self.header is None or self.header_is_planned or old.is_clean or old.is_void:
+            journal_id, floor = self.context.naming()
+        new = old.changed(
+            size=new_min,
+            size_min=new_min,
+            generation=generation,
+            flags=flags,
+            journal_id=journal_id,
+            journal_floor=floor,
+        )
         return None if new == self.header and not self.header_is_planned else new
+
+    def _size_to_keep(self) -> int:
+        """The size_min of a CLEAN file that is about to change."""
+        redo = self.context.redo
+        return min(self.size, self.durable_size) if redo is not None and redo.durable else self.size
 
     def write_header(self, header: FileHeader) -> None:
         """Bring a header to the file (not synced) and note it."""
+        self.mark_header()
         write_fully(self.fd, (self.context.pack_header(header),), 0)
         self.set_header(header)
+
+    def mark_header(self) -> None:
+        """The header is about to be written."""
+        self._marks += 1
+        self._header_mark = self._marks
+
+    def raise_floor(self, floor: int) -> None:
+        """Say in the header that earlier records of the journal do not count any more.
+
+        They are on disk in their places. Whether this is, too, matters only to whoever puts them back.
+        """
+        header = self.header
+        redo = self.context.redo
+        if header is None or redo is None or header.journal_id != redo.journal_id or header.is_clean:
+            return
+        mtime = os.fstat(self.fd).st_mtime_ns
+        self._marks += 1
+        raised = header.changed(journal_floor=floor)
+        write_fully(self.fd, (self.context.pack_header(raised),), 0)
+        futimens(self.fd, (0, UTIME_OMIT, *divmod(mtime, 10**9)))
+        self.set_header(raised)
 
     def write_clean(self) -> None:
         """At the last close: seal the length. Leaves the file's times as they are."""
         with self.lock:
-            if not self.clean:
+            if not self.clean and not self.overlay:  # else the checkpointer does it
                 self._write_clean(self.fd)
 
     def keep_mtime(self) -> None:
@@ -254,7 +348,17 @@ class FileState:
         header = self.header
         assert header is not None  # a file that is not clean has one
         flags = (header.flags & HeaderFlag.SPARSE if self.size else NO_FLAGS) | HeaderFlag.CLEAN
-        clean = header.changed(size=self.size, size_min=self.size, flags=flags)
+        clean = header.changed(
+            size=self.size, size_min=self.size, flags=flags, journal_id=NO_JOURNAL, journal_floor=0
+        )
+        redo = self.context.redo
+        if redo is not None and redo.durable and self._data_mark > self._synced_mark:
+            # Not known to be on disk: if the power goes in this session, it may end shorter than this.
+            clean = clean.changed(
+                size_min=min(self.size, self.durable_size),
+                journal_id=header.journal_id,
+                journal_floor=header.journal_floor,
+            )
         mtime = os.fstat(fd).st_mtime_ns if self.kept_mtime_ns is None else self.kept_mtime_ns
         write_fully(fd, (self.context.pack_header(clean),), 0)
         futimens(fd, (0, UTIME_OMIT, *divmod(mtime, 10**9)))

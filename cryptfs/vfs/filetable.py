@@ -22,6 +22,12 @@ class FileTable:
         self._context = context
         self._lock = threading.Lock()
         self._states: dict[FileKey, FileState] = {}
+        self._closed: dict[FileKey, FileState] = {}  # no handle, but the redo log needs them
+
+    @property
+    def closed_count(self) -> int:
+        """Files that stay open for the redo log alone."""
+        return len(self._closed)
 
     def acquire(self, fd: int, st: os.stat_result, *, writable: bool, cipher_path: str) -> FileState:
         """The state of the file behind a fresh descriptor, which it takes over; release it later."""
@@ -32,6 +38,7 @@ class FileTable:
                 state = FileState(self._context, key, fd, writable=writable, path=cipher_path)
                 self._states[key] = state
             else:
+                self._closed.pop(key, None)
                 state.handles += 1
                 state.adopt(fd, writable=writable)
             return state
@@ -41,6 +48,7 @@ class FileTable:
         with self._lock:
             if self._states.get(state.key) is not state:
                 return False
+            self._closed.pop(state.key, None)
             state.handles += 1
             return True
 
@@ -56,6 +64,8 @@ class FileTable:
     def release(self, state: FileState) -> None:
         """One handle less; with the last, the header is made CLEAN and the file closed.
 
+        A file that is on disk in the journal only stays here until the checkpointer has been at it.
+
         The state stays in the table until its header is written, so that whoever opens the file
         meanwhile shares it instead of reading a header that is about to change.
 
@@ -67,7 +77,12 @@ class FileTable:
                 if state.handles > 1:
                     state.handles -= 1
                     return
-                if state.clean:
+                redo = self._context.redo
+                if redo is not None and redo.holds(state) and os.fstat(state.fd).st_nlink:
+                    state.handles = 0
+                    self._closed[state.key] = state
+                    return
+                if state.clean or state.overlay:  # with an overlay, it has no name left
                     self._drop(state)
                     return
             try:
@@ -82,8 +97,20 @@ class FileTable:
 
     def _drop(self, state: FileState) -> None:
         state.handles = 0
+        self._closed.pop(state.key, None)
         if self._states.pop(state.key, None) is not None:  # close() may have been here before
+            if self._context.redo is not None:
+                self._context.redo.abandon(state)
             state.close_descriptors()
+
+    def drop_unlinked(self) -> None:
+        """After a name went: let go of files that have no name left and that nobody has open."""
+        if not self._closed:
+            return
+        with self._lock:
+            for state in list(self._closed.values()):
+                if os.fstat(state.fd).st_nlink == 0:
+                    self._drop(state)
 
     def close(self) -> None:
         """Settle whatever is still open: the mount is gone."""

@@ -15,9 +15,9 @@ import errno
 import os
 
 from cryptfs.core.geometry import HEADER_SIZE, ChunkSpan
-from cryptfs.core.header import MAX_EPOCH, HeaderFlag
 from cryptfs.errors import HeaderError, IntegrityError, ReadOnlyVaultError
-from cryptfs.storage.backing import read_fully, write_fully
+from cryptfs.storage.backing import read_fully
+from cryptfs.vfs import lengths
 from cryptfs.vfs.chunkwriter import ChunkWriter
 from cryptfs.vfs.filestate import FileState
 
@@ -31,7 +31,7 @@ class OpenFile:
     Args: state: shared with the other handles on the file.   writable: whether it may change the file.
     """
 
-    __slots__ = ("_buffers", "_cipher", "_context", "_geometry", "_writer", "state", "writable")
+    __slots__ = ("_buffers", "_cipher", "_context", "_geometry", "state", "writable", "writer")
 
     def __init__(self, state: FileState, *, writable: bool) -> None:
         self.state = state
@@ -41,7 +41,7 @@ class OpenFile:
         self._geometry = context.geometry
         self._cipher = context.cipher
         self._buffers = context.buffers
-        self._writer = ChunkWriter(state)
+        self.writer = ChunkWriter(state)
 
     # ---- reading
 
@@ -87,7 +87,10 @@ class OpenFile:
             sealed = buffer[:cipher_length]
             if state.keeps_atime != self._context.noatime:
                 state.keep_atime(self._context.noatime)
-            if read_fully(state.fd, sealed, geometry.record_offset(span.first)) < cipher_length:
+            got = read_fully(state.fd, sealed, geometry.record_offset(span.first))
+            if state.overlay:
+                got = self._lay_over(span, sealed, got)
+            if got < cipher_length:
                 raise HeaderError("the file was cut while it was open")
             self._open_span(span, sealed, length, plain_length, out)
         except IntegrityError as error:
@@ -96,6 +99,19 @@ class OpenFile:
         finally:
             self._buffers.give(buffer)
         return length
+
+    def _lay_over(self, span: ChunkSpan, sealed: memoryview, got: int) -> int:
+        """Put the records that are in the overlay over what was read; returns the bytes that hold now."""
+        overlay, record_size = self.state.overlay, self._geometry.record_size
+        for index in range(span.first, span.last + 1):
+            record = overlay.get(index)
+            if record is not None:
+                place = (index - span.first) * record_size
+                end = min(place + len(record), len(sealed))
+                sealed[place:end] = record[: end - place]
+                if place <= got:
+                    got = max(got, end)
+        return got
 
     def _open_span(
         self, span: ChunkSpan, sealed: memoryview, length: int, plain_length: int, out: memoryview
@@ -138,9 +154,7 @@ class OpenFile:
 
     def append(self, data: memoryview | bytes) -> int:
         """Write all of data at the end of the file, wherever that is by now; returns its length."""
-        self.state.require_loaded()
-        with self.state.lock:
-            return self.write(self.state.size, data)
+        return self._write(None, data)
 
     def write(self, offset: int, data: memoryview | bytes) -> int:
         """Write all of data at offset, which may be past the end; returns its length.
@@ -148,15 +162,22 @@ class OpenFile:
         Raises: OSError: the backing filesystem refused; the old length is kept, and the old content
                 where it had to be written anew.   IntegrityError.
         """
-        length = len(data)
-        if offset < 0 or offset + length > self._geometry.max_plain_size:
+        if offset < 0:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        return self._write(offset, data)
+
+    def _write(self, offset: int | None, data: memoryview | bytes) -> int:
+        """offset: None is the end of the file."""
+        length = len(data)
         if not length:
             return 0
         with self.changing() as state:
-            if offset > state.size:
-                self._fill_gap(offset)
-            self._writer.write_run(offset, memoryview(data))
+            place = state.size if offset is None else offset
+            if place + length > self._geometry.max_plain_size:
+                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+            if place > state.size:
+                self._fill_gap(place)
+            self.writer.write_run(place, memoryview(data))
         return length
 
     def changing(self) -> _Change:
@@ -166,14 +187,18 @@ class OpenFile:
             raise ReadOnlyVaultError("the vault is mounted read-only")
         if not self.writable:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        state.context.make_room()
         return _Change(self)
 
     def cut_back(self, size: int) -> None:
         """After a change failed half-way: the length from before it, as far as the disk lets us."""
         with contextlib.suppress(OSError, IntegrityError):
             if size:
-                self._shrink(size)
+                lengths.shrink(self, size)
             else:
+                if self._context.redo is not None:
+                    self._context.redo.forget(self.state)
+                self.state.mark_data()
                 os.ftruncate(self.state.fd, HEADER_SIZE)
                 self.state.size = 0
 
@@ -188,7 +213,7 @@ class OpenFile:
         """Sealed zeros over a range that begins at or before the end of the file."""
         while start < stop:
             piece = min(stop - start, len(_ZEROS) - start % self._geometry.chunk_size)
-            self._writer.write_run(start, memoryview(_ZEROS)[:piece])
+            self.writer.write_run(start, memoryview(_ZEROS)[:piece])
             start += piece
 
     def grow_hole(self, new_size: int) -> None:
@@ -198,6 +223,8 @@ class OpenFile:
         last_end = geometry.chunk_count(state.size) * geometry.chunk_size
         self.write_zeros(state.size, min(last_end, new_size))
         if state.size < new_size:
+            lengths.settle_overlay(state)
+            state.mark_data()
             os.ftruncate(state.fd, geometry.cipher_size(new_size))
             state.size = new_size
 
@@ -224,73 +251,31 @@ class OpenFile:
             if size > state.size:
                 self.grow_hole(size)
             elif size < state.size:
-                self._shrink(size)
+                lengths.shrink(self, size)
             else:
+                lengths.settle_overlay(state)
                 os.ftruncate(state.fd, self._geometry.cipher_size(size))  # for the times
 
     def _truncate_to_zero(self) -> None:
-        """Raise the epoch, and with it change the key; works on a file that does not authenticate, too."""
+        """Also of a file that does not authenticate."""
         try:
             change = self.changing()
         except IntegrityError:
             change = _Change(self, damaged=True)
         with change as state:
-            header = state.header
-            if header is None and state.damage is None:
-                os.ftruncate(state.fd, 0)
-                return
-            if header is None or header.epoch == MAX_EPOCH:
-                renewed = state.context.new_header()
-            else:
-                renewed = header.changed(epoch=header.epoch + 1)
-            generation = header.generation + 1 if header is not None else 1
-            state.write_header(
-                renewed.changed(size=0, size_min=0, generation=generation, flags=HeaderFlag.VOID)
-            )
-            state.size, state.damage = 0, None  # whatever becomes of the next call
-            os.ftruncate(state.fd, HEADER_SIZE)
-
-    def _shrink(self, size: int) -> None:
-        """Cut to a length that is not zero: the new last chunk is sealed anew, shorter."""
-        state, geometry = self.state, self._geometry
-        last = geometry.chunk_count(size) - 1
-        kept = geometry.chunk_length(last, size)
-        was = geometry.chunk_length(last, state.size)
-        self.announce(size_min=size)
-        if kept < was:
-            scratch = self._buffers.take(geometry.chunk_size)
-            sealed = self._buffers.take(geometry.record_size)
-            try:
-                old = self._writer.open_old(last, scratch)
-                length = self._cipher.seal_run(
-                    state.content_key, last, scratch[:kept], self._context.nonces(1), sealed
-                )
-                end = geometry.chunk_start(last) + was
-                os.ftruncate(state.fd, geometry.cipher_size(end))
-                state.size = end
-                try:
-                    write_fully(state.fd, (sealed[:length],), geometry.record_offset(last))
-                    os.ftruncate(state.fd, geometry.cipher_size(size))
-                except OSError:
-                    with contextlib.suppress(OSError):
-                        write_fully(state.fd, (old,), geometry.record_offset(last))
-                    raise
-            finally:
-                self._buffers.give(scratch)
-                self._buffers.give(sealed)
-        else:
-            os.ftruncate(state.fd, geometry.cipher_size(size))
-        state.size = size
+            lengths.truncate_to_zero(state)
 
     # ---- durability
 
     def sync(self, *, data_only: bool) -> None:
-        """Bring the file to disk. Raises: OSError."""
-        fd = self.state.fd
-        if data_only:
-            os.fdatasync(fd)
-        else:
-            os.fsync(fd)
+        """Bring the file to disk: in its place, or in the journal. Raises: OSError."""
+        state, redo = self.state, self._context.redo
+        if redo is not None:
+            if redo.broken:
+                with state.lock:
+                    redo.apply(state)
+            redo.commit(state)
+        state.sync_backing(data_only=data_only)
 
 
 class _Change:

@@ -11,6 +11,7 @@ import os
 
 from cryptfs.storage.libc import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE, fallocate
 from cryptfs.vfs.filestate import FileState
+from cryptfs.vfs.lengths import punch, settle_overlay
 from cryptfs.vfs.openfile import OpenFile
 
 
@@ -45,6 +46,7 @@ def _reserve(state: FileState, offset: int, end: int) -> None:
     span = geometry.span(offset, end - offset)
     start = geometry.record_offset(span.first) if span.first else 0
     stop = geometry.cipher_size(end)
+    state.mark_data()
     fallocate(state.fd, FALLOC_KEEP_SIZE, start, stop - start)
 
 
@@ -67,9 +69,7 @@ def _zero(file: OpenFile, offset: int, end: int) -> None:
     if stop <= span.last:
         file.write_zeros(geometry.chunk_start(stop), end)
     file.announce(sparse=True)
-    start = geometry.record_offset(first)
-    until = min(geometry.record_offset(stop), geometry.cipher_size(state.size))
-    fallocate(state.fd, FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE, start, until - start)
+    punch(state, first, stop)
 
 
 def seek(file: OpenFile, offset: int, whence: int) -> int:
@@ -80,6 +80,7 @@ def seek(file: OpenFile, offset: int, whence: int) -> int:
     state = file.state
     state.require_loaded()
     with state.lock:
+        settle_overlay(state)
         size = state.size
         if not 0 <= offset < size:
             raise _error(errno.ENXIO)

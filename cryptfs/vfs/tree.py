@@ -26,6 +26,7 @@ from cryptfs.vfs.attributes import (
     give_to_caller,
     plain_attributes,
 )
+from cryptfs.vfs.checkpoint import Checkpointer
 from cryptfs.vfs.context import FileContext
 from cryptfs.vfs.directory import NO_NAME, SELF, Directory
 from cryptfs.vfs.entries import EntryOperations
@@ -52,6 +53,15 @@ class VaultTree(EntryOperations):
         super().__init__(context, vault_fd)
         self.root = self.opener.root(vault_fd)
         self._vault_fd = vault_fd
+        self.checkpointer: Checkpointer | None = None
+        if context.redo is not None:
+            self.checkpointer = Checkpointer(self.files, context.redo)
+            context.make_room = self.checkpointer.make_room
+
+    def start(self) -> None:
+        """After daemonising: start the threads."""
+        if self.checkpointer is not None:
+            self.checkpointer.start()
 
     # ---- looking
 
@@ -64,18 +74,18 @@ class VaultTree(EntryOperations):
         st = backing_stat(directory, name)
         if stat.S_ISLNK(st.st_mode):
             return Attributes(st, self.symlinks.size(directory, name, st))
-        return plain_attributes(st, self.context.geometry)
+        return plain_attributes(st, self.context)
 
     def stat_descriptor(self, fd: int) -> Attributes:
         """Attributes of what an O_PATH descriptor holds, whatever it is."""
         st = os.fstat(fd)
         if stat.S_ISLNK(st.st_mode):
             return Attributes(st, self.symlinks.size_open(fd, st))
-        return plain_attributes(st, self.context.geometry)
+        return plain_attributes(st, self.context)
 
     def stat_open(self, file: OpenFile) -> Attributes:
         """Attributes of an open file, also of one that has no name left."""
-        return plain_attributes(os.fstat(file.state.fd), self.context.geometry)
+        return plain_attributes(os.fstat(file.state.fd), self.context)
 
     def list(self, directory: Directory) -> Iterator[Entry]:
         """The entries of a directory, without '.' and '..'.
@@ -163,6 +173,12 @@ class VaultTree(EntryOperations):
 
         Args: mode: permissions, umask applied.   caller: whose the new file is.
         """
+        return self.create_new(directory, name, flags, mode, caller)[0]
+
+    def create_new(
+        self, directory: Directory, name: bytes, flags: int, mode: int, caller: Caller | None = None
+    ) -> tuple[OpenFile, Attributes]:
+        """As create; with the file's attributes, which cost another system call afterwards."""
         self.require_writable()
         create_flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
         with self.naming(directory, name) as entry_name:
@@ -171,16 +187,18 @@ class VaultTree(EntryOperations):
             except FileExistsError:
                 if flags & os.O_EXCL:
                     raise
-                return self.open(directory, name, flags)
+                file = self.open(directory, name, flags)
+                return file, self.stat_open(file)
             try:
-                give_to_caller(directory, entry_name, stat.S_IFREG | mode, caller)
+                if give_to_caller(directory, entry_name, stat.S_IFREG | mode, caller):
+                    st = os.fstat(fd)
             except OSError:
                 os.close(fd)
                 os.unlink(entry_name, dir_fd=directory.fd)
                 raise
         file = self._handle(directory, entry_name, fd, st, writable=True)
         file.state.may_have_capability = False
-        return file
+        return file, plain_attributes(st, self.context)
 
     def _handle(
         self, directory: Directory, entry_name: str, fd: int, st: os.stat_result, *, writable: bool
@@ -269,10 +287,14 @@ class VaultTree(EntryOperations):
         syncfs(self._vault_fd)
 
     def close(self) -> None:
-        """Settle open files and bring what is pending to disk."""
+        """Settle open files, bring what is pending to disk, and end the session."""
+        if self.checkpointer is not None:
+            self.checkpointer.stop()
         self.files.close()
         self.pending.close()
         self.symlinks.close()
+        if self.context.redo is not None:
+            self.context.redo.end()
 
 
 def _is_there(directory: Directory, entry_name: str) -> bool:

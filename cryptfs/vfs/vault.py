@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from cryptfs.core.config import (
     replace_fields,
     unlock,
 )
+from cryptfs.core.journal import Sessions
 from cryptfs.core.keys import ARGON2_SALT_SIZE, KEY_SIZE, Subkeys
 from cryptfs.errors import NotAVaultError, VaultConfigError
 from cryptfs.storage.vaultdir import (
@@ -31,7 +33,11 @@ from cryptfs.storage.vaultdir import (
     write_config_file,
 )
 from cryptfs.vfs.context import FileContext
+from cryptfs.vfs.redo import DEFAULT_DURABILITY, Durability, RedoLog
+from cryptfs.vfs.replay import has_journal, read_sessions, replay
 from cryptfs.vfs.tree import VaultTree
+
+log = logging.getLogger(__name__)
 
 DEFAULT_CHUNK_SIZE = 16 * 1024
 _VAULT_ID_SIZE = 16
@@ -102,12 +108,22 @@ class Vault:
         return config
 
     @classmethod
-    def unlock(cls, vault_dir: Path, passphrase: bytes, *, read_only: bool = False) -> Vault:
-        """Unlock a vault and take its lock.
+    def unlock(
+        cls,
+        vault_dir: Path,
+        passphrase: bytes,
+        *,
+        read_only: bool = False,
+        durability: Durability = DEFAULT_DURABILITY,
+    ) -> Vault:
+        """Unlock a vault and take its lock. After a crash its journal is replayed.
+
+        Args:   durability: what a crash of what may not damage.
 
         Raises: NotAVaultError, UnsupportedFormatError, VaultConfigError.
                 VaultLockedError: somebody else has it; the message says who.
                 WrongPassphraseError.
+                OSError: the journal cannot be replayed.
         """
         vault_dir = Path(os.path.realpath(vault_dir))
         vault_fd = open_vault_dir(vault_dir)
@@ -118,6 +134,11 @@ class Vault:
                 masterkey, _ = unlock(config, passphrase, _kdf_memory_limit())
                 context = FileContext(Subkeys.from_masterkey(masterkey), config, read_only)
                 wipe(masterkey)
+                sessions = _recover(context, vault_fd, lock)
+                context.crashed = frozenset(sessions.crashed)
+                if not read_only and durability is not Durability.OFF:
+                    durable = durability is Durability.POWER
+                    context.redo = RedoLog(context.keys, config, vault_fd, sessions, durable=durable)
                 return cls(vault_dir, vault_fd, lock, config, context)
             except BaseException:
                 lock.release()
@@ -131,8 +152,9 @@ class Vault:
         self._lock.announce(mountpoint)
 
     def start(self) -> None:
-        """After daemonising: measure what the thread pool is worth here."""
+        """After daemonising: start threads, measure what the pool of them is worth here."""
         self.context.cipher.measure()
+        self.tree.start()
 
     def close(self) -> None:
         """Settle open files, end threads, wipe keys, release the lock. Idempotent."""
@@ -205,6 +227,23 @@ def change_passphrase(
         return slot.id
     finally:
         os.close(vault_fd)
+
+
+def _recover(context: FileContext, vault_fd: int, lock: VaultLock) -> Sessions:
+    """Replay what a crash left. A read-only mount does so, too, where it can write and is alone."""
+    if not has_journal(vault_fd):
+        return read_sessions(context, vault_fd)
+    if not context.read_only:
+        return replay(context, vault_fd)
+    try:
+        with lock.alone():
+            return replay(context, vault_fd)
+    except OSError as error:
+        log.warning(
+            "the journal of a crashed session cannot be replayed now: %s; files that were being written may "
+            "give errors until the vault was mounted for writing once", error.strerror,
+        )  # fmt: skip
+        return read_sessions(context, vault_fd)
 
 
 def _new_slot(passphrase: bytes, label: str, memory: int, passes: int) -> NewSlot:

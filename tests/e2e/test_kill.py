@@ -1,8 +1,7 @@
-"""The daemon is killed in the middle of a copy: what was synced is intact, the rest opens or says why not."""
+"""The daemon is killed in the middle of a copy: what was synced is intact, and the rest can be read."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import shutil
@@ -71,21 +70,15 @@ def test_kill_during_a_copy(own_mount: Mounted, tmp_path: Path, round_: int) -> 
     own_mount.kill()
     synced |= {line for line in copy.communicate(timeout=60)[0].split(b"\n") if line}
     assert copy.returncode != 0, "the copy was over before the kill"
-    own_mount.allow_log(r"WARNING .*(writer ended|trimmed)", r"ERROR .*")
+    own_mount.allow_log(r"WARNING .*(writer ended|trimmed|did not end)")
     own_mount.start()
-    intact, prefixes, failed = 0, 0, 0
+    intact, prefixes = 0, 0
     for directory, _, names in os.walk(os.fsencode(target)):
         below = os.path.relpath(directory, os.fsencode(target))
         for name in names:
             relative = os.path.join(below, name)
             expected = Path(os.fsdecode(os.path.join(os.fsencode(source), relative))).read_bytes()
-            try:
-                content = Path(os.fsdecode(os.path.join(directory, name))).read_bytes()
-            except OSError as error:
-                assert error.errno == 5, error
-                assert relative not in synced, f"a synced file cannot be read: {relative!r}"
-                failed += 1
-                continue
+            content = Path(os.fsdecode(os.path.join(directory, name))).read_bytes()
             if relative in synced:
                 assert content == expected, f"a synced file has changed: {relative!r}"
                 intact += 1
@@ -97,9 +90,9 @@ def test_kill_during_a_copy(own_mount: Mounted, tmp_path: Path, round_: int) -> 
                 assert all(ours in (theirs, 0) for ours, theirs in pairs), f"wrong bytes in {relative!r}"
                 prefixes += 1
     assert intact == len(synced), "a file that was synced is gone"
-    print(f"round {round_}: {intact} synced and intact, {prefixes} others readable, {failed} say EIO")
+    print(f"round {round_}: {intact} synced and intact, {prefixes} others readable")
     for line in own_mount.new_log_lines():
-        assert line.startswith(("WARNING", "ERROR")) and "Traceback" not in line, line
+        assert line.startswith("WARNING") and "Traceback" not in line, line
     shutil.rmtree(target)
     assert os.listdir(own_mount.mountpoint) == []
     (own_mount.mountpoint / "afterwards").write_bytes(b"works")
@@ -124,9 +117,8 @@ def test_kill_during_overwrites_of_synced_files(own_mount: Mounted, round_: int)
     time.sleep(random.Random(round_ + 2000).uniform(0.2, 0.8))
     own_mount.kill()
     writer.wait(60)
-    own_mount.allow_log(r"WARNING .*(writer ended|trimmed)", r"ERROR .*")
+    own_mount.allow_log(r"WARNING .*(writer ended|trimmed|did not end)")
     own_mount.start()
     assert {name: (quiet / name).read_bytes() for name in contents} == contents
-    with contextlib.suppress(OSError):
-        busy.read_bytes()  # torn by the kill until the journal is there: right bytes or EIO
+    assert len(busy.read_bytes()) in (30_000, 100_000)  # all of it can be read: nothing is torn
     busy.unlink()

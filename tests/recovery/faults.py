@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pytest
 
 from cryptfs.storage import libc
-from cryptfs.vfs import ranges
+from cryptfs.vfs import lengths, ranges, replay
 
 PAGE = 4096
 
@@ -88,4 +88,6 @@ class Faults:
             patch.setattr(os, "pwrite", write)
             patch.setattr(os, "ftruncate", cut)
             patch.setattr(ranges, "fallocate", allocate)
+            patch.setattr(lengths, "fallocate", allocate)
+            patch.setattr(replay, "fallocate", allocate)
             yield self

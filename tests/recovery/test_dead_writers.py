@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ class Remains:
 
     def leave(self, records: bytes, flags: int = NO_FLAGS, **fields: int) -> None:
         """Write a header that is not CLEAN, and these records behind it."""
-        header = self.vault.header(NAME).changed(flags=flags, **fields)
+        header = replace(self.vault.header(NAME), flags=flags, **fields)
         self.path.write_bytes(self.vault.context.pack_header(header) + records)
 
     def cut(self, plain_size: int) -> int:

@@ -1,8 +1,8 @@
 """Processes that die in the middle of an operation, after each call that changes the disk.
 
-Until there is a journal, a chunk overwritten in place, or a partial last chunk that grows, can be lost:
-then it must be an IntegrityError for that chunk. Never bytes that nobody wrote, and never the loss of a
-chunk that the operation had no business with.
+With the redo log each chunk is what it was or what it should become. Without it, a chunk overwritten in
+place, or a partial last chunk that grows, can be lost: then it must be an IntegrityError for that chunk.
+Never bytes that nobody wrote, and never the loss of a chunk that the operation had no business with.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import pytest
 
 from cryptfs.core.header import NO_FLAGS, HeaderFlag
 from cryptfs.errors import ChunkError, HeaderError
+from cryptfs.vfs.redo import Durability
 from tests.recovery.faults import Faults, ProcessDeath
 from tests.recovery.operations import CHUNK, OPERATIONS, Operation
 from tests.support import CIPHERS, BareVault
@@ -53,7 +54,9 @@ def died(vault: BareVault, operation: Operation, faults: Faults) -> bool:
     return False
 
 
-def assert_old_or_new(found: list[bytes | None], operation: Operation) -> None:
+def assert_old_or_new(
+    found: list[bytes | None], operation: Operation, durability: Durability = Durability.OFF
+) -> None:
     """Each chunk is what it was or what it should become, as far as the file goes, or says it is lost."""
     old, new = chunks_of(operation.old), chunks_of(operation.result)
     for index, (before, after) in enumerate(zip(old, new, strict=False)):
@@ -61,6 +64,7 @@ def assert_old_or_new(found: list[bytes | None], operation: Operation) -> None:
             assert found[index] == before
     for index, chunk in enumerate(found):
         if chunk is None:
+            assert durability is Durability.OFF, "the redo log keeps every chunk"
             assert index < len(old), "a torn extension must be trimmed"
             continue
         expected = [content[index] for content in (old, new) if index < len(content)]
@@ -68,10 +72,14 @@ def assert_old_or_new(found: list[bytes | None], operation: Operation) -> None:
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
+@pytest.mark.parametrize("durability", Durability)
 @pytest.mark.parametrize("cipher", CIPHERS)
-def test_death_at_every_call(cipher: str, operation: Operation, tmp_path: Path) -> None:
-    vault = BareVault(tmp_path / "vault", cipher=cipher)
+def test_death_at_every_call(
+    cipher: str, durability: Durability, operation: Operation, tmp_path: Path
+) -> None:
+    vault = BareVault(tmp_path / "vault", cipher=cipher, durability=durability)
     vault.put(NAME, operation.old)
+    vault.reopen()
     backing = vault.backing(NAME)
     before = backing.read_bytes()
     counting = Faults()
@@ -85,10 +93,42 @@ def test_death_at_every_call(cipher: str, operation: Operation, tmp_path: Path) 
             assert died(vault, operation, Faults(at=call, torn=torn))
             vault.die_and_reopen()
             found = read_chunks(vault)
-            assert_old_or_new(found, operation)
-            assert not backing.stat().st_size or vault.header(NAME).is_clean
+            assert_old_or_new(found, operation, durability)
             vault.reopen()
+            assert not backing.stat().st_size or vault.header(NAME).is_clean
             assert read_chunks(vault) == found
+    vault.close()
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
+@pytest.mark.parametrize("durability", (Durability.POWER, Durability.PROCESS))
+def test_death_at_every_call_of_the_replay(
+    durability: Durability, operation: Operation, tmp_path: Path
+) -> None:
+    """What was acknowledged is there, however often the replay of it is killed."""
+    vault = BareVault(tmp_path / "vault", durability=durability)
+    vault.put(NAME, operation.old)
+    vault.reopen()
+    operation.run(vault.tree.open(vault.root, NAME, os.O_RDWR))
+    saved = {path.name: path.read_bytes() for path in vault.vault_dir.iterdir()}
+
+    def restore() -> None:
+        for path in vault.vault_dir.iterdir():
+            if path.name not in saved:
+                path.unlink()
+        for name, content in saved.items():
+            (vault.vault_dir / name).write_bytes(content)
+
+    counting = Faults()
+    with counting.on_disk():
+        vault.die_and_reopen()
+    for torn in (False, True):
+        for call in range(counting.calls):
+            restore()
+            with Faults(at=call, torn=torn).on_disk(), pytest.raises(ProcessDeath):
+                vault.die_and_reopen()
+            vault.die_and_reopen()
+            assert vault.get(NAME) == operation.result
     vault.close()
 
 

@@ -180,8 +180,13 @@ def make_requests(vault: BareVault, options: MountOptions) -> Requests:
 
 
 @contextmanager
-def kernel_for(vault: BareVault, options: str = "max_threads=1") -> Iterator[FakeKernel]:
-    """A session that has been negotiated and serves; it must end in order when the socket is shut."""
+def kernel_for(
+    vault: BareVault, options: str = "max_threads=1", *, blocking: bool = True
+) -> Iterator[FakeKernel]:
+    """A session that has been negotiated and serves; it must end in order when the socket is shut.
+
+    Args: blocking: whether reads of its end wait, which those of a real device do not.
+    """
     parsed = parse_options(options)
     requests = make_requests(vault, parsed)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -193,6 +198,7 @@ def kernel_for(vault: BareVault, options: str = "max_threads=1") -> Iterator[Fak
         session = Session(theirs.fileno(), requests, parsed, ready.set)
         ours.sendall(init_request())
         session.negotiate()
+        theirs.setblocking(blocking)
         ours.recv(_BUFFER)
         server = threading.Thread(target=session.serve, name="session")
         server.start()

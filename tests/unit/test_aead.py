@@ -237,7 +237,9 @@ def test_kinds_are_those_of_the_format() -> None:
         ("XATTR_OF_FILE", 5),
         ("XATTR_OF_DIRECTORY", 6),
         ("SLOT", 7),
-        ("JOURNAL", 8),
+        ("JOURNAL_RECORD", 8),
+        ("JOURNAL_HEAD", 9),
+        ("SESSIONS", 10),
     ]
 
 

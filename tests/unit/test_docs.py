@@ -25,6 +25,7 @@ KNOWN = frozenset(
             "cryptfs.dir",
             "cryptfs.tmp",
             "cryptfs.links",
+            "cryptfs.sessions",
             "fuse.cryptfs",
             "size_min",
         ),

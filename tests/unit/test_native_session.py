@@ -246,9 +246,34 @@ class Stuck:
         return b"late"
 
 
+@pytest.mark.parametrize("pause", [0, 0.001, 0.3])
+def test_requests_after_a_pause(vault: BareVault, pause: float) -> None:
+    """Of a device that does not block: looking for the next request, sleeping, and waking up."""
+    with kernel_for(vault, blocking=False) as kernel:
+        for number in range(20 if pause < 0.1 else 3):
+            entry, fh = kernel.create(b"file%d" % number)
+            time.sleep(pause)
+            assert kernel.write(fh, entry.nodeid, 0, b"content") == 7
+            time.sleep(pause)
+            kernel.release(fh, entry.nodeid)
+    vault.reopen()
+    assert vault.get(b"file2") == b"content"
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_waiting_costs_nothing(vault: BareVault, blocking: bool) -> None:
+    with kernel_for(vault, blocking=blocking) as kernel:
+        kernel.create(b"file")
+        time.sleep(0.2)  # more than anybody looks for a request
+        before = time.process_time()
+        time.sleep(0.5)
+        assert time.process_time() - before < 0.1
+
+
+@pytest.mark.parametrize("blocking", [True, False])
 @pytest.mark.parametrize("stuck", [1, 2, 5, 15])
-def test_stuck_requests_hold_nobody_up(vault: BareVault, stuck: int) -> None:
-    with kernel_for(vault, "") as kernel:
+def test_stuck_requests_hold_nobody_up(vault: BareVault, stuck: int, blocking: bool) -> None:
+    with kernel_for(vault, "", blocking=blocking) as kernel:
         slow = Stuck(kernel)
         late = {kernel.send(Op.STATFS) for _ in range(stuck)}
         for _ in range(stuck):

@@ -26,6 +26,8 @@ SIZES = {
     "ATTR": 88,  # fuse_attr
     "ENTRY_OUT": 128 - 88,  # fuse_entry_out without its fuse_attr
     "ATTR_OUT": 104 - 88,  # fuse_attr_out without its fuse_attr
+    "ENTRY": 128,  # all of fuse_entry_out
+    "ATTRIBUTES": 104,  # all of fuse_attr_out
     "FORGET_IN": 8,  # fuse_forget_in
     "FORGET_ONE": 16,  # fuse_forget_one
     "BATCH_FORGET_IN": 8,  # fuse_batch_forget_in
@@ -107,6 +109,8 @@ def test_numbers_that_the_kernel_knows() -> None:
     [
         (structs.ATTR, 9, 60),  # fuse_attr.mode
         (structs.ATTR, 13, 76),  # fuse_attr.rdev
+        (structs.ENTRY, 15, 100),  # fuse_entry_out.attr.mode
+        (structs.ATTRIBUTES, 12, 76),  # fuse_attr_out.attr.mode
         (structs.SETATTR_IN, 11, 68),  # fuse_setattr_in.mode
         (structs.INIT_OUT, 8, 28),  # fuse_init_out.max_pages
         (structs.INIT_OUT, 10, 32),  # fuse_init_out.flags2

@@ -24,6 +24,7 @@ def run(vault: Vault, mountpoint: Path, options: MountOptions, on_ready: EngineR
     try:
         session = Session(fd, requests, options, lambda: on_ready(requests.statistics))
         session.negotiate()
+        os.set_blocking(fd, False)  # so that one call reads a request or says that there is none
         session.serve()
     finally:
         os.close(fd)

@@ -8,8 +8,12 @@ from collections.abc import Callable
 
 from cryptfs.mount.native import structs
 from cryptfs.mount.native.handlers import Handlers, Payload, Request
+from cryptfs.mount.native.nodes import Node
 from cryptfs.storage.libc import RENAME_EXCHANGE
 from cryptfs.vfs.attributes import birth_time, check_access
+from cryptfs.vfs.directory import Directory
+
+_FLUSHED = structs.SetAttr.MTIME | structs.SetAttr.CTIME  # what the kernel sets after an unlink or rename
 
 
 class EntryHandlers(Handlers):
@@ -22,8 +26,7 @@ class EntryHandlers(Handlers):
         try:
             return self._reply_entry(parent, name)
         except FileNotFoundError:
-            entry, entry_ns = self._entry_valid
-            return structs.ENTRY_OUT.pack(0, 0, entry, 0, entry_ns, 0) + bytes(structs.ATTR.size)
+            return self._no_entry
 
     def forget(self, request: Request) -> Payload:
         """References given back; no reply."""
@@ -56,8 +59,29 @@ class EntryHandlers(Handlers):
     def setattr(self, request: Request) -> Payload:
         """chmod, chown, truncate, utimens, in one request."""
         node = self.nodes.get(request.nodeid)
-        self._setter.apply(node, structs.SETATTR_IN.unpack_from(request.body), request.uid)
-        return self._attr_out(node, self.nodes.attributes(node))
+        fields = structs.SETATTR_IN.unpack_from(request.body)
+        if fields[0] != _FLUSHED or not self._kernel_owns_mtime:
+            self._setter.apply(node, fields, request.uid)
+            return self._attr_out(node, self.nodes.attributes(node))
+        found = self.nodes.attributes(node)
+        if not self._is_flush(node, found.st, fields):
+            self._setter.apply(node, fields, request.uid)
+            found = self.nodes.attributes(node)
+        return self._attr_out(node, found)
+
+    def _is_flush(self, node: Node, st: os.stat_result, fields: tuple[int, ...]) -> bool:
+        """Whether times need not be set: the kernel only tells them again after an unlink or rename.
+
+        A kernel that owns the times moves ctime then, and sends what it has at once. A file without a name
+        that is not open here needs none: for whoever still looks at it through an O_PATH descriptor the
+        kernel keeps its own. And a renamed one has got its ctime from the backing filesystem.
+        """
+        renamed, node.renamed = node.renamed, False
+        if not stat.S_ISREG(st.st_mode) or self._tree.files.find_key(node.key) is not None:
+            return False
+        if node.held is not None:
+            return node.held.gone
+        return renamed and st.st_mtime_ns == fields[6] * 1_000_000_000 + fields[9]
 
     def access(self, request: Request) -> Payload:
         """access(2), where the kernel does not check permissions itself."""
@@ -173,13 +197,19 @@ class EntryHandlers(Handlers):
         except FileNotFoundError:
             replaced, lost = None, old
         with nodes.displaced(moving, old), nodes.displaced(replaced, lost):
-            self._tree.rename(source_dir, old_name, target_dir, new_name, flags)
+            self._tree.rename(source_dir, old_name, target_dir, new_name, flags, old.st)
             if replaced is not None and replaced is moving:
                 moving.held = None
                 return b""  # two names of one file: nothing happened
             if flags == RENAME_EXCHANGE:
-                nodes.moved(replaced, source, old_name, self._tree.stat(source_dir, old_name).st, lost)
+                nodes.moved(replaced, source, old_name, self._renamed(source_dir, old_name, lost.st), lost)
             else:
                 nodes.lost(replaced, lost)
-            nodes.moved(moving, target, new_name, self._tree.stat(target_dir, new_name).st, old)
+            nodes.moved(moving, target, new_name, self._renamed(target_dir, new_name, old.st), old)
+            if moving is not None:
+                moving.renamed = True
         return b""
+
+    def _renamed(self, directory: Directory, name: bytes, st: os.stat_result) -> os.stat_result:
+        """Stat of a renamed entry, as far as it matters: a symlink may have been made anew."""
+        return self._tree.stat(directory, name).st if stat.S_ISLNK(st.st_mode) else st

@@ -76,12 +76,14 @@ class FileHandlers(Handlers):
         parent = self.nodes.get(request.nodeid)
         directory = self.nodes.directory(parent)
         mode, inherited = self._inherit(directory, mode, umask)
-        file = self._tree.create(directory, name, flags, mode, self._caller(request))
+        file, found = self._tree.create_new(directory, name, flags, mode, self._caller(request))
         if inherited is not None and self._acls is not None:
             self._acls.give(directory, name, inherited)
+            found = self._tree.stat_open(file)
         if flags & os.O_TRUNC:  # for a file that was there after all
             self._setter.written(file.state, kill=bool(open_flags & structs.OPEN_KILL_SUIDGID))
-        return self.entry_out(parent, name, self._tree.stat_open(file))[1] + self._opened(file)
+            found = self._tree.stat_open(file)
+        return self.entry_out(parent, name, found)[1] + self._opened(file)
 
     def tmpfile(self, request: Request) -> Payload:
         """O_TMPFILE: a file without a name."""
@@ -169,7 +171,7 @@ class FileHandlers(Handlers):
         if name == CAPABILITY:  # asked for once for each file that is written
             state = self._tree.files.find_key(self.nodes.get(request.nodeid).key)
             if state is not None and not state.may_have_capability:
-                raise error(errno.ENODATA)
+                return errno.ENODATA
         value = self._tree.xattrs.get(*self._place(request.nodeid), name)
         return _sized(value, size)
 

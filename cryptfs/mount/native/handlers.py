@@ -6,7 +6,7 @@ import errno
 import itertools
 import os
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from cryptfs.mount.native import structs
 from cryptfs.mount.native.directories import DirectoryHandle
@@ -20,20 +20,29 @@ from cryptfs.vfs.directory import Directory, Place
 from cryptfs.vfs.openfile import OpenFile
 from cryptfs.vfs.vault import Vault
 
-Payload = bytes | memoryview | None
+Payload = bytes | memoryview | int | None
+"""What follows the header of a reply; an errno, where raising it would cost more than the request; None
+for no reply."""
+
 Handle = TypeVar("Handle")
+
+_pack_entry, _pack_attr_out = structs.ENTRY.pack, structs.ATTRIBUTES.pack
 
 _VALID_FOR = 86_400  # seconds: nobody else changes the vault
 
 
-class Request(NamedTuple):
-    """One request, as the handlers see it. body: what follows the header; room: for a large reply."""
+class Request:
+    """One request after another of one thread, as the handlers see it.
 
-    nodeid: int
-    body: memoryview
-    uid: int
-    gid: int
-    room: memoryview
+    body: what follows the header.   room: for a large reply.
+    """
+
+    __slots__ = ("body", "gid", "nodeid", "room", "uid")
+
+    def __init__(self, room: memoryview) -> None:
+        self.nodeid = self.uid = self.gid = 0
+        self.body = room[:0]
+        self.room = room
 
 
 Handler = Callable[[Request], Payload]
@@ -75,6 +84,8 @@ class Handlers:
         attr = _VALID_FOR if options.attr_timeout is None else options.attr_timeout
         self._entry_valid = (int(entry), int(entry % 1 * 1e9))
         self._attr_valid = (int(attr), int(attr % 1 * 1e9))
+        nothing = (0,) * len(structs.ATTR.unpack(bytes(structs.ATTR.size)))
+        self._no_entry = structs.ENTRY.pack(0, 0, int(entry), 0, int(entry % 1 * 1e9), 0, *nothing)
         self._acls: Acls | None = None
         if options.xattrs and options.kernel_checks_permissions:
             vault.tree.xattrs.supports_acls = True
@@ -109,26 +120,28 @@ class Handlers:
 
     # ---- replies
 
-    def pack_attributes(self, inode: int, found: Attributes) -> bytes:
-        """fuse_attr."""
+    def _attributes_of(self, inode: int, found: Attributes) -> tuple[int, ...]:
+        """The fields of fuse_attr."""
         st = found.st
+        device = st.st_rdev
         atime, atime_ns = divmod(st.st_atime_ns, 1_000_000_000)
         mtime, mtime_ns = divmod(st.st_mtime_ns, 1_000_000_000)
         ctime, ctime_ns = divmod(st.st_ctime_ns, 1_000_000_000)
-        return structs.ATTR.pack(
+        return (
             inode, found.size, st.st_blocks, atime & _U64, mtime & _U64, ctime & _U64, atime_ns, mtime_ns,
-            ctime_ns, st.st_mode, st.st_nlink, st.st_uid, st.st_gid, _device(st.st_rdev), st.st_blksize, 0,
+            ctime_ns, st.st_mode, st.st_nlink, st.st_uid, st.st_gid,
+            _device(device) if device else 0, st.st_blksize, 0,
         )  # fmt: skip
 
     def _attr_out(self, node: Node, found: Attributes) -> bytes:
-        return structs.ATTR_OUT.pack(*self._attr_valid, 0) + self.pack_attributes(node.inode, found)
+        return _pack_attr_out(*self._attr_valid, 0, *self._attributes_of(node.inode, found))
 
     def entry_out(self, parent: Node, name: bytes, found: Attributes) -> tuple[Node, bytes]:
         """The node of an entry, one lookup more, and its fuse_entry_out."""
         node = self.nodes.remember(parent, name, found.st)
         (entry, entry_ns), (attr, attr_ns) = self._entry_valid, self._attr_valid
-        head = structs.ENTRY_OUT.pack(node.nodeid, 0, entry, attr, entry_ns, attr_ns)
-        return node, head + self.pack_attributes(node.inode, found)
+        attributes = self._attributes_of(node.inode, found)
+        return node, _pack_entry(node.nodeid, 0, entry, attr, entry_ns, attr_ns, *attributes)
 
     def _reply_entry(self, parent: Node, name: bytes) -> bytes:
         directory = self.nodes.directory(parent)

@@ -30,12 +30,17 @@ NodeKey = tuple[int, int]
 
 
 class HeldFile:
-    """An O_PATH descriptor, closed with its last reference: never under a request that uses it."""
+    """An O_PATH descriptor, closed with its last reference: never under a request that uses it.
 
-    __slots__ = ("fd",)
+    st: of when it was opened.   gone: the file has lost its last name since.
+    """
+
+    __slots__ = ("fd", "gone", "st")
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
+        self.gone = False
+        self.st = os.fstat(fd)
 
     def __del__(self) -> None:
         os.close(self.fd)
@@ -49,9 +54,21 @@ class Node:
     first:        while they differ: holds the backing file of that number, so that no other can get it.
     lookups:      references that the kernel holds.
     held:         descriptor of a file without a place known here.
+    renamed:      since the kernel told its times last.
     """
 
-    __slots__ = ("directory", "first", "held", "inode", "key", "lookups", "name", "nodeid", "parent")
+    __slots__ = (
+        "directory",
+        "first",
+        "held",
+        "inode",
+        "key",
+        "lookups",
+        "name",
+        "nodeid",
+        "parent",
+        "renamed",
+    )
 
     def __init__(self, nodeid: int, key: NodeKey, parent: Node | None, name: bytes) -> None:
         self.nodeid = nodeid
@@ -60,6 +77,7 @@ class Node:
         self.parent = parent
         self.name = name
         self.lookups = 0
+        self.renamed = False
         self.held: HeldFile | None = None
         self.first: HeldFile | None = None
         self.directory: Directory | None = None
@@ -202,13 +220,14 @@ class NodeTable:
         """The node of an entry, where the kernel knows it, and the entry's file held."""
         entry_name = directory.entry_name(name)
         fd = os.open(entry_name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory.fd)
-        return self.find(os.fstat(fd)), HeldFile(fd)
+        held = HeldFile(fd)
+        return self.find(held.st), held
 
     def displaced(self, node: Node | None, held: HeldFile) -> Displaced:
         """While its place changes, what comes for a node goes to the file itself; then see lost or moved."""
         if node is None or node.held is not None:
             return Displaced(None, held)
-        if node.directory is None and stat.S_ISDIR(os.fstat(held.fd).st_mode):
+        if node.directory is None and stat.S_ISDIR(held.st.st_mode):
             with contextlib.suppress(OSError, IntegrityError):
                 self.directory(node)  # for what comes for its entries meanwhile
         return Displaced(node, held)
@@ -217,10 +236,11 @@ class NodeTable:
         """After a name went: the node keeps its file by the descriptor."""
         if node is None:
             return
-        nlink = os.fstat(held.fd).st_nlink
+        # The only name was removed: the kernel makes no other of the same file meanwhile.
+        held.gone = held.st.st_nlink == 1 or os.fstat(held.fd).st_nlink == 0
         with self.lock:
             self._open_directories.pop(node.nodeid, None)  # a directory stays open: it has no place
-            if nlink == 0 or node.directory is not None:
+            if held.gone or node.directory is not None:
                 self._by_key.pop(node.key, None)
             if node.lookups > 0:
                 node.held = held

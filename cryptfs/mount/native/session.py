@@ -34,6 +34,7 @@ _MAX_BACKGROUND = 64
 _CONGESTION = 48
 _DEFAULT_THREADS = 16
 _LARGE = 256 * 1024  # bytes of a read or write that is worth a second thread beside it
+_SMALL_REPLY = 1024  # bytes that are cheaper to copy than to pass as a second piece
 _SPIN = 0.0001  # seconds that a thread looks for the next request before it sleeps
 _MAX_SPINS = 16
 _PAUSE = 64  # requests without looking, after it was in vain too often
@@ -46,24 +47,32 @@ WANTED = (
     | Cap.HANDLE_KILLPRIV_V2
 )  # fmt: skip
 
+# Looked up once, not in every request.
+_HEADER_SIZE, _unpack = structs.IN_HEADER.size, structs.IN_HEADER.unpack_from
+_REPLY_SIZE, _pack_reply = structs.OUT_HEADER.size, structs.OUT_HEADER.pack
+_READ = int(Op.READ)
+
 
 class _Worker:
     """One thread that serves requests, with its buffers."""
 
     def __init__(self) -> None:
         self.buffer = memoryview(bytearray(_BUFFER_SIZE))
-        self.room = memoryview(bytearray(MAX_REQUEST))
+        self.request = Request(memoryview(bytearray(MAX_REQUEST)))
         self.served = 0
+        self.reading = False  # the device, or about to
         self.busy = False
         self.parked = threading.Lock()  # held while the thread is to wait
-        self.poll: Callable[[int], object]  # of the device
-        self.spins = _MAX_SPINS  # how often it may look in vain, see _spin; below 0 it counts up to 1
+        self.poll: Callable[..., object]  # of the device
+        self.spins = _MAX_SPINS  # how often it may look in vain, see _wait; below 0 it counts up to 1
 
 
 class Session:
     """Serves one connection.
 
-    Args: fd: of /dev/fuse, mounted.   on_ready: called once, when requests are answered.
+    Args: fd: of /dev/fuse, mounted. Where it blocks, threads sleep until the next request comes; where it
+              does not, they look for it for a moment first.
+          on_ready: called once, when requests are answered.
     """
 
     def __init__(
@@ -81,8 +90,7 @@ class Session:
         self._workers: list[_Worker] = []
         self._active: list[_Worker] = []
         self._threads: list[threading.Thread] = []
-        self._lock = threading.Lock()  # covers the lists above and the count below
-        self._reading = 0
+        self._lock = threading.Lock()  # covers the lists above
         self._watching = False
         self._wake_watcher = threading.Semaphore(0)
 
@@ -154,56 +162,63 @@ class Session:
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
         worker.poll = poll.poll
+        fd, buffer, buffers, active = self._fd, worker.buffer, (worker.buffer,), self._active
         while not self._ended:
-            with self._lock:
-                self._reading += 1
+            worker.reading = True
             try:
-                if worker.spins > 0 and len(self._active) == 1:
-                    self._spin(worker)
-                size = os.readv(self._fd, (worker.buffer,))
+                size = os.readv(fd, buffers)
                 if not size:
                     self._end()  # no device ends so, but a socket in its place does
+            except BlockingIOError:
+                self._wait(worker)
+                continue
             except OSError as error:
                 size = 0
                 if error.errno not in (errno.EINTR, errno.ENOENT, errno.EAGAIN):
                     if error.errno != errno.ENODEV:
                         log.error("reading from the kernel failed: %s", error.strerror)
                     self._end()
-            with self._lock:
-                self._reading -= 1
+            worker.reading = False
             if not size:
                 continue
             worker.busy = True  # before the question: the watcher, about to sleep, asks the other way round
             if not self._watching:
                 self._watching = True
                 self._wake_watcher.release()
-            worker.spins += worker.spins <= 0
-            self._answer(worker, worker.buffer[:size])
+            if worker.spins <= 0:
+                worker.spins += 1
+            self._answer(worker, buffer[:size])
             worker.served += 1
             worker.busy = False
-            if len(self._active) > 1:
+            if len(active) > 1:
                 self._park_if_surplus(worker)
 
-    def _spin(self, worker: _Worker) -> None:
-        """Look for the next request for a moment instead of sleeping at once.
+    def _wait(self, worker: _Worker) -> None:
+        """Until there is a request: look for it for a moment instead of sleeping at once.
 
         A processor that goes idle takes longer to wake, in a virtual machine above all, than most requests
         take to be served. A program that works on files asks again at once; where nobody does, a worker
         soon stops to look, and tries again after a while.
         """
         poll = worker.poll
-        deadline = time.perf_counter() + _SPIN
-        while time.perf_counter() < deadline:
-            if poll(0):
-                worker.spins = min(worker.spins + 1, _MAX_SPINS)
-                return
-        worker.spins -= 2
-        if worker.spins <= 0:
-            worker.spins = -_PAUSE
+        if worker.spins > 0 and len(self._active) == 1:
+            deadline = time.perf_counter() + _SPIN
+            while time.perf_counter() < deadline:
+                if poll(0):
+                    worker.spins = min(worker.spins + 1, _MAX_SPINS)
+                    return
+            worker.spins -= 2
+            if worker.spins <= 0:
+                worker.spins = -_PAUSE
+        poll()
+
+    def _somebody_reads(self) -> bool:
+        """Whether another thread takes the next request. Ask with the lock held, or for a hint."""
+        return any(worker.reading for worker in self._active)
 
     def _park_if_surplus(self, worker: _Worker) -> None:
         with self._lock:
-            if not self._reading or len(self._active) == 1 or self._ended:
+            if not self._somebody_reads() or len(self._active) == 1 or self._ended:
                 return
             self._active.remove(worker)
         worker.parked.acquire()  # until _add_worker or _end lets go
@@ -239,16 +254,19 @@ class Session:
     # ---- requests
 
     def _answer(self, worker: _Worker, view: memoryview) -> None:
-        if len(view) < structs.IN_HEADER.size:
+        if len(view) < _HEADER_SIZE:
             log.error("a request of %d bytes is too short to be one", len(view))
             return
-        length, opcode, unique, nodeid, uid, gid, _, _, _ = structs.IN_HEADER.unpack_from(view)
+        request = worker.request
+        length, opcode, unique, request.nodeid, request.uid, request.gid, _, _, _ = _unpack(view)
         if length != len(view):
             log.error("a request of %d bytes says that it has %d", len(view), length)
             self._reply(unique, errno.EIO, b"")
             return
-        if not self._reading and (length >= _LARGE or (opcode == Op.READ and _read_size(view) >= _LARGE)):
+        large = length >= _LARGE or (opcode == _READ and _read_size(view) >= _LARGE)
+        if large and not self._somebody_reads():
             self._add_worker()
+        request.body = view[_HEADER_SIZE:]
         handler = self._handlers.get(opcode)
         if handler is None:
             if opcode != Op.DESTROY:
@@ -256,7 +274,7 @@ class Session:
             return
         self._counts[opcode] += 1
         try:
-            payload = handler(Request(nodeid, view[structs.IN_HEADER.size :], uid, gid, worker.room))
+            payload = handler(request)
         except OSError as error:
             self._reply(unique, error.errno or errno.EIO, b"")
         except struct.error as error:
@@ -265,18 +283,22 @@ class Session:
         except Exception as error:  # noqa: BLE001 - the one place; errno_of logs what is unforeseen
             self._reply(unique, errno_of(error), b"")
         else:
-            if payload is not None:
+            if payload is None:
+                return
+            if isinstance(payload, int):
+                self._reply(unique, payload, b"")
+            else:
                 self._reply(unique, 0, payload)
 
     def _reply(self, unique: int, code: int, payload: bytes | memoryview) -> None:
         if code:
             self._failed(code)
-        header = structs.OUT_HEADER.pack(structs.OUT_HEADER.size + len(payload), -code, unique)
+        header = _pack_reply(_REPLY_SIZE + len(payload), -code, unique)
         try:
-            if payload:
-                os.writev(self._fd, (header, payload))
+            if len(payload) < _SMALL_REPLY:
+                os.write(self._fd, header + payload)
             else:
-                os.write(self._fd, header)
+                os.writev(self._fd, (header, payload))
         except OSError as error:
             if error.errno == errno.ENODEV:
                 return  # the loop meets the same

@@ -121,6 +121,8 @@ ATTR = struct.Struct("=QQQQQQIIIIIIIIII")
 # ino size blocks atime mtime ctime | their nanoseconds | mode nlink uid gid rdev blksize flags
 ENTRY_OUT = struct.Struct("=QQQQII")  # nodeid generation entry_valid attr_valid + nanoseconds; ATTR follows
 ATTR_OUT = struct.Struct("=QII")  # attr_valid + nanoseconds, padding; ATTR follows
+ENTRY = struct.Struct(ENTRY_OUT.format + ATTR.format[1:])  # both at once
+ATTRIBUTES = struct.Struct(ATTR_OUT.format + ATTR.format[1:])  # both at once
 FORGET_IN = struct.Struct("=Q")
 FORGET_ONE = struct.Struct("=QQ")
 BATCH_FORGET_IN = struct.Struct("=II")
@@ -164,7 +166,7 @@ def take_names(body: memoryview, offset: int, count: int) -> list[bytes]:
 
     Raises: struct.error: one is empty or not terminated.
     """
-    pieces = bytes(body[offset:]).split(b"\0", count)
+    pieces = bytes(body[offset:] if offset else body).split(b"\0", count)
     if len(pieces) <= count or b"" in pieces[:count]:
         raise struct.error("a name of the request is empty or not terminated")
     return pieces[:count]

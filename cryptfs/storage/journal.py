@@ -1,0 +1,144 @@
+"""The journal's files: append, sync, take turns.
+
+Two files, `cryptfs.journal.a` and `cryptfs.journal.b`. Records go to one until it is full; then, once
+everything that the other one holds is on disk in its place, to the other. So the newest records are
+always an unbroken sequence, and neither file grows without bound.
+
+Source: docs/FORMAT.md, section 10.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Sequence
+
+from cryptfs.core.journal import HEAD_SIZE, aligned
+from cryptfs.storage.backing import create_small, write_fully
+
+JOURNAL_NAMES = ("cryptfs.journal.a", "cryptfs.journal.b")
+_ROOM = memoryview(bytes(1024 * 1024))  # written ahead: syncing a file that grew costs several times as much
+PackHead = Callable[[int], bytes]
+PackRecord = Callable[[int, int], Sequence[bytes | memoryview]]
+
+
+class Journal:
+    """The journal of a running session. Safe from many threads.
+
+    Args: vault_fd: the vault directory.
+          pack_head: the head of a file whose first record has the sequence number that it is given.
+          durable: whether `sync` and the turns between the files bring them to disk.
+    Raises: OSError: the files could not be made; none is left behind.
+    """
+
+    def __init__(self, vault_fd: int, pack_head: PackHead, *, durable: bool) -> None:
+        self._vault_fd = vault_fd
+        self._pack_head = pack_head
+        self._durable = durable
+        self._lock = threading.Lock()
+        self._sync_lock = threading.Lock()
+        self._current = 0
+        self._end = HEAD_SIZE
+        self._next_seq = 1
+        self._synced_seq = 0
+        self._fds: list[int] = []
+        self._sizes = [HEAD_SIZE] * len(JOURNAL_NAMES)
+        try:
+            for name in JOURNAL_NAMES:
+                self._fds.append(create_small(vault_fd, name, pack_head(1), 0o600))
+            if durable:
+                for fd in self._fds:
+                    os.fdatasync(fd)
+                os.fsync(vault_fd)
+        except OSError:
+            self.remove()
+            raise
+
+    @property
+    def next_seq(self) -> int:
+        """The sequence number that the next record gets."""
+        return self._next_seq
+
+    @property
+    def turn(self) -> int:
+        """Which file records go to now: 0 or 1. It changes under the lock that `append` packs under."""
+        return self._current
+
+    @property
+    def size(self) -> int:
+        """Bytes in the file that records go to now."""
+        return self._end
+
+    def append(self, pack: PackRecord) -> int:
+        """Write one record, made by pack(sequence number, offset in the file); returns the number.
+
+        Raises: OSError: there is no such record.
+        """
+        with self._lock:
+            seq, place = self._next_seq, self._end
+            pieces = pack(seq, place)
+            end = aligned(place + sum(map(len, pieces)))
+            if self._durable and end > self._sizes[self._current]:
+                self._make_room(end)
+            write_fully(self._fds[self._current], pieces, place)
+            self._end = end
+            self._next_seq = seq + 1
+            return seq
+
+    def _make_room(self, end: int) -> None:
+        """Lengthen the current file ahead of what comes next; where there is no room for that, no matter."""
+        size = max(self._sizes[self._current], self._end)
+        with contextlib.suppress(OSError):
+            while size < end:
+                write_fully(self._fds[self._current], (_ROOM,), size)
+                size += len(_ROOM)
+        self._sizes[self._current] = size
+
+    def sync(self, seq: int) -> None:
+        """On return the records up to this number are on disk. Callers that come together share one sync.
+
+        Raises: OSError: they may not be.
+        """
+        if seq <= self._synced_seq:
+            return
+        with self._sync_lock:
+            if seq <= self._synced_seq:
+                return
+            with self._lock:
+                last, fd = self._next_seq - 1, self._fds[self._current]
+            os.fdatasync(fd)  # what the other file holds was synced when it was left
+            self._synced_seq = last
+
+    def take_turns(self) -> None:
+        """Let records go to the other file, all of whose records must be on disk in their places.
+
+        Raises: OSError: they go on to the same file.
+        """
+        other = 1 - self._current
+        write_fully(self._fds[other], (self._pack_head(self._next_seq),), 0)
+        if self._durable:
+            os.fdatasync(self._fds[other])  # before a record there replaces one that is left over
+        with self._sync_lock, self._lock:
+            if self._durable:
+                os.fdatasync(self._fds[self._current])
+                self._synced_seq = self._next_seq - 1
+            self._current, self._end = other, HEAD_SIZE
+
+    def remove(self) -> None:
+        """The session is over, and everything is in its place: close and remove the files."""
+        self.close()
+        remove_journal(self._vault_fd)
+
+    def close(self) -> None:
+        """Close the files and leave them for a replay."""
+        for fd in self._fds:
+            os.close(fd)
+        self._fds.clear()
+
+
+def remove_journal(vault_fd: int) -> None:
+    """Remove the files of a journal, those that are there."""
+    for name in JOURNAL_NAMES:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=vault_fd)

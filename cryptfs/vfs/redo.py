@@ -1,0 +1,263 @@
+"""The redo log: what goes through the journal, and how it gets to its place.
+
+A change that destroys something (an overwritten chunk, a partial last chunk that grows, a shrink, a hole
+punched) is complete in the journal before the file is touched. How far `complete` goes is the level:
+
+    power    records are synced, in groups, before their places are written. Until then the newest version
+             of a chunk is in the FileState's `overlay`, where readers find it. An fsync of overwritten
+             data is one sync of the journal.
+    process  the record is handed to the kernel, then the place is written at once: safe when this process
+             is killed, not when the machine stops.
+    off      there is no redo log.
+
+Everything that takes a FileState runs with its lock held. Source: docs/FORMAT.md, section 10.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from cryptfs.core.aead import SMALL_NONCE_SIZE
+from cryptfs.core.config import VaultConfig
+from cryptfs.core.header import NO_JOURNAL
+from cryptfs.core.journal import JournalHead, JournalRecord, Operation, Sessions, payload_digest
+from cryptfs.core.keys import JOURNAL_ID_SIZE, Subkeys
+from cryptfs.storage.backing import write_fully
+from cryptfs.storage.journal import Journal
+from cryptfs.storage.libc import UTIME_NOW, UTIME_OMIT, futimens, syncfs
+from cryptfs.storage.sessions import write_sessions_file
+
+if TYPE_CHECKING:
+    from cryptfs.vfs.filestate import FileState
+
+log = logging.getLogger(__name__)
+
+SMALL_GROWTH = 256 * 1024  # of a file in the overlay; more is worth a sync, after which it goes straight
+_MAX_PIECES = 512  # in one system call
+
+
+class Durability(StrEnum):
+    """What a crash of what may not damage: see the module."""
+
+    POWER = "power"
+    PROCESS = "process"
+    OFF = "off"
+
+
+DEFAULT_DURABILITY = Durability.POWER
+
+
+class RedoLog:
+    """The journal of one session, which begins with the first change.
+
+    Args: vault_fd: the vault directory.   sessions: those before.   durable: level power, not process.
+    """
+
+    def __init__(
+        self, keys: Subkeys, config: VaultConfig, vault_fd: int, sessions: Sessions, *, durable: bool
+    ) -> None:
+        self.durable = durable
+        self.journal_id = os.urandom(JOURNAL_ID_SIZE)
+        self.broken = False  # the journal could not be synced: nothing goes through it any more
+        self.overlay_size = 0  # bytes in all overlays, roughly: no lock
+        self.touched: tuple[dict[FileState, None], ...] = ({}, {})  # by records of either journal file
+        self.grown: dict[tuple[int, int], int] = {}  # plaintext sizes of files whose backing file is shorter
+        self._keys = keys
+        self._suite = config.suite
+        self._geometry = config.geometry
+        self._vault_fd = vault_fd
+        self._sessions = sessions
+        self._number = sessions.last + 1
+        self._start_lock = threading.Lock()
+        self._journal: Journal | None = None
+
+    # ---- the session
+
+    @property
+    def journal(self) -> Journal | None:
+        """The journal, once the session has begun."""
+        return self._journal
+
+    def naming(self) -> tuple[bytes, int]:
+        """journal_id and journal_floor for a header that is about to be written. Begins the session.
+
+        Raises: OSError: the journal could not be made.
+        """
+        if self.broken:
+            return NO_JOURNAL, 0
+        return self.journal_id, self._started().next_seq
+
+    def _started(self) -> Journal:
+        if self._journal is None:
+            with self._start_lock:
+                if self._journal is None:
+                    self._journal = Journal(self._vault_fd, self._pack_head, durable=self.durable)
+        return self._journal
+
+    def _pack_head(self, first_seq: int) -> bytes:
+        head = JournalHead(self._number, self.journal_id, first_seq, os.fstat(self._vault_fd).st_ino)
+        return head.pack(self._keys, os.urandom(SMALL_NONCE_SIZE))
+
+    def end(self) -> None:
+        """After all files were closed: the session is over, and its journal goes.
+
+        Where something could not be brought to its place, the journal stays for the next mount.
+        """
+        journal = self._journal
+        if journal is None:
+            return
+        try:
+            if any(self.touched):
+                log.error(
+                    "the journal stays, for the next mount: not everything could be written to its place"
+                )
+                journal.close()
+                return
+            if self.durable:
+                syncfs(self._vault_fd)
+            ended = self._sessions.ended(self._number)
+            write_sessions_file(self._vault_fd, ended.pack(self._keys, os.urandom(SMALL_NONCE_SIZE)))
+            journal.remove()
+        except OSError as error:
+            log.error("the journal stays, for the next mount: %s", error.strerror)
+            journal.close()
+
+    # ---- records
+
+    def log_write(self, state: FileState, first: int, records: memoryview) -> None:
+        """A record of chunk records that are about to be written from chunk `first` on. Raises: OSError."""
+        size = self._geometry.chunk_start(first) + self._geometry.plain_length(len(records))
+        self._append(state, Operation.WRITE, first, size, records)
+
+    def log_shrink(self, state: FileState, size: int, last_chunk: memoryview) -> None:
+        """A record of a shrink. last_chunk: its new record, empty where it stays whole. Raises: OSError."""
+        first = self._geometry.chunk_count(size) - 1
+        self._append(state, Operation.SHRINK, first, size, last_chunk)
+
+    def log_punch(self, state: FileState, first: int, stop: int) -> None:
+        """A record of chunks that become holes. Raises: OSError."""
+        self._append(state, Operation.PUNCH, first, stop, memoryview(b""))
+
+    def _append(
+        self, state: FileState, operation: Operation, first: int, size: int, payload: memoryview
+    ) -> None:
+        header = state.header
+        assert header is not None  # it was written when the file began to change
+        journal = self._started()
+        suite = self._suite
+        path = os.fsencode(state.cipher_path)
+        digest = payload_digest(path, payload, self._geometry.record_size, suite.nonce_size, suite.tag_size)
+        nonce = os.urandom(SMALL_NONCE_SIZE)
+
+        def pack(seq: int, place: int) -> Sequence[bytes | memoryview]:
+            self.touched[journal.turn][state] = None
+            record = JournalRecord(
+                seq=seq,
+                previous=state.last_seq,
+                operation=operation,
+                epoch=header.epoch,
+                file_id=header.file_id,
+                inode=state.key[1],
+                first=first,
+                size=size,
+                path=path,
+                digest=digest,
+            )
+            return record.pack(self._keys, nonce, self.journal_id, place, len(payload)), payload
+
+        state.last_seq = journal.append(pack)
+
+    def keep(self, state: FileState, first: int, records: memoryview) -> None:
+        """Put chunk records that were logged into the overlay; they go to their places later."""
+        overlay, record_size = state.overlay, self._geometry.record_size
+        for place in range(0, len(records), record_size):
+            record = bytes(records[place : place + record_size])
+            old = overlay.get(first)
+            self.overlay_size += len(record) - (0 if old is None else len(old))
+            overlay[first] = record
+            first += 1
+        if state.kept_mtime_ns is None:  # else the kernel keeps the time of change, and tells us
+            futimens(state.fd, (0, UTIME_OMIT, 0, UTIME_NOW))
+
+    # ---- to the files
+
+    def commit(self, state: FileState) -> None:
+        """On return, this file's records are on disk. The lock need not be held.
+
+        Raises: OSError: they may not be; from now on everything is written in place.
+        """
+        journal = self._journal
+        if not self.durable or journal is None or self.broken or not state.last_seq:
+            return
+        try:
+            journal.sync(state.last_seq)
+        except OSError as error:
+            self.broken = True
+            log.error("the journal cannot be brought to disk: %s; overwriting without it", error.strerror)
+            raise
+
+    def apply(self, state: FileState) -> None:
+        """Write the overlay of a file to its places, once the journal and the file's header are on disk.
+
+        Raises: OSError: the overlay stays.
+        """
+        if not state.overlay:
+            return
+        if not self.broken:
+            self.commit(state)
+            if not state.header_is_durable:
+                state.sync_backing(data_only=True)
+        outer = state.change_count & 1
+        if not outer:
+            state.change_count += 1
+        try:
+            self._write_overlay(state)
+        finally:
+            if not outer:
+                state.change_count += 1
+        self.forget(state)
+
+    def _write_overlay(self, state: FileState) -> None:
+        geometry, overlay = self._geometry, state.overlay
+        before = os.fstat(state.fd)
+        state.mark_data()
+        indices = sorted(overlay)
+        start = 0
+        while start < len(indices):
+            stop = start + 1
+            while (
+                stop < len(indices)
+                and indices[stop] == indices[stop - 1] + 1
+                and len(overlay[indices[stop - 1]]) == geometry.record_size
+                and stop - start < _MAX_PIECES
+            ):
+                stop += 1
+            pieces = [overlay[index] for index in indices[start:stop]]
+            write_fully(state.fd, pieces, geometry.record_offset(indices[start]))
+            start = stop
+        futimens(state.fd, (0, UTIME_OMIT, *divmod(before.st_mtime_ns, 10**9)))
+        if os.fstat(state.fd).st_mode != before.st_mode:  # writing took set-id bits away
+            with contextlib.suppress(PermissionError):
+                os.fchmod(state.fd, before.st_mode & 0o7777)
+
+    def forget(self, state: FileState) -> None:
+        """Drop the overlay of a file: it is in its place, or does not count any more."""
+        self.overlay_size -= sum(map(len, state.overlay.values()))
+        state.overlay.clear()
+        self.grown.pop(state.key, None)
+
+    def abandon(self, state: FileState) -> None:
+        """The file is gone for good."""
+        self.forget(state)
+        for touched in self.touched:
+            touched.pop(state, None)
+
+    def holds(self, state: FileState) -> bool:
+        """Whether the file must stay open: its data is on disk in the journal only."""
+        return self.durable and any(state in touched for touched in self.touched)
