@@ -61,23 +61,21 @@ def show(results: Results, console: Console) -> None:
     """Rates with ratios, what the daemons spent, and what failed."""
     for place in results.places:
         console.print(f"\n[bold]{escape(place.directory)}[/] ({escape(place.filesystem)})")
+        console.print(
+            f"median, half the spread; x: how many times as fast {escape(results.focus)} is, and its range"
+        )
         for heading, rows in groupby(place.rows, key=lambda row: row.heading):
             width = _TITLE_WIDTH if console.width >= 160 else _NARROW
-            console.print(rates_table(results, heading, list(rows), width))
+            console.print(f"\n[italic]{escape(heading)}[/]")
+            console.print(rates_table(results, list(rows), width))
         console.print(costs_table(results, place))
         for line in failure_lines(place):
             console.print(line)
 
 
-def rates_table(results: Results, heading: str, rows: list[Row], width: int = _NARROW) -> Table:
+def rates_table(results: Results, rows: list[Row], width: int = _NARROW) -> Table:
     """One workload."""
-    table = Table(
-        title=f"{escape(heading)} [dim](median, half the spread; x: {escape(results.focus)} against it)[/]",
-        title_justify="left",
-        title_style="",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("", max_width=width)
     for name in results.subjects:
         table.add_column(escape(name), justify="right", style="bold" if name == results.focus else "")

@@ -29,7 +29,7 @@ class Sizes:
     rows: int = 100_000
     commits: int = 500
     client_files: int = 2_000
-    limit: float = 3.0
+    limit: float = 1.5
 
     def scaled(self, factor: float) -> Sizes:
         """Everything so many times as large, but for the time limit; at least 4, or 1 MiB of bytes."""

@@ -288,6 +288,20 @@ def test_bars_and_curves_are_drawn(tmp_path: Path) -> None:
     assert again[0].read_text() == bars, "the same figures give the same file"
 
 
+@pytest.mark.parametrize(
+    ("value", "binary", "text"),
+    [
+        (512, True, "512 B"),
+        (64 << 20, True, "64 MiB"),
+        (100 << 30, True, "100 GiB"),
+        (10_000, False, "10 k"),
+        (16, False, "16"),
+    ],
+)
+def test_ticks_of_an_axis(value: float, binary: bool, text: str) -> None:
+    assert plots.quantity_text(value, binary=binary) == text
+
+
 # ---- the machine and the command line
 
 
