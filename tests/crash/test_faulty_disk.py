@@ -203,7 +203,7 @@ def test_reading_for_operations_on_content(operation: Operation, scratch: Path) 
     history = FileHistory([operation.old], [False])
     history.change(operation.result)
     steps = run_on_content(
-        operation, scratch, lambda at: Strike(at=at, error=errno.EIO, calls_of=READS), READS
+        operation, scratch, lambda at: Strike(at=at, error=errno.EIO, calls_of=READS), Durability.OFF, READS
     )
     for where, vault, raised in steps:
         found = chunks_in_vault(vault, NAME)

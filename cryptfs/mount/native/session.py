@@ -360,5 +360,3 @@ class Session:
         """Tell the kernel something unasked. Raises: OSError: as it answers."""
         header = structs.OUT_HEADER.pack(structs.OUT_HEADER.size + len(payload), code, 0)
         os.writev(self._fd, (header, payload))
-
-
