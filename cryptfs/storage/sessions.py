@@ -1,16 +1,22 @@
-"""The file `cryptfs.sessions`: which sessions are over, and which ended without an unmount.
+"""The file `cryptfs.sessions`: which sessions are over, and which ended without an unmount; and the mark that
+files are to be settled after one of those.
 
 Source: docs/FORMAT.md, section 10.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+import stat
+
 from cryptfs.core.journal import MAX_SESSIONS_SIZE
 from cryptfs.errors import IntegrityError
-from cryptfs.storage.backing import read_small
+from cryptfs.storage.backing import create_small, read_small
 from cryptfs.storage.vaultdir import replace_file
 
 SESSIONS_NAME = "cryptfs.sessions"
+UNSETTLED_NAME = "cryptfs.unsettled"
 
 
 def read_sessions_file(vault_fd: int) -> bytes | None:
@@ -27,3 +33,17 @@ def read_sessions_file(vault_fd: int) -> bytes | None:
 def write_sessions_file(vault_fd: int, content: bytes) -> None:
     """Replace the file atomically. Raises: OSError."""
     replace_file(vault_fd, SESSIONS_NAME, content)
+
+
+def mark_unsettled(vault_fd: int) -> None:
+    """Say that files have to be looked at; write_sessions_file brings it to disk. Raises: OSError."""
+    with contextlib.suppress(FileExistsError):
+        os.close(create_small(vault_fd, UNSETTLED_NAME, b"", 0o600))
+
+
+def is_unsettled(vault_fd: int) -> bool:
+    """Whether files have to be looked at."""
+    try:
+        return stat.S_ISREG(os.stat(UNSETTLED_NAME, dir_fd=vault_fd, follow_symlinks=False).st_mode)
+    except FileNotFoundError:
+        return False

@@ -23,7 +23,7 @@ from cryptfs.core.names import SIDECAR_SUFFIX
 from cryptfs.errors import DirectoryRecordError, IntegrityError
 from cryptfs.storage.dirs import is_long
 from cryptfs.storage.journal import JOURNAL_NAMES
-from cryptfs.storage.sessions import SESSIONS_NAME, read_sessions_file
+from cryptfs.storage.sessions import SESSIONS_NAME, UNSETTLED_NAME, read_sessions_file
 from cryptfs.storage.vaultdir import LOCK_NAME, lock_holder
 from cryptfs.vfs.check_content import ContentCheck, in_lost_found
 from cryptfs.vfs.check_directories import (
@@ -45,7 +45,7 @@ from cryptfs.vfs.vault import Vault
 from cryptfs.vfs.walk import Role, WalkedDirectory, WalkedEntry, Walker
 
 _JOURNAL_PREFIX = "cryptfs.journal"
-_ROOT_FILES = (CONFIG_NAME, LOCK_NAME, SESSIONS_NAME, *JOURNAL_NAMES)
+_ROOT_FILES = (CONFIG_NAME, LOCK_NAME, SESSIONS_NAME, UNSETTLED_NAME, *JOURNAL_NAMES)
 
 
 class VaultCheck:

@@ -11,6 +11,7 @@ import fcntl
 import logging
 import os
 import threading
+from collections.abc import Iterator
 
 from cryptfs.core.geometry import HEADER_SIZE
 from cryptfs.core.header import NO_FLAGS, NO_JOURNAL, FileHeader, HeaderFlag
@@ -236,40 +237,35 @@ class FileState:
         if cipher_size <= expected:
             return
         log.warning("%s: %d bytes trimmed (%s)", self.cipher_path, cipher_size - expected, what)
-        fd = self._writing_fd()
-        if fd is not None:
-            try:
+        with self._writing_fd() as fd:
+            if fd is not None:
                 os.ftruncate(fd, expected)
-            finally:
-                self._done_writing(fd)
 
     def _settle(self) -> None:
         """After its writer died, make the length that was found the authentic one."""
         log.warning(
             "%s: was being written when its writer ended; %d bytes are intact", self.cipher_path, self.size
         )
-        fd = self._writing_fd()
-        if fd is None:
-            self._unsettled = self.header
-            return
-        try:
-            self._write_clean(fd)
-        finally:
-            self._done_writing(fd)
+        with self._writing_fd() as fd:
+            if fd is None:
+                self._unsettled = self.header
+            else:
+                self._write_clean(fd)
 
-    def _writing_fd(self) -> int | None:
-        if self.context.read_only:
-            return None
+    @contextlib.contextmanager
+    def _writing_fd(self) -> Iterator[int | None]:
+        """A descriptor that can write for a moment, None where there is none: the next writer will do it."""
+        fd = None
         if self.writable:
-            return self.fd
+            fd = self.fd
+        elif not self.context.read_only:
+            with contextlib.suppress(OSError):
+                fd = reopen(self.fd, os.O_RDWR)
         try:
-            return reopen(self.fd, os.O_RDWR)
-        except OSError:
-            return None  # no right to write: the next writer will do it
-
-    def _done_writing(self, fd: int) -> None:
-        if fd != self.fd:
-            os.close(fd)
+            yield fd
+        finally:
+            if fd is not None and fd != self.fd:
+                os.close(fd)
 
     def header_for_change(self, *, size_min: int | None = None, sparse: bool = False) -> FileHeader | None:
         """The header that must be on disk before the file changes, or None where it already is.
@@ -376,6 +372,16 @@ class FileState:
         if times[3] != UTIME_OMIT:
             self.kept_mtime_ns = None
 
+    def outlive_crash(self) -> None:
+        """A file that was closed before a crash: from now on, it is as long as it says."""
+        with self.lock:
+            header = self.header
+            if header is None or not header.is_clean or header.journal_id not in self.context.crashed:
+                return
+            with self._writing_fd() as fd:
+                if fd is not None:
+                    self._write_clean(fd)
+
     def _write_clean(self, fd: int) -> None:
         header = self.header
         assert header is not None  # a file that is not clean has one
@@ -384,7 +390,8 @@ class FileState:
             size=self.size, size_min=self.size, flags=flags, journal_id=NO_JOURNAL, journal_floor=0
         )
         redo = self.context.redo
-        if redo is not None and redo.durable and self._data_mark > self._synced_mark:
+        here = redo is not None and redo.durable and self._is_of_this_session(header)
+        if here and self._data_mark > self._synced_mark:
             # Not known to be on disk: if the power goes in this session, it may end shorter than this.
             clean = clean.changed(
                 size_min=min(self.size, self.durable_size),

@@ -121,6 +121,10 @@ class RedoLog:
         head = JournalHead(self._number, self.journal_id, first_seq, os.fstat(self._vault_fd).st_ino)
         return head.pack(self._keys, os.urandom(SMALL_NONCE_SIZE))
 
+    def forget_crashed(self) -> None:
+        """Every file that a crash left was settled."""
+        self._sessions = Sessions(self._sessions.last)
+
     def end(self) -> None:
         """After all files were closed: the session is over, and its journal goes.
 

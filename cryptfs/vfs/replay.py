@@ -37,7 +37,7 @@ from cryptfs.errors import ChunkError, IntegrityError
 from cryptfs.storage.backing import open_backing, read_fully, write_fully
 from cryptfs.storage.journal import JOURNAL_NAMES, remove_journal
 from cryptfs.storage.libc import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, UTIME_OMIT, fallocate, futimens, syncfs
-from cryptfs.storage.sessions import read_sessions_file, write_sessions_file
+from cryptfs.storage.sessions import mark_unsettled, read_sessions_file, write_sessions_file
 from cryptfs.vfs.context import FileContext
 from cryptfs.vfs.filefinder import FileFinder
 
@@ -170,6 +170,7 @@ def _replay_files(context: FileContext, vault_fd: int, fds: list[int], sessions:
         report.records, report.files, report.ignored, report.lost,
     )  # fmt: skip
     syncfs(vault_fd)  # what that session wrote straight to files, too: from now on it counts as on disk
+    mark_unsettled(vault_fd)
     sessions = sessions.ended(newest.number, [newest.journal_id])
     write_sessions_file(vault_fd, sessions.pack(context.keys, os.urandom(SMALL_NONCE_SIZE)))
     return sessions
