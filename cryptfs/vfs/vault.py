@@ -309,8 +309,11 @@ def default_cipher() -> str:
 
 
 def wipe(secret: bytes) -> None:
-    """Overwrite a bytes object in place. Copies that Python made elsewhere are out of reach."""
-    if secret:
+    """Overwrite a bytes object in place. Copies that Python made elsewhere are out of reach.
+
+    One of a single byte stays: Python has only one of each, which everybody shares.
+    """
+    if len(secret) > 1:
         ctypes.memset(id(secret) + bytes.__basicsize__ - 1, 0, len(secret))
 
 
