@@ -34,7 +34,7 @@ def settle_overlay(state: FileState) -> None:
 
 def _needs_barrier(state: FileState, redo: RedoLog) -> bool:
     """Whether the content that goes is on disk, so that the way there must be ordered."""
-    return redo.durable and not redo.broken and state.durable_size > 0
+    return redo.durable and not redo.broken and state.has_durable_content
 
 
 def _announce_loss(state: FileState, record: Callable[[RedoLog], None]) -> None:
@@ -144,10 +144,12 @@ def truncate_to_zero(state: FileState) -> None:
             journal_floor=floor,
         )
     )
-    if redo is not None and redo.durable and (state.durable_size or state.damage):
-        os.fdatasync(state.fd)  # else the length could be on disk before the header that explains it
-    state.size, state.damage, state.durable_size = 0, None, 0  # whatever becomes of the next call
+    ordered = redo is not None and redo.durable and (state.has_durable_content or state.damage is not None)
+    # The header says it all: whatever becomes of the next calls, this is an empty file now.
+    state.size, state.damage, state.durable_size, state.synced = 0, None, 0, False
     state.mark_data()
+    if ordered:
+        os.fdatasync(state.fd)  # else the length could be on disk before the header that explains it
     os.ftruncate(state.fd, HEADER_SIZE)
 
 

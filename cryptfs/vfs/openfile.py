@@ -275,6 +275,7 @@ class OpenFile:
                 with state.lock:
                     redo.apply(state)
             redo.commit(state)
+        state.synced = True  # before it is: what is cut meanwhile is cut in order, too
         state.sync_backing(data_only=data_only)
 
 

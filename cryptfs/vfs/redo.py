@@ -175,6 +175,9 @@ class RedoLog:
 
     def keep(self, state: FileState, first: int, records: memoryview) -> None:
         """Put chunk records that were logged into the overlay; they go to their places later."""
+        if state.kept_mtime_ns is None:  # else the kernel keeps the time of change, and tells us
+            with contextlib.suppress(PermissionError):  # somebody else's file, which we may write
+                futimens(state.fd, (0, UTIME_OMIT, 0, UTIME_NOW))
         overlay, record_size = state.overlay, self._geometry.record_size
         for place in range(0, len(records), record_size):
             record = bytes(records[place : place + record_size])
@@ -182,8 +185,6 @@ class RedoLog:
             self.overlay_size += len(record) - (0 if old is None else len(old))
             overlay[first] = record
             first += 1
-        if state.kept_mtime_ns is None:  # else the kernel keeps the time of change, and tells us
-            futimens(state.fd, (0, UTIME_OMIT, 0, UTIME_NOW))
 
     # ---- to the files
 
