@@ -34,7 +34,8 @@ class FileState:
               written along with the first chunk.
     damage:   set when the header or the length does not hold; then only a truncate to zero helps.
     overlay:  chunk records that are in the journal and not in the backing file yet, by chunk_index.
-    durable_size: plaintext bytes that are known to be on disk, or in the journal there.
+    durable_size: plaintext bytes that are known to be on disk in their place.
+    synced:   whether anything was brought to disk since the file was empty, be it in the journal only.
     """
 
     def __init__(self, context: FileContext, key: FileKey, fd: int, *, writable: bool, path: str) -> None:
@@ -60,6 +61,7 @@ class FileState:
         self.overlay: dict[int, bytes] = {}
         self.last_seq = 0  # of the file's last journal record
         self.durable_size = 0
+        self.synced = False
         # Writes to the backing file are counted, to know what a sync covered. What happened before it was
         # opened may be on disk or not, so the count begins with one.
         self._marks = 1
@@ -79,6 +81,11 @@ class FileState:
     def header_is_durable(self) -> bool:
         """Whether the header is on disk as the redo log needs it."""
         return self._header_mark <= self._synced_mark
+
+    @property
+    def has_durable_content(self) -> bool:
+        """Whether there is content that a loss of power may not take."""
+        return self.synced or self.durable_size > 0
 
     def sync_backing(self, *, data_only: bool) -> None:
         """Sync the backing file; the lock need not be held. Raises: OSError."""
@@ -103,6 +110,7 @@ class FileState:
             return
         with self.lock:
             size = self.size
+            self.synced = True  # before it is: what is cut meanwhile is cut in order, too
             if redo.broken:
                 redo.apply(self)
         redo.commit(self)

@@ -25,7 +25,7 @@ class Rules:
                     cut): zeros where others are missing.
     new_may_fail:   chunks that lie whole behind the old end may be EIO, and so may a directory that is new
                     (a power cut).
-    exact_lengths:  a truncate is done or not: no length between.
+    exact_lengths:  a cut is done or not: no length between.
     """
 
     chunk_size: int
@@ -38,7 +38,7 @@ class Rules:
 
 @dataclass(eq=False)
 class FileHistory:
-    """The content of a file. states: the floor first; cuts: whether each state came by a change of length."""
+    """The content of a file. states: the floor first.   cuts: which states came by a cut."""
 
     states: list[bytes] = field(default_factory=lambda: [b""])
     cuts: list[bool] = field(default_factory=lambda: [False])

@@ -217,7 +217,8 @@ class Program:
     def _ask_file(operation: Operation, file: FileHistory) -> None:
         old, end = file.now, operation.offset + operation.length
         if operation.kind == "truncate":
-            file.change(old[: operation.length].ljust(operation.length, b"\0"), cut=True)
+            new_length = operation.length
+            file.change(old[:new_length].ljust(new_length, b"\0"), cut=new_length < len(old))
             return
         if operation.kind == "write":
             new = bytearray(old.ljust(end, b"\0"))

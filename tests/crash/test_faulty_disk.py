@@ -175,7 +175,7 @@ def test_operations_on_content(
 ) -> None:
     """One call fails, from open to close: somebody is told; the file is old or new, and well."""
     history = FileHistory([operation.old], [False])
-    history.change(operation.result, cut="truncate" in operation.name)
+    history.change(operation.result, cut=len(operation.result) < len(operation.old))
 
     def error_at(at: int) -> Error:
         return ERRORS[(at + turn) % len(ERRORS)]
@@ -203,7 +203,7 @@ def test_reading_for_operations_on_content(operation: Operation, scratch: Path) 
     history = FileHistory([operation.old], [False])
     history.change(operation.result)
     steps = run_on_content(
-        operation, scratch, lambda at: Strike(at=at, error=errno.EIO, calls_of=READS), Durability.OFF, READS
+        operation, scratch, lambda at: Strike(at=at, error=errno.EIO, calls_of=READS), Durability.POWER, READS
     )
     for where, vault, raised in steps:
         found = chunks_in_vault(vault, NAME)

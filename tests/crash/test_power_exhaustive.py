@@ -60,7 +60,7 @@ def history_at(image: CrashImage, operation: Operation) -> FileHistory:
     """What was promised when the power went."""
     history = FileHistory([operation.old], [False])
     if "asked" in image.marks:
-        history.change(operation.result, cut="truncate" in operation.name)
+        history.change(operation.result, cut=len(operation.result) < len(operation.old))
     if "synced" in image.marks:
         history.keep()
     return history
