@@ -298,9 +298,8 @@ def _detach_with_sync(mount: Mount) -> None:
     except OSError as error:
         if error.errno != errno.EBUSY:
             raise
-        log.warning(
-            "%s is still in use%s", mount.mountpoint, describe_holders(find_holders(mount.mountpoint))
-        )
+        users = describe_holders(find_holders(mount.mountpoint), commands=False)
+        log.warning("%s is still in use%s", mount.mountpoint, users)
         sync_mount(mount.mountpoint)
         detach(mount.mountpoint, lazy=True)
 

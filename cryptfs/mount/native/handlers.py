@@ -28,6 +28,7 @@ Handle = TypeVar("Handle")
 
 _pack_entry, _pack_attr_out = structs.ENTRY.pack, structs.ATTRIBUTES.pack
 
+LARGE = 256 * 1024  # bytes of a read or write that is worth a second thread beside it
 _VALID_FOR = 86_400  # seconds: nobody else changes the vault
 
 
@@ -35,14 +36,16 @@ class Request:
     """One request after another of one thread, as the handlers see it.
 
     body: what follows the header.   room: for a large reply.
+    make_way: to be called before reading LARGE bytes or more. For a request that is so large it has been.
     """
 
-    __slots__ = ("body", "gid", "nodeid", "room", "uid")
+    __slots__ = ("body", "gid", "make_way", "nodeid", "room", "uid")
 
-    def __init__(self, room: memoryview) -> None:
+    def __init__(self, room: memoryview, make_way: Callable[[], None]) -> None:
         self.nodeid = self.uid = self.gid = 0
         self.body = room[:0]
         self.room = room
+        self.make_way = make_way
 
 
 Handler = Callable[[Request], Payload]
