@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchlib.clients import in_parallel
 from benchlib.peers import cryptfs
 from benchlib.quantities import GIB, KIB, MIB, Sample, Unit, Workload
 from benchlib.results import Curve
@@ -207,9 +206,7 @@ def clients(run: Run, points: Sequence[int]) -> None:
         for number in range(count):
             (run.directory / str(number)).mkdir(exist_ok=True)
         work = partial(_client, run.directory, max(1, run.sizes.client_files // count), run.sizes.limit)
-        start = time.perf_counter()
-        done = sum(in_parallel(count, work))
-        run.note(f"clients@{count}", done, time.perf_counter() - start)
+        run.in_parallel(f"clients@{count}", count, work)
 
 
 _OPS, _BYTES = Unit.OPERATIONS, Unit.BYTES

@@ -13,6 +13,7 @@ from benchlib.quantities import Unit
 from benchlib.results import Entry, Place, Results, Row
 
 _TITLE_WIDTH, _NARROW = 46, 30  # columns, on a wide screen and on others
+_REASON = 100  # characters
 
 
 def value_text(unit: Unit, value: float) -> str:
@@ -99,6 +100,11 @@ def costs_table(results: Results, place: Place) -> Table:
     return table
 
 
+def shortened(reason: str) -> str:
+    """Its beginning and its end, which say what and why; a long path in between says less."""
+    return reason if len(reason) <= _REASON else f"{reason[: _REASON // 2]} ... {reason[-_REASON // 2 :]}"
+
+
 def failure_lines(place: Place) -> list[str]:
     """Who failed at what, and why; one line for all that one turn did not give."""
     found: dict[tuple[str, str], list[str]] = {}
@@ -107,6 +113,6 @@ def failure_lines(place: Place) -> list[str]:
             if entry.failed is not None and entry.failed != "not measured":
                 found.setdefault((name, entry.failed), []).append(row.title)
     return [
-        f"[yellow]failed[/]: {escape(name)}: {escape(', '.join(titles))}: {escape(reason)}"
+        f"[yellow]failed[/]: {escape(name)}: {escape(', '.join(titles))}: {escape(shortened(reason))}"
         for (name, reason), titles in found.items()
     ]

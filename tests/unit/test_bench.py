@@ -189,6 +189,12 @@ def test_the_table_shows_rates_ratios_and_failures() -> None:
     assert "failed: encfs: make files: no room" in text
 
 
+def test_a_long_reason_keeps_both_ends() -> None:
+    assert report.shortened("too long: " + "x" * 500 + ": no room").startswith("too long: xxx")
+    assert report.shortened("too long: " + "x" * 500 + ": no room").endswith("xxx: no room")
+    assert report.shortened("short") == "short"
+
+
 def test_what_was_not_asked_for_is_no_failure() -> None:
     text = shown_text(some_results(a_row("mount", cryptfs=entry(1, 1.0), plain=Entry(failed="not measured"))))
     assert "failed" not in text
