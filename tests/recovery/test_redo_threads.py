@@ -15,7 +15,8 @@ import pytest
 
 from cryptfs.storage.journal import Journal
 from cryptfs.storage.libc import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE
-from cryptfs.vfs import checkpoint, filetable, ranges, tree
+from cryptfs.vfs import attributes, checkpoint, ranges, tree
+from cryptfs.vfs.openfile import OpenFile
 from cryptfs.vfs.redo import Durability
 from tests.property.test_threads import run_together
 from tests.recovery.scenes import (
@@ -87,7 +88,7 @@ class Worker:
                 assert self.vault.tree.stat_open(file).size == len(self.model)
             assert self.vault.tree.stat(self.vault.root, self.name).size == len(self.model)
 
-    def step(self, file: tree.OpenFile) -> None:
+    def step(self, file: OpenFile) -> None:
         size, choice = len(self.model), self.random.random()
         if choice < 0.55 or not size:
             offset = self.random.randrange(size + 500)
@@ -243,7 +244,7 @@ def test_a_file_unlinked_while_it_is_parked_does_not_stay_open(
         return st
 
     with monkeypatch.context() as patch:
-        patch.setattr(filetable.os, "fstat", unlink_meanwhile)
+        patch.setattr(os, "fstat", unlink_meanwhile)
         vault.tree.release(file)
     threads[0].join(30)
     assert not threads[0].is_alive()
@@ -297,11 +298,16 @@ def test_no_record_comes_between_the_number_in_a_head_and_the_first_one(
     journal = Journal(vault_fd, pack_head, durable=True)
     packed: list[tuple[int, int]] = []
 
+    def pack(seq: int, place: int) -> list[bytes | memoryview]:
+        packed.append((journal.turn, seq))
+        return [b"record"]
+
     def append() -> None:
-        journal.append(lambda seq, place: packed.append((journal.turn, seq)) or [b"record"])
+        journal.append(pack)
 
     append()
-    fdatasync, threads = os.fdatasync, []
+    fdatasync = os.fdatasync
+    threads: list[threading.Thread] = []
 
     def append_meanwhile(fd: int) -> None:
         threads.append(threading.Thread(target=append))
@@ -337,7 +343,7 @@ def test_a_stat_that_meets_a_homecoming_has_the_right_size(
         file.write(len(OLD), pattern(2 * CHUNK, 4))
         assert os.fstat(file.state.fd).st_size < vault.geometry.cipher_size(size)
 
-    real_stat, real_fstat = tree.backing_stat, os.fstat
+    real_stat, real_fstat = attributes.backing_stat, os.fstat
     met, coming = 0, False
 
     def come_home_after(st: os.stat_result) -> os.stat_result:
@@ -354,7 +360,7 @@ def test_a_stat_that_meets_a_homecoming_has_the_right_size(
         assert vault.tree.stat(vault.root, NAME).size == size
     grow()
     with monkeypatch.context() as patch:
-        patch.setattr(tree.os, "fstat", lambda fd: come_home_after(real_fstat(fd)))
+        patch.setattr(os, "fstat", lambda fd: come_home_after(real_fstat(fd)))
         assert vault.tree.stat_open(file).size == size
     assert met == 2
     vault.tree.release(file)

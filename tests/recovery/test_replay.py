@@ -149,7 +149,8 @@ def test_a_floor_is_never_lowered(tmp_path: Path) -> None:
     file = writer(vault)
     file.write(0, NEW)
     state = file.state
-    sync_backing, shrunk = state.sync_backing, []
+    sync_backing = state.sync_backing
+    shrunk: list[bool] = []
 
     def shrink_meanwhile(*, data_only: bool) -> None:
         sync_backing(data_only=data_only)
