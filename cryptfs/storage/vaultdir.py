@@ -30,7 +30,14 @@ class LockHolder:
     def describe(self) -> str:
         """For an error message."""
         who = f"process {self.pid}" if self.pid else "another process"
-        return f"{who}, at {self.mountpoint}" if self.mountpoint else who
+        return f"{who}, at {self.shown_mountpoint}" if self.mountpoint else who
+
+    @property
+    def shown_mountpoint(self) -> str:
+        """Fit for a terminal: the lock file may say anything."""
+        if self.mountpoint.isprintable():
+            return self.mountpoint
+        return self.mountpoint.encode("unicode_escape").decode("ascii")
 
 
 def open_vault_dir(vault_dir: Path) -> int:
@@ -197,6 +204,19 @@ class VaultLock:
         self._fd = None
 
 
+class NoLock:
+    """In place of a VaultLock, for one who only looks and does not mind who writes meanwhile."""
+
+    def announce(self, mountpoint: str) -> None:
+        """Nothing is said."""
+
+    def hand_over(self) -> None:
+        """There is nothing to hand over."""
+
+    def release(self) -> None:
+        """There is nothing to let go of."""
+
+
 def lock_holder(vault_dir: Path) -> LockHolder | None:
     """Who has the vault open now, or None where nobody has (or nobody can tell)."""
     try:
@@ -218,6 +238,6 @@ def _read_holder(fd: int) -> LockHolder:
         pid, mountpoint = found["pid"], found["mountpoint"]
         if isinstance(pid, int) and isinstance(mountpoint, str):
             return LockHolder(pid, mountpoint)
-    except (ValueError, KeyError, TypeError, OSError):
+    except (ValueError, KeyError, TypeError, OSError, RecursionError):
         pass
     return LockHolder(0, "")
