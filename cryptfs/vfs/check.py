@@ -40,9 +40,10 @@ from cryptfs.vfs.lost_found import LOST_FOUND
 from cryptfs.vfs.repair import Repairer
 from cryptfs.vfs.replay import unfinished_journal_id
 from cryptfs.vfs.reporter import Reporter, reason_of
+from cryptfs.vfs.roles import Role
 from cryptfs.vfs.symlinks import LINKS_DIRECTORY, is_long_target_id, open_links_directory
 from cryptfs.vfs.vault import Vault
-from cryptfs.vfs.walk import Role, WalkedDirectory, WalkedEntry, Walker
+from cryptfs.vfs.walk import WalkedDirectory, WalkedEntry, Walker
 
 _JOURNAL_PREFIX = "cryptfs.journal"
 _ROOT_FILES = (CONFIG_NAME, LOCK_NAME, SESSIONS_NAME, UNSETTLED_NAME, *JOURNAL_NAMES)

@@ -16,7 +16,8 @@ from cryptfs.errors import DirectoryRecordError, HeaderError, IntegrityError, Na
 from cryptfs.storage.backing import read_small
 from cryptfs.storage.dirs import open_directory, read_record
 from cryptfs.vfs.context import FileContext
-from cryptfs.vfs.walk import Role, WalkedDirectory, WalkedEntry, Walker
+from cryptfs.vfs.roles import Role
+from cryptfs.vfs.walk import WalkedDirectory, WalkedEntry, Walker
 
 ADOPTION_MARK = TEMP_PREFIX + "adopt"
 """Stands in a directory whose names are being sealed anew, for as long as that takes."""

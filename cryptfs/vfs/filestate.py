@@ -20,13 +20,14 @@ from cryptfs.storage.backing import O_NOATIME, read_fully, reopen, write_fully
 from cryptfs.storage.libc import UTIME_OMIT, Times, futimens
 from cryptfs.vfs.context import FileContext
 from cryptfs.vfs.recovery import recovered_size
+from cryptfs.vfs.writemarks import WriteMarks
 
 log = logging.getLogger(__name__)
 
 FileKey = tuple[int, int]  # device, inode
 
 
-class FileState:
+class FileState(WriteMarks):
     """One backing file that is open.
 
     size:     plaintext bytes; what the file has now, whatever the header says.
@@ -39,6 +40,7 @@ class FileState:
     """
 
     def __init__(self, context: FileContext, key: FileKey, fd: int, *, writable: bool, path: str) -> None:
+        super().__init__()
         self.context = context
         self.key = key
         self.fd = fd
@@ -62,25 +64,9 @@ class FileState:
         self.last_seq = 0  # of the file's last journal record
         self.durable_size = 0
         self.synced = False
-        # Writes to the backing file are counted, to know what a sync covered. What happened before it was
-        # opened may be on disk or not, so the count begins with one.
-        self._marks = 1
-        self._data_mark = 1
-        self._header_mark = 0
-        self._synced_mark = 0
         self._floor_due = 0  # the journal_floor that the header must have before the file changes again
 
     # ---- what is on disk
-
-    def mark_data(self) -> None:
-        """The content of the backing file, or its length, is about to change."""
-        self._marks += 1
-        self._data_mark = self._marks
-
-    @property
-    def header_is_durable(self) -> bool:
-        """Whether the header is on disk as the redo log needs it."""
-        return self._header_mark <= self._synced_mark
 
     @property
     def has_durable_content(self) -> bool:
@@ -325,11 +311,6 @@ class FileState:
         self.mark_header()
         write_fully(self.fd, (self.context.pack_header(header),), 0)
         self.set_header(header)
-
-    def mark_header(self) -> None:
-        """The header is about to be written."""
-        self._marks += 1
-        self._header_mark = self._marks
 
     def raise_floor(self, floor: int) -> None:
         """Say in the header that earlier records of the journal do not count any more.

@@ -28,9 +28,10 @@ from cryptfs.vfs.findings import Finding, Kind, Severity, escaped
 from cryptfs.vfs.lost_found import LostAndFound, numbered
 from cryptfs.vfs.repair_directories import DirectoryMender
 from cryptfs.vfs.repair_files import FileMender, Place
+from cryptfs.vfs.roles import Role
 from cryptfs.vfs.symlinks import open_links_directory, read_target
 from cryptfs.vfs.tree import VaultTree
-from cryptfs.vfs.walk import Role, WalkedDirectory, WalkedEntry, Walker
+from cryptfs.vfs.walk import WalkedDirectory, WalkedEntry, Walker
 from cryptfs.vfs.xattrs import open_attribute
 
 _READ_BEYOND = 2 * MAX_CIPHER_NAME

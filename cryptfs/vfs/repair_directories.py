@@ -29,8 +29,9 @@ from cryptfs.vfs.check_directories import (
     sealed_names,
 )
 from cryptfs.vfs.lost_found import LostAndFound
+from cryptfs.vfs.roles import Role
 from cryptfs.vfs.tree import VaultTree
-from cryptfs.vfs.walk import Role, WalkedDirectory, WalkedEntry, Walker
+from cryptfs.vfs.walk import WalkedDirectory, WalkedEntry, Walker
 
 _SIBLINGS = 10_000  # records of other directories that are tried
 _KEPT_RECORDS = 64  # each holds its directory open

@@ -25,7 +25,8 @@ from cryptfs.storage.sessions import UNSETTLED_NAME, write_sessions_file
 from cryptfs.vfs.context import FileContext
 from cryptfs.vfs.filetable import FileTable
 from cryptfs.vfs.replay import read_sessions
-from cryptfs.vfs.walk import Role, Walker
+from cryptfs.vfs.roles import Role
+from cryptfs.vfs.walk import Walker
 
 log = logging.getLogger(__name__)
 
