@@ -20,6 +20,7 @@ from pathlib import Path
 from cryptfs.mount.daemon import harden_process
 from cryptfs.mount.native.nodes import NodeTable
 from cryptfs.mount.options import parse_options
+from cryptfs.mount.repeats import RepeatFilter
 from cryptfs.mount.resources import claim_resources
 from cryptfs.vfs.vault import Vault
 
@@ -48,6 +49,7 @@ def main(order: str) -> None:
     signal.signal(signal.SIGUSR1, say_nodes)
     engine = importlib.import_module(f"cryptfs.mount.{options.engine}")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger().handlers[0].addFilter(RepeatFilter())  # as every mount has it
     harden_process()
     claim_resources()
     if what["uid"] is not None:
@@ -58,7 +60,7 @@ def main(order: str) -> None:
         os.umask(0)
         vault.announce(str(mountpoint))
         vault.start()
-        engine.run(vault, mountpoint, options, lambda: os.write(1, b"ready\n"))
+        engine.run(vault, mountpoint, options, lambda *_: os.write(1, b"ready\n"))
 
 
 if __name__ == "__main__":

@@ -129,6 +129,7 @@ class NodeTable:
         self._renumbered: deque[Node] = deque()
         self._full_at = sys.maxsize
         self._on_full: Callable[[], None] | None = None
+        self.opened_directories = 0  # how often, since the mount began
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -205,8 +206,13 @@ class NodeTable:
             if node.lookups > 0:
                 return
             del self._by_id[nodeid]
-            if not node.children:
-                self._drop(node)
+            if node.children:
+                return
+            self._drop(node)
+            parent = node.parent
+            if parent is not None and parent.lookups:
+                parent.children -= 1
+            else:
                 self._leave(node)
 
     # ---- how many there are
@@ -249,6 +255,7 @@ class NodeTable:
                 if len(self._open_directories) >= MAX_OPEN_DIRECTORIES:
                     self._close_oldest()
                 at.directory = found
+                self.opened_directories += 1
                 self._open_directories[at.nodeid] = at
         return found
 
