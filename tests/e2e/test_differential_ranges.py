@@ -149,8 +149,10 @@ def test_seek_never_skips_data_and_finds_big_holes(pair: Pair, maker: str) -> No
     if maker == "seek":
         os.pwrite(fd, b"D", size - 1)
         pieces.append((size - 1, 1))
-    os.close(fd)
-    fd = os.open(directory / "f", os.O_RDONLY)  # while it is written, the engine on mfusepy knows no holes
+    if pair.mount.spec.engine == "fusepy":  # knows no holes while it thinks that somebody writes
+        os.close(fd)
+        pair.mount.remount()
+        fd = os.open(directory / "f", os.O_RDONLY)
     extents = extents_of(fd)
     for where, length in pieces:
         assert any(start <= where and where + length <= end for start, end in extents), (where, extents)

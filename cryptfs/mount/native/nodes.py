@@ -206,8 +206,13 @@ class NodeTable:
             if node.lookups > 0:
                 return
             del self._by_id[nodeid]
-            if not node.children:
-                self._drop(node)
+            if node.children:
+                return
+            self._drop(node)
+            parent = node.parent
+            if parent is not None and parent.lookups:
+                parent.children -= 1
+            else:
                 self._leave(node)
 
     # ---- how many there are
