@@ -270,8 +270,15 @@ class Sidecars:
         return read_sidecar(dir_fd, entry_name)
 
     def write(self, dir_fd: int, cipher_name: str) -> None:
-        """Make the sidecar of a long name, whole at once. Call with the lock held, before the entry."""
-        sidecar = long_entry_name(cipher_name) + SIDECAR_SUFFIX
+        """Make the sidecar of a long name, whole at once. Call with the lock held, before the entry.
+
+        One that is there and right stays: it may be on disk, which a new one is not yet.
+        """
+        entry_name = long_entry_name(cipher_name)
+        sidecar = entry_name + SIDECAR_SUFFIX
+        with contextlib.suppress(NameError_):
+            self.read(dir_fd, entry_name)
+            return
         temporary = temp_name()
         fd = create_small(dir_fd, temporary, cipher_name.encode("ascii"), 0o600)
         try:

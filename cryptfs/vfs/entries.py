@@ -190,6 +190,7 @@ class EntryOperations:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         long_target = self.symlinks.text_to_discard(target, new_name)
         with self.unnaming(source, name) as old, self.naming(target, new_name) as new:
+            self._bring_home(source, target, new)
             if is_single_symlink(backing_stat(source, name) if st is None else st):
                 self._move_symlink(source, name, target, new_name, flags)
             elif flags == RENAME_NOREPLACE:
@@ -199,6 +200,15 @@ class EntryOperations:
         self.files.drop_unlinked()
         if long_target and not self._same_target(target, new_name, long_target):
             self.symlinks.discard(long_target)
+
+    def _bring_home(self, source: Directory, target: Directory, entry_name: str) -> None:
+        """Before something moves that may be on disk: what leads to its new place has to be there, too.
+
+        Else a loss of power could leave it under a long name without a sidecar, or in a directory without
+        a record.
+        """
+        if is_long(entry_name) or source.dir_id != target.dir_id:
+            self.pending.flush()
 
     def _same_target(self, directory: Directory, name: bytes, text: str) -> bool:
         """Whether an entry is still the long symlink that it was: a rename onto itself changes nothing."""
@@ -227,6 +237,8 @@ class EntryOperations:
         if is_single_symlink(new_st):
             self.symlinks.unbind(target, new_name)
         old, new = source.entry_name(name), target.entry_name(new_name)
+        self._bring_home(source, target, old)
+        self._bring_home(source, target, new)
         renameat2(source.fd, old, target.fd, new, RENAME_EXCHANGE)
 
     def _rename_over(self, source_fd: int, old: str, target_fd: int, new: str) -> None:

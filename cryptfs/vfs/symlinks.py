@@ -214,6 +214,8 @@ class Symlinks:
 
     def _replace(self, old: os.stat_result, text: str, target: Directory, new_name: bytes) -> None:
         """Put a symlink with this text, and owner and times of the old one, in place at once."""
+        if text.startswith(_LONG_PREFIX):
+            self._pending.flush()  # its target: what it replaces may be on disk
         temporary = temp_name()
         try:
             os.symlink(text, temporary, dir_fd=target.fd)

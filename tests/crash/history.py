@@ -193,18 +193,20 @@ class NameHistory:
         name: bytes, things: list[Thing], found: Found, rules: Rules, seen: set[int]
     ) -> list[str]:
         reasons: list[str] = []
+        fits = False
         for thing in reversed(things):
             if isinstance(thing, FileHistory) and isinstance(found, list):
                 because = thing.findings(found, rules)
                 if not because:
-                    seen.add(id(thing))
-                    return []
+                    fits = True
+                    seen.add(id(thing))  # two files may look the same: each may be this one
                 reasons += because
             elif isinstance(thing, Link | Folder) and thing == found:
-                return []
+                fits = True
             elif isinstance(thing, Folder) and isinstance(found, Damaged):
-                if rules.new_may_fail and None in things:
-                    return []
+                fits = fits or (rules.new_may_fail and None in things)
                 reasons.append("its directory record is damaged")
+        if fits:
+            return []
         what = "; or ".join(dict.fromkeys(reasons)) or f"a {type(found).__name__} instead of one of {things}"
         return [f"{name!r}: {what}"]

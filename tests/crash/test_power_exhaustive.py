@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from tests.crash.history import FileHistory
 from tests.crash.invault import chunks_in_vault
 from tests.crash.powermodel import CrashImage, Recording, crash_images
 from tests.crash.recorder import Recorder
+from tests.crash.test_killed_calls import empty
+from tests.crash.treeoperations import DAMAGED, LONGER, Tree, TreeOperation, prepare, tree_of
+from tests.crash.treeoperations import OPERATIONS as OPERATIONS_ON_NAMES
 from tests.e2e.mounting import scratch_directory
 from tests.recovery.operations import CHUNK, OPERATIONS, Operation
 from tests.support import KIB, BareVault
@@ -78,5 +82,67 @@ def test_every_state_of_the_disk(operation: Operation, scratch: Path) -> None:
         history = history_at(image, operation)
         wrong = history.findings(chunks_in_vault(vault, NAME), rules)
         assert not wrong, f"cut {image.cut}, choices {image.choices}, {image.marks}: {wrong}"
+        vault.close()
+        shutil.rmtree(scratch / "image")
+
+
+def moved_into_a_new_directory(vault: BareVault) -> None:
+    vault.tree.make_directory(vault.root, b"new", 0o755)
+    vault.tree.rename(vault.root, b"file", vault.tree.directory(vault.root, b"new"), b"file")
+
+
+def moved_over_a_new_long_name(vault: BareVault) -> None:
+    vault.put(LONGER, b"new")
+    vault.tree.rename(vault.root, b"file", vault.root, LONGER)
+
+
+TREE_OPERATIONS = [
+    *(each for each in OPERATIONS_ON_NAMES if "xattr" not in each.name),  # which the model leaves out
+    TreeOperation("move into a new directory", moved_into_a_new_directory),
+    TreeOperation("move over a new long name", moved_over_a_new_long_name),
+]
+
+
+def contents_of(vault: BareVault) -> Tree:
+    """All of a vault, but for xattrs."""
+    tree = tree_of(vault)
+    return {
+        path: what[:1] if isinstance(what, tuple) and what[0] != "link" else what
+        for path, what in tree.items()
+    }
+
+
+def kept(tree: Tree) -> Counter[object]:
+    """What is in a tree, wherever it is."""
+    return Counter(repr(content) for content in tree.values() if content not in (None, DAMAGED))
+
+
+@pytest.mark.parametrize("operation", TREE_OPERATIONS, ids=lambda operation: operation.name)
+def test_names_in_every_state_of_the_disk(operation: TreeOperation, scratch: Path) -> None:
+    """What was there before and is to be there afterwards is there, under one of its names at least."""
+    vault = BareVault(scratch / "vault", durability=Durability.POWER)
+    prepare(vault)
+    vault.reopen()
+    before = contents_of(vault)
+    vault.reopen()
+    recorder = Recorder(vault.vault_dir)
+    with recorder.on():
+        operation.run(vault)
+    after = contents_of(vault)
+    vault.close()
+    images = images_of(recorder.recording)
+    assert len(images) > 1
+    for image in images:
+        image.write_to(scratch / "image")
+        vault = BareVault(scratch / "image", durability=Durability.POWER)
+        found = contents_of(vault)
+        where = f"cut {image.cut}, choices {image.choices}"
+        missing = (kept(before) & kept(after)) - kept(found)
+        assert not missing, where
+        for path, content in found.items():
+            if path in before and path in after:
+                assert content in (before[path], after[path]), where
+            assert path in before or path in after, where
+        empty(vault)
         vault.close()
         shutil.rmtree(scratch / "image")

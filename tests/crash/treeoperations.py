@@ -7,7 +7,7 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cryptfs.errors import DirectoryRecordError
+from cryptfs.errors import DirectoryRecordError, IntegrityError, NameError_
 from cryptfs.storage.libc import RENAME_EXCHANGE, RENAME_NOREPLACE
 from cryptfs.vfs.directory import Directory
 from tests.support import BareVault, pattern
@@ -17,7 +17,7 @@ LONGER = b"m" * 250
 FAR = b"t" * 3500
 Tree = dict[bytes, object]
 """Paths to content: bytes of a file, its xattrs; a link's target; None for a directory."""
-DAMAGED = "its record is missing or damaged"
+DAMAGED = "damaged"
 
 
 def tree_of(vault: BareVault) -> Tree:
@@ -36,11 +36,17 @@ def tree_of(vault: BareVault) -> Tree:
                 except DirectoryRecordError:
                     found[path] = DAMAGED
             elif stat.S_ISLNK(mode):
-                found[path] = ("link", vault.tree.symlinks.read(directory, entry.name))
+                try:
+                    found[path] = ("link", vault.tree.symlinks.read(directory, entry.name))
+                except NameError_:
+                    found[path] = DAMAGED
             elif stat.S_ISREG(mode):
                 names = sorted(vault.tree.xattrs.list(directory, entry.name))
                 values = [(name, vault.tree.xattrs.get(directory, entry.name, name)) for name in names]
-                found[path] = (vault.get(entry.name, directory), values)
+                try:
+                    found[path] = (vault.get(entry.name, directory), values)
+                except IntegrityError:
+                    found[path] = DAMAGED
             else:
                 found[path] = stat.S_IFMT(mode)
 
@@ -182,6 +188,3 @@ def allowed(operation: TreeOperation, before: Tree, after: Tree) -> list[Tree]:
                 tree[path] = content
         trees.append(tree)
     return trees
-
-
-__all__ = ["GONE", "OPERATIONS", "TreeOperation", "allowed", "prepare", "tree_of"]
