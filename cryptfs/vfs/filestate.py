@@ -95,15 +95,11 @@ class FileState(WriteMarks):
             self.sync_backing(data_only=data_only)
             return
         with self.lock:
-            size = self.size
             self.synced = True  # before it is: what is cut meanwhile is cut in order, too
             if redo.broken:
                 redo.apply(self)
         redo.commit(self)
         self.sync_backing(data_only=data_only)
-        with self.lock:
-            if redo.durable and self.key in redo.grown:  # the journal has the rest of it
-                self.durable_size = max(self.durable_size, min(size, self.size))
 
     def adopt(self, fd: int, *, writable: bool) -> None:
         """Take over a further descriptor of the file: used where it can write and the present cannot.

@@ -22,6 +22,7 @@ from cryptfs.mount.native.nodes import NodeTable
 from cryptfs.mount.options import parse_options
 from cryptfs.mount.repeats import RepeatFilter
 from cryptfs.mount.resources import claim_resources
+from cryptfs.vfs.redo import Durability
 from cryptfs.vfs.vault import Vault
 
 
@@ -56,7 +57,12 @@ def main(order: str) -> None:
         become(what["uid"], what["gid"])
     mountpoint = Path(what["mountpoint"])
     read_only = options.read_only
-    with Vault.unlock(Path(what["vault_dir"]), what["passphrase"].encode(), read_only=read_only) as vault:
+    with Vault.unlock(
+        Path(what["vault_dir"]),
+        what["passphrase"].encode(),
+        read_only=read_only,
+        durability=Durability(options.durability),
+    ) as vault:
         os.umask(0)
         vault.announce(str(mountpoint))
         vault.start()
