@@ -54,7 +54,7 @@ class Journal:
                 for fd in self._fds:
                     os.fdatasync(fd)
                 os.fsync(vault_fd)
-        except OSError:
+        except BaseException:
             self.remove()
             raise
 

@@ -33,7 +33,8 @@ class FileState:
               written along with the first chunk.
     damage:   set when the header or the length does not hold; then only a truncate to zero helps.
     overlay:  chunk records that are in the journal and not in the backing file yet, by chunk_index.
-    durable_size: plaintext bytes that are known to be on disk, or in the journal there.
+    durable_size: plaintext bytes that are known to be on disk in their place.
+    synced:   whether anything was brought to disk since the file was empty, be it in the journal only.
     """
 
     def __init__(self, context: FileContext, key: FileKey, fd: int, *, writable: bool, path: str) -> None:
@@ -59,6 +60,7 @@ class FileState:
         self.overlay: dict[int, bytes] = {}
         self.last_seq = 0  # of the file's last journal record
         self.durable_size = 0
+        self.synced = False
         # Writes to the backing file are counted, to know what a sync covered. What happened before it was
         # opened may be on disk or not, so the count begins with one.
         self._marks = 1
@@ -78,6 +80,11 @@ class FileState:
     def header_is_durable(self) -> bool:
         """Whether the header is on disk as the redo log needs it."""
         return self._header_mark <= self._synced_mark
+
+    @property
+    def has_durable_content(self) -> bool:
+        """Whether there is content that a loss of power may not take."""
+        return self.synced or self.durable_size > 0
 
     def sync_backing(self, *, data_only: bool) -> None:
         """Sync the backing file; the lock need not be held. Raises: OSError."""
@@ -100,15 +107,12 @@ class FileState:
         if redo is None:
             self.sync_backing(data_only=data_only)
             return
-        with self.lock:
-            size = self.size
-            if redo.broken:
+        if redo.broken:
+            with self.lock:
                 redo.apply(self)
         redo.commit(self)
+        self.synced = True  # before it is: what is cut meanwhile is cut in order, too
         self.sync_backing(data_only=data_only)
-        with self.lock:
-            if redo.durable and self.key in redo.grown:  # the journal has the rest of it
-                self.durable_size = max(self.durable_size, min(size, self.size))
 
     def adopt(self, fd: int, *, writable: bool) -> None:
         """Take over a further descriptor of the file: used where it can write and the present cannot.

@@ -33,7 +33,7 @@ def settle_overlay(state: FileState) -> None:
 
 def _needs_barrier(state: FileState, redo: RedoLog) -> bool:
     """Whether the content that goes is on disk, so that the way there must be ordered."""
-    return redo.durable and not redo.broken and state.durable_size > 0
+    return redo.durable and not redo.broken and state.has_durable_content
 
 
 def _announce_loss(state: FileState, record: Callable[[RedoLog], None]) -> None:
@@ -171,8 +171,9 @@ def truncate_to_zero(state: FileState) -> None:
             journal_floor=floor,
         )
     )
-    ordered = redo is not None and redo.durable and (state.durable_size or state.damage)
-    state.size, state.damage, state.durable_size = 0, None, 0  # whatever becomes of the next calls
+    ordered = redo is not None and redo.durable and (state.has_durable_content or state.damage is not None)
+    # The header says it all: whatever becomes of the next calls, this is an empty file now.
+    state.size, state.damage, state.durable_size, state.synced = 0, None, 0, False
     state.mark_data()
     try:
         if ordered:

@@ -194,6 +194,9 @@ class RedoLog:
 
     def keep(self, state: FileState, first: int, records: memoryview) -> None:
         """Put chunk records that were logged into the overlay; they go to their places later."""
+        if state.kept_mtime_ns is None:  # else the kernel keeps the time of change, and tells us
+            with contextlib.suppress(PermissionError):  # somebody else's file, which we may write
+                futimens(state.fd, (0, UTIME_OMIT, 0, UTIME_NOW))
         overlay, record_size = state.overlay, self._geometry.record_size
         more = 0
         for place in range(0, len(records), record_size):
@@ -202,9 +205,6 @@ class RedoLog:
             overlay[first] = record
             first += 1
         self._count_overlay(more)
-        if state.kept_mtime_ns is None:  # else the kernel keeps the time of change, and tells us
-            with contextlib.suppress(PermissionError):  # the file is somebody else's
-                futimens(state.fd, (0, UTIME_OMIT, 0, UTIME_NOW))
 
     def _count_overlay(self, more: int) -> None:
         with self._count_lock:

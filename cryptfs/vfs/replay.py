@@ -274,7 +274,7 @@ class _Replayer:
             os.close(fd)
 
     def _redo(self, fd: int, header: FileHeader, key: bytes, found: _Found) -> bool:
-        """Redo one record; False where it does not hold."""
+        """Redo one record, as far as the file reaches; False where it does not hold."""
         geometry, record = self._geometry, found.record
         payload = self._payload(header, key, found)
         if payload is None:
@@ -290,7 +290,9 @@ class _Replayer:
         if size < (
             record.size if record.operation is Operation.SHRINK else geometry.chunk_start(record.first)
         ):
-            return False  # what was written before it, and never synced, did not reach the disk
+            # What was written before it, and never synced, did not reach the disk; or it was cut off later.
+            # There is nothing to redo then, and that is no reason to stop at the file's later records.
+            return True
         if record.operation is Operation.WRITE:
             self._write(fd, record.first, payload)
         elif len(payload):

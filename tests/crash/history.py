@@ -17,15 +17,15 @@ class Rules:
     """How much of what is not promised may be lost, and how.
 
     chunk_size:     of the vault, bytes.
-    in_place_tears: THE KNOWN GAP. Overwrites are not journaled: a chunk that changed since the floor may be
+    in_place_tears: without the redo log. A chunk that changed since the floor may be
                     lost (EIO), with what else it held, or cut off with all behind it where it was last.
-    order_is_open:  THE KNOWN GAP, at a power cut. Header and length of a file may disagree: a file that
+    order_is_open:  without a synced redo log, at a power cut. Header and length may disagree: a file that
                     changed since the floor may be EIO altogether.
     holes_in_new:   pages behind the old end may reach the disk out of order (the writeback cache, a power
                     cut): zeros where others are missing.
     new_may_fail:   chunks that lie whole behind the old end may be EIO, and so may a directory that is new
                     (a power cut).
-    exact_lengths:  a truncate is done or not: no length between.
+    exact_lengths:  a cut is done or not: no length between.
     """
 
     chunk_size: int
@@ -38,7 +38,7 @@ class Rules:
 
 @dataclass(eq=False)
 class FileHistory:
-    """The content of a file. states: the floor first; cuts: whether each state came by a change of length."""
+    """The content of a file. states: the floor first.   cuts: which states came by a cut."""
 
     states: list[bytes] = field(default_factory=lambda: [b""])
     cuts: list[bool] = field(default_factory=lambda: [False])

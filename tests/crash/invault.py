@@ -20,7 +20,7 @@ class InVault:
     def __init__(self, vault: BareVault, program: Program) -> None:
         self.vault = vault
         self.program = program
-        self._open: dict[int, OpenFile] = {}
+        self._open: dict[FileHistory, OpenFile] = {}
 
     def step(self) -> Operation:
         """One operation, and the promise that goes with it."""
@@ -35,9 +35,9 @@ class InVault:
             self.vault.tree.release(self._open.popitem()[1])
 
     def _handle(self, history: FileHistory, name: bytes) -> OpenFile:
-        known = self._open.get(id(history))
+        known = self._open.get(history)
         if known is None:
-            known = self._open[id(history)] = self.vault.tree.open(self.vault.root, name, os.O_RDWR)
+            known = self._open[history] = self.vault.tree.open(self.vault.root, name, os.O_RDWR)
         return known
 
     def _do(self, operation: Operation) -> None:
@@ -45,7 +45,7 @@ class InVault:
         match operation.kind:
             case "create":
                 file = tree.create(root, name, os.O_RDWR | os.O_EXCL, 0o600)
-                self._open[id(self.program.file(name))] = file
+                self._open[self.program.file(name)] = file
             case "symlink":
                 tree.make_symlink(root, name, other)
             case "mkdir":
@@ -61,7 +61,7 @@ class InVault:
             case "sync directory":
                 tree.sync_directory(root)
             case "reopen":
-                handle = self._open.pop(id(self.program.file(name)), None)
+                handle = self._open.pop(self.program.file(name), None)
                 if handle is not None:
                     tree.release(handle)
             case _:

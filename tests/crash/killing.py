@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import random
+import re
 import shutil
 import stat
 import subprocess
@@ -15,6 +16,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cryptfs.vfs.redo import DEFAULT_DURABILITY, Durability
 from tests.crash import expectations
 from tests.crash.history import Folder, Found, Link, Rules
 from tests.crash.program import Program, Promise, replayed
@@ -28,13 +30,13 @@ KEEP = Path(os.environ.get("CRYPTFS_CRASH_KEEP", "/tmp/cryptfs-findings"))
 
 @dataclass(frozen=True)
 class Ran:
-    """A program as its log tells of it. asked: whether one operation more than `done` had been begun."""
+    """A program as its log tells of it: operations that returned, and those that had been asked for."""
 
     directory: Path
     seed: int
     file_size: int
     done: int
-    asked: bool
+    asked: int
     failure: str
 
 
@@ -67,7 +69,9 @@ class Killing:
     @property
     def rules(self) -> Rules:
         """What may be found, on this mount."""
-        return expectations.after_a_kill(self.mount.spec.chunk_size, writeback=self.writeback)
+        named = re.search("durability=([a-z]+)", self.mount.spec.options)
+        durability = Durability(named[1]) if named else DEFAULT_DURABILITY
+        return expectations.after_a_kill(self.mount.spec.chunk_size, durability, writeback=self.writeback)
 
     def prepare(self) -> None:
         """Files that nobody touches again."""
@@ -155,7 +159,7 @@ class Killing:
 
     def _compare(self, ran: Ran) -> list[str]:
         program = Program(ran.seed, self.promise, ran.file_size)
-        replayed(program, ran.done, one_more=ran.asked)
+        replayed(program, ran.done, ran.asked)
         found = look(os.fsencode(ran.directory), self.mount.spec.chunk_size)
         return program.names.findings(found, self.rules)
 
@@ -222,7 +226,7 @@ class Killing:
         for program in ran:
             work = Program(program.seed, self.promise, program.file_size)
             lines.append(f"{program}")
-            lines += [f"  {op}" for op in replayed(work, program.done, one_more=program.asked)[-40:]]
+            lines += [f"  {op}" for op in replayed(work, program.done, program.asked)[-40:]]
         (place / "programs").write_text("\n".join(lines) + "\n")
         return f"seed {self.seed}, round {number}, mount {self.mount.spec}; vault and logs kept in {place}"
 
@@ -234,7 +238,7 @@ def _read_log(order: dict[str, object]) -> Ran:
     asked = sum(1 for line in lines if line.startswith("asked"))
     failure = lines[-1] if lines and lines[-1].startswith("failed") else ""
     seed, file_size = int(str(order["seed"])), int(str(order["file_size"]))
-    return Ran(Path(str(order["directory"])), seed, file_size, done, asked > done, failure)
+    return Ran(Path(str(order["directory"])), seed, file_size, done, asked, failure)
 
 
 def look(directory: bytes, chunk_size: int) -> dict[bytes, Found]:

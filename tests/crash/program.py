@@ -71,6 +71,10 @@ class Program:
 
     def __post_init__(self) -> None:
         self._dice = random.Random(self.seed)
+        # Changes since a sync was asked for, of files and of names. What is chosen depends on what was
+        # asked for before, never on what has returned: else nobody could run it again.
+        self._unsynced: dict[FileHistory, int] = {}
+        self._names_unsynced = 0
 
     # ---- choosing
 
@@ -92,9 +96,9 @@ class Program:
     def _choose(self) -> Operation:
         dice, files = self._dice, self._files()
         for name in files:
-            if len(self.file(name).states) > LONGEST_WITHOUT_SYNC:
+            if self._unsynced.get(self.file(name), 0) > LONGEST_WITHOUT_SYNC:
                 return Operation("fsync", name)
-        if max(map(len, self.names.bindings.values()), default=0) > LONGEST_WITHOUT_SYNC:
+        if self._names_unsynced > LONGEST_WITHOUT_SYNC:
             return Operation("sync directory")
         if len(files) < 2 or dice.random() < 0.03:
             free = [name for name in NAMES if name not in self.names.now()]
@@ -177,6 +181,23 @@ class Program:
     def _ask(self, operation: Operation) -> None:
         name, now = operation.name, self.names.now()
         match operation.kind:
+            case "write" | "truncate" | "allocate":
+                file = self.file(name)
+                self._unsynced[file] = self._unsynced.get(file, 0) + 1
+                self._ask_file(operation, file)
+            case "fsync" | "fdatasync":
+                self._unsynced[self.file(name)] = 0
+            case "sync directory":
+                self._names_unsynced = 0
+            case "reopen":
+                pass
+            case _:
+                self._names_unsynced += 1
+                self._ask_names(operation, now)
+
+    def _ask_names(self, operation: Operation, now: dict[bytes, Thing]) -> None:
+        name = operation.name
+        match operation.kind:
             case "create":
                 self.names.bind({name: FileHistory()})
             case "symlink":
@@ -191,14 +212,13 @@ class Program:
                 thing: Thing = now[name]
                 if thing is not now.get(operation.other):
                     self.names.bind({name: None, operation.other: thing})
-            case "write" | "truncate" | "allocate":
-                self._ask_file(operation, self.file(name))
 
     @staticmethod
     def _ask_file(operation: Operation, file: FileHistory) -> None:
         old, end = file.now, operation.offset + operation.length
         if operation.kind == "truncate":
-            file.change(old[: operation.length].ljust(operation.length, b"\0"), cut=True)
+            new_length = operation.length
+            file.change(old[:new_length].ljust(new_length, b"\0"), cut=new_length < len(old))
             return
         if operation.kind == "write":
             new = bytearray(old.ljust(end, b"\0"))
@@ -225,16 +245,15 @@ class Program:
             self.file(operation.name).keep()
 
 
-def replayed(program: Program, done: int, *, one_more: bool) -> list[Operation]:
+def replayed(program: Program, done: int, asked: int) -> list[Operation]:
     """Run a fresh program up to where another came; returns the operations, for a report.
 
-    Args: done: operations that returned.   one_more: whether another had been asked for.
+    Args: done: operations that returned.   asked: those that had been asked for, at least as many.
     """
     operations = []
-    for _ in range(done):
+    for number in range(asked):
         operation = program.next()
         operations.append(operation)
-        program.returned(operation)
-    if one_more:
-        operations.append(program.next())
+        if number < done:
+            program.returned(operation)
     return operations

@@ -45,7 +45,7 @@ class Strike:
             if not first and not (self.struck and (self.for_good or self.error is None)):
                 return call.proceed()
             self.struck = self.struck or call.name
-        if first and self.torn and call.is_write:
+        if first and self.torn and call.is_write and not isinstance(self.error, MemoryError):
             self._tear(call, number)
         raise self._exception()
 

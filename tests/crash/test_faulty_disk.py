@@ -13,7 +13,7 @@ import pytest
 
 from cryptfs.errors import IntegrityError
 from cryptfs.mount.errno_map import errno_of
-from tests.crash import expectations
+from cryptfs.vfs.redo import Durability
 from tests.crash.backing_calls import CHANGES, READS
 from tests.crash.history import FileHistory, Rules
 from tests.crash.invault import chunks_in_vault
@@ -55,18 +55,18 @@ def run_on_names(
     operation: TreeOperation, scratch: Path, turn: int, calls_of: frozenset[str] = CHANGES
 ) -> Iterator[tuple[str, BareVault, Error, BaseException | None, list[dict[bytes, object]]]]:
     """Each failing call: where, the vault afterwards, how it failed, what was raised, what may be found."""
-    vault = BareVault(scratch / "vault")
+    vault = BareVault(scratch / "vault", durability=Durability.POWER)
     prepare(vault)
     before = tree_of(vault)
     vault.close()
     shutil.copytree(vault.vault_dir, scratch / "saved", symlinks=True)
-    vault = BareVault(scratch / "vault")
+    vault = BareVault(scratch / "vault", durability=Durability.POWER)
     strikes = list(each_strike(lambda: operation.run(vault), calls_of=calls_of))
     after = tree_of(vault)
     vault.close()
     for at in strikes:
         restore(vault.vault_dir, scratch / "saved")
-        vault = BareVault(scratch / "vault")
+        vault = BareVault(scratch / "vault", durability=Durability.POWER)
         error = ERRORS[(at + turn) % len(ERRORS)] if calls_of is CHANGES else errno.EIO
         strike = Strike(at=at, error=error, calls_of=calls_of)
         raised = strike.during(lambda: operation.run(vault))  # noqa: B023 - called at once
@@ -123,10 +123,11 @@ def run_on_content(
     operation: Operation,
     scratch: Path,
     strike_with: Callable[[int], Strike],
+    durability: Durability,
     calls_of: frozenset[str] = CHANGES,
 ) -> Iterator[tuple[str, BareVault, list[BaseException]]]:
     """Each failing call from open to close: where, the vault afterwards, and what was raised on the way."""
-    vault = BareVault(scratch / "vault")
+    vault = BareVault(scratch / "vault", durability=durability)
     vault.put(NAME, operation.old)
     vault.close()
     shutil.copytree(vault.vault_dir, scratch / "saved", symlinks=True)
@@ -149,14 +150,14 @@ def run_on_content(
             except (OSError, MemoryError, IntegrityError) as error:
                 raised.append(error)
 
-    vault = BareVault(scratch / "vault")
+    vault = BareVault(scratch / "vault", durability=durability)
     failed: list[BaseException] = []
     strikes = list(each_strike(lambda: work(vault, failed), calls_of=calls_of))
     assert failed == []
     vault.close()
     for at in strikes:
         restore(scratch / "vault", scratch / "saved")
-        vault = BareVault(scratch / "vault")
+        vault = BareVault(scratch / "vault", durability=durability)
         raised: list[BaseException] = []
         strike = strike_with(at)
         ended = strike.during(lambda: work(vault, raised))  # noqa: B023 - called at once
@@ -165,21 +166,26 @@ def run_on_content(
         vault.close()
 
 
+@pytest.mark.parametrize("durability", Durability)
 @pytest.mark.parametrize("torn", [False, True], ids=["whole", "torn"])
 @pytest.mark.parametrize("turn", TURNS)
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
-def test_operations_on_content(operation: Operation, turn: int, torn: bool, scratch: Path) -> None:
+def test_operations_on_content(
+    operation: Operation, turn: int, torn: bool, durability: Durability, scratch: Path
+) -> None:
     """One call fails, from open to close: somebody is told; the file is old or new, and well."""
     history = FileHistory([operation.old], [False])
-    history.change(operation.result, cut="truncate" in operation.name)
+    history.change(operation.result, cut=len(operation.result) < len(operation.old))
 
     def error_at(at: int) -> Error:
         return ERRORS[(at + turn) % len(ERRORS)]
 
-    steps = run_on_content(operation, scratch, lambda at: Strike(at=at, error=error_at(at), torn=torn))
+    steps = run_on_content(
+        operation, scratch, lambda at: Strike(at=at, error=error_at(at), torn=torn), durability
+    )
     for at, (where, vault, raised) in enumerate(steps):
         error = error_at(at)
-        gap = not expectations.JOURNAL and (torn or isinstance(error, MemoryError))
+        gap = durability is Durability.OFF and (torn or isinstance(error, MemoryError))
         rules = Rules(CHUNK, in_place_tears=gap)
         found = chunks_in_vault(vault, NAME)
         wrong = history.findings(found, rules)
@@ -197,7 +203,7 @@ def test_reading_for_operations_on_content(operation: Operation, scratch: Path) 
     history = FileHistory([operation.old], [False])
     history.change(operation.result)
     steps = run_on_content(
-        operation, scratch, lambda at: Strike(at=at, error=errno.EIO, calls_of=READS), READS
+        operation, scratch, lambda at: Strike(at=at, error=errno.EIO, calls_of=READS), Durability.POWER, READS
     )
     for where, vault, raised in steps:
         found = chunks_in_vault(vault, NAME)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cryptfs.vfs.redo import Durability
 from tests.crash import expectations
 from tests.crash.history import FileHistory
 from tests.crash.invault import chunks_in_vault
@@ -49,7 +50,7 @@ def empty(vault: BareVault) -> None:
 
 @pytest.mark.parametrize("operation", TREE_OPERATIONS, ids=lambda operation: operation.name)
 def test_death_at_each_call_of_an_operation_on_names(operation: TreeOperation, scratch: Path) -> None:
-    vault = BareVault(scratch / "vault")
+    vault = BareVault(scratch / "vault", durability=Durability.POWER)
     prepare(vault)
     before = tree_of(vault)
     vault.close()
@@ -85,24 +86,27 @@ def work_on(vault: BareVault, operation: Operation) -> None:
     vault.tree.close()
 
 
+@pytest.mark.parametrize("durability", Durability)
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
-def test_death_at_each_call_of_an_operation_on_content(operation: Operation, scratch: Path) -> None:
+def test_death_at_each_call_of_an_operation_on_content(
+    operation: Operation, durability: Durability, scratch: Path
+) -> None:
     """Also at those that sync: whatever a file needs beside its own calls is interrupted, too."""
     cipher = CIPHERS[len(operation.name) % len(CIPHERS)]
-    vault = BareVault(scratch / "vault", cipher=cipher)
+    vault = BareVault(scratch / "vault", cipher=cipher, durability=durability)
     vault.put(NAME, operation.old)
     vault.close()
     saved = scratch / "saved"
     shutil.copytree(vault.vault_dir, saved, symlinks=True)
-    vault = BareVault(scratch / "vault", cipher=cipher)
+    vault = BareVault(scratch / "vault", cipher=cipher, durability=durability)
     strikes = list(each_strike(lambda: work_on(vault, operation)))
     history = FileHistory([operation.old], [False])
-    history.change(operation.result, cut="truncate" in operation.name)
-    rules = expectations.after_a_kill(CHUNK, writeback=False)
+    history.change(operation.result, cut=len(operation.result) < len(operation.old))
+    rules = expectations.after_a_kill(CHUNK, durability, writeback=False)
     for at in strikes:
         for torn in (False, True):
             restore(vault.vault_dir, saved)
-            vault = BareVault(scratch / "vault", cipher=cipher)
+            vault = BareVault(scratch / "vault", cipher=cipher, durability=durability)
             strike = Strike(at=at, torn=torn)
             strike.during(lambda: work_on(vault, operation))  # noqa: B023 - called at once
             assert strike.struck
@@ -115,10 +119,11 @@ def test_death_at_each_call_of_an_operation_on_content(operation: Operation, scr
             vault.close()
 
 
-def test_death_while_a_dead_writers_file_is_settled(scratch: Path) -> None:
-    """Recovery is interrupted at each of its calls, and the next one does it."""
+@pytest.mark.parametrize("durability", Durability)
+def test_death_while_a_dead_writers_file_is_settled(durability: Durability, scratch: Path) -> None:
+    """Replay and recovery are interrupted at each of their calls, and the next ones do it."""
     for operation in OPERATIONS:
-        vault = BareVault(scratch / "vault")
+        vault = BareVault(scratch / "vault", durability=durability)
         vault.put(NAME, operation.old)
         file = vault.tree.open(vault.root, NAME, os.O_RDWR)
         operation.run(file)
@@ -127,7 +132,7 @@ def test_death_while_a_dead_writers_file_is_settled(scratch: Path) -> None:
         expected = operation.result
 
         def settle() -> None:
-            reopened = BareVault(scratch / "vault")
+            reopened = BareVault(scratch / "vault", durability=durability)
             with reopened.opened(NAME, os.O_RDONLY) as found:
                 found.read(0, 1)
             reopened.close()
@@ -140,7 +145,7 @@ def test_death_while_a_dead_writers_file_is_settled(scratch: Path) -> None:
                 strike = Strike(at=at, torn=torn)
                 strike.during(settle)
                 assert strike.struck
-                survivor = BareVault(scratch / "vault")
+                survivor = BareVault(scratch / "vault", durability=durability)
                 assert survivor.get(NAME) == expected, f"{operation.name}: call {at}, {strike.struck}"
                 survivor.close()
         shutil.rmtree(scratch / "vault")

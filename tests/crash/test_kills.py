@@ -15,9 +15,10 @@ KILLS = int(os.environ.get("CRYPTFS_CRASH_KILLS", "50"))
 SPECS = [
     MountSpec("native", chunk_size=4096, options="nowriteback"),
     MountSpec("native", options="nowriteback", cipher="xchacha20-poly1305"),
-    MountSpec("native", options="nowriteback", tmpfs=False),
+    MountSpec("native", options="nowriteback,durability=process", tmpfs=False),
     MountSpec("native", chunk_size=4096),
     MountSpec("native", tmpfs=False),
+    MountSpec("native", options="nowriteback,durability=off"),
 ]
 
 

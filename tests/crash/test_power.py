@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cryptfs.vfs.openfile import OpenFile
+from cryptfs.vfs.redo import Durability
 from tests.crash import expectations
 from tests.crash.invault import InVault, findings
 from tests.crash.powermodel import CrashImage, Recording, crash_images
@@ -25,9 +26,9 @@ CHUNK = 4096
 QUIET = b"nobody touches it"
 
 
-def record(vault_dir: Path, seed: int, cipher: str) -> Recording:
+def record(vault_dir: Path, seed: int, cipher: str, durability: Durability) -> Recording:
     """Run a program in a fresh vault; each operation is marked when it is asked for and when it returned."""
-    vault = BareVault(vault_dir, cipher=cipher, chunk_size=CHUNK)
+    vault = BareVault(vault_dir, cipher=cipher, chunk_size=CHUNK, durability=durability)
     vault.put(QUIET, pattern(30_000))
     recorder = Recorder(vault_dir)
     work = InVault(vault, Program(seed, Promise.SYNCED))
@@ -46,22 +47,25 @@ def program_at(image: CrashImage, seed: int) -> Program:
     asked = sum(1 for mark in image.marks if isinstance(mark, tuple) and mark[0] == "asked")
     done = len(image.marks) - asked
     program = Program(seed, Promise.SYNCED)
-    replayed(program, done, one_more=asked > done)
+    replayed(program, done, asked)
     return program
 
 
-def wrong_with(image: CrashImage, directory: Path, seed: int, cipher: str) -> list[str]:
+def wrong_with(
+    image: CrashImage, directory: Path, seed: int, cipher: str, durability: Durability
+) -> list[str]:
     """Mount an image, look; mount it again, and see the same."""
+    rules = expectations.after_a_power_cut(CHUNK, durability)
     shutil.rmtree(directory, ignore_errors=True)
     image.write_to(directory)
     program = program_at(image, seed)
-    vault = BareVault(directory, cipher=cipher, chunk_size=CHUNK)
+    vault = BareVault(directory, cipher=cipher, chunk_size=CHUNK, durability=durability)
     try:
         quiet = vault.get(QUIET)
         vault.tree.unlink(vault.root, QUIET)
-        found = findings(vault, program, expectations.after_a_power_cut(CHUNK))
+        found = findings(vault, program, rules)
         vault.reopen()
-        again = findings(vault, program, expectations.after_a_power_cut(CHUNK))
+        again = findings(vault, program, rules)
     finally:
         vault.close()
     if quiet != pattern(30_000):
@@ -72,42 +76,41 @@ def wrong_with(image: CrashImage, directory: Path, seed: int, cipher: str) -> li
 @pytest.mark.parametrize("number", range(PROGRAMS))
 def test_random_programs(number: int) -> None:
     seed, cipher = SEED * 1_000_000 + number, CIPHERS[number % len(CIPHERS)]
+    durability = Durability.OFF if number % 4 == 3 else Durability.POWER
     scratch = scratch_directory(tmpfs=True)
     try:
-        recording = record(scratch / "vault", seed, cipher)
+        recording = record(scratch / "vault", seed, cipher, durability)
         images = 0
         for image in crash_images(recording, count=IMAGES, seed=seed):
             images += 1
-            found = wrong_with(image, scratch / "image", seed, cipher)
+            found = wrong_with(image, scratch / "image", seed, cipher, durability)
             assert not found, f"seed {seed}, cut {image.cut}, choices {image.choices}: {found}"
         assert images > IMAGES // 2
     finally:
         shutil.rmtree(scratch)
 
 
-def findings_of_programs(*, journal: bool) -> list[str]:
-    """What is wrong with some images, as seen with or without the journal's rules."""
+def findings_of_programs(work: Durability, promised: Durability) -> list[str]:
+    """What is wrong with some images of a vault that worked at one level, by the rules of another."""
     found: list[str] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(expectations, "JOURNAL", journal)
-        scratch = scratch_directory(tmpfs=True)
-        try:
-            recording = record(scratch / "vault", 3, CIPHERS[0])
-            for image in crash_images(recording, count=60, seed=1):
-                found += wrong_with(image, scratch / "image", 3, CIPHERS[0])
-        finally:
-            shutil.rmtree(scratch)
+    scratch = scratch_directory(tmpfs=True)
+    try:
+        recording = record(scratch / "vault", 3, CIPHERS[0], work)
+        for image in crash_images(recording, count=60, seed=1):
+            found += wrong_with(image, scratch / "image", 3, CIPHERS[0], promised)
+    finally:
+        shutil.rmtree(scratch)
     return found
 
 
-@pytest.mark.skipif(expectations.JOURNAL, reason="the gap is closed")
-def test_the_known_gap_is_one() -> None:
-    """Without the journal, the rules that hold with it do not: they are no looser than what is there."""
-    assert findings_of_programs(journal=True)
+@pytest.mark.parametrize("level", [Durability.PROCESS, Durability.OFF])
+def test_the_levels_below_do_not_keep_what_power_promises(level: Durability) -> None:
+    """The rules for `power` are no looser than what is there without it."""
+    assert findings_of_programs(level, Durability.POWER)
 
 
 def test_a_sync_that_does_nothing_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """These tests do notice when what was promised is not there."""
     monkeypatch.setattr(OpenFile, "sync", lambda *_, **__: None)
-    found = findings_of_programs(journal=expectations.JOURNAL)
+    found = findings_of_programs(Durability.POWER, Durability.POWER)
     assert any("is wrong from byte" in line or "bytes long instead of" in line for line in found)

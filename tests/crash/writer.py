@@ -24,7 +24,7 @@ class OnMount:
     def __init__(self, directory: bytes, program: Program) -> None:
         self._directory = directory
         self._program = program
-        self._open: dict[int, int] = {}
+        self._open: dict[FileHistory, int] = {}
 
     def close(self) -> None:
         """Close all files."""
@@ -35,9 +35,9 @@ class OnMount:
         return self._directory + b"/" + name
 
     def _handle(self, history: FileHistory, name: bytes) -> int:
-        known = self._open.get(id(history))
+        known = self._open.get(history)
         if known is None:
-            known = self._open[id(history)] = os.open(self._path(name), os.O_RDWR)
+            known = self._open[history] = os.open(self._path(name), os.O_RDWR)
         return known
 
     def do(self, operation: Operation) -> None:
@@ -46,7 +46,7 @@ class OnMount:
         match operation.kind:
             case "create":
                 fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-                self._open[id(self._program.file(operation.name))] = fd
+                self._open[self._program.file(operation.name)] = fd
             case "symlink":
                 os.symlink(operation.other, path)
             case "mkdir":
@@ -66,7 +66,7 @@ class OnMount:
                 finally:
                     os.close(fd)
             case "reopen":
-                known = self._open.pop(id(self._program.file(operation.name)), None)
+                known = self._open.pop(self._program.file(operation.name), None)
                 if known is not None:
                     os.close(known)
             case _:
