@@ -16,7 +16,6 @@ from tests.recovery.scenes import (
     CHUNK,
     NAME,
     OLD,
-    SyncCalls,
     vault_with,
     writer,
 )
@@ -56,30 +55,34 @@ def test_a_sync_that_meets_a_write_does_not_count_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """fdatasync(2) may be skipped only where nothing was written since the last one began."""
-    vault = vault_with(tmp_path / "vault")
+    vault = vault_with(tmp_path / "vault", OLD[: 4 * CHUNK])
     file = writer(vault)
-    state, pwritev = file.state, os.pwritev
+    file.write(4 * CHUNK, NEW)
+    vault.tree.sync_file(file, data_only=True)
+    state, pwritev, fdatasync = file.state, os.pwritev, os.fdatasync
     threads: list[threading.Thread] = []
+    order: list[str] = []
+
+    def sync(fd: int) -> None:
+        order.append("sync")
+        fdatasync(fd)
 
     def sync_first(fd: int, pieces: Sequence[bytes], offset: int) -> int:
-        if fd == state.fd and offset and not threads:
-            threads.append(threading.Thread(target=lambda: state.sync_backing(data_only=True)))
-            threads[0].start()
-            threads[0].join(0.3)
+        threads.append(threading.Thread(target=lambda: state.sync_backing(data_only=True)))
+        threads[-1].start()
+        threads[-1].join(0.3)
+        order.append("write")
         return pwritev(fd, pieces, offset)
 
     with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", sync)
         patch.setattr(os, "pwritev", sync_first)
-        file.write(5 * CHUNK, pattern(100 * CHUNK, 4))
-    threads[0].join(30)
-    assert not threads[0].is_alive()
-    calls = SyncCalls()
-    with calls.recorded():
+        file.write(5 * CHUNK, NEWER)
+        threads[0].join(30)
+        assert not threads[0].is_alive()
         vault.tree.sync_file(file, data_only=True)
-    # Either the thread waited for the write, so that its sync covers it, or this one does it.
-    covered = state._synced_mark >= state._data_mark
-    assert covered
-    assert not state.lock._is_owned()  # type: ignore[attr-defined]
+    assert order.count("write") == 1
+    assert order[-1] == "sync"
     vault.tree.release(file)
     vault.close()
 
