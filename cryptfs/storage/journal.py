@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from cryptfs.core.journal import HEAD_SIZE, aligned
-from cryptfs.storage.backing import create_small, write_fully
+from cryptfs.storage.backing import create_small, open_backing, write_fully
 from cryptfs.storage.vaultdir import put_aside
 
 JOURNAL_NAMES = ("cryptfs.journal.a", "cryptfs.journal.b")
@@ -160,3 +160,16 @@ def remove_journal(vault_fd: int) -> None:
             if error.errno not in (errno.EISDIR, errno.EPERM):  # POSIX has EPERM
                 raise
             put_aside(vault_fd, name)
+
+
+def drop_records(vault_fd: int, kept: str) -> None:
+    """Cut a journal down to one file with its head, after a replay: that makes room on a full disk."""
+    for name in JOURNAL_NAMES:
+        if name != kept:
+            with contextlib.suppress(OSError):  # whatever it is, remove_journal deals with it
+                os.unlink(name, dir_fd=vault_fd)
+    fd, _ = open_backing(vault_fd, kept, os.O_WRONLY)
+    try:
+        os.ftruncate(fd, HEAD_SIZE)
+    finally:
+        os.close(fd)

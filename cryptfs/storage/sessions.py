@@ -6,13 +6,12 @@ Source: docs/FORMAT.md, section 10.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 
 from cryptfs.core.journal import MAX_SESSIONS_SIZE
 from cryptfs.errors import IntegrityError
-from cryptfs.storage.backing import create_small, read_small
+from cryptfs.storage.backing import read_small
 from cryptfs.storage.vaultdir import replace_file
 
 SESSIONS_NAME = "cryptfs.sessions"
@@ -35,10 +34,12 @@ def write_sessions_file(vault_fd: int, content: bytes) -> None:
     replace_file(vault_fd, SESSIONS_NAME, content)
 
 
-def mark_unsettled(vault_fd: int) -> None:
-    """Say that files have to be looked at; write_sessions_file brings it to disk. Raises: OSError."""
-    with contextlib.suppress(FileExistsError):
-        os.close(create_small(vault_fd, UNSETTLED_NAME, b"", 0o600))
+def mark_unsettled(vault_fd: int, journal_name: str) -> None:
+    """Say that files have to be looked at, and that this journal is done with: one becomes the other.
+
+    Raises: OSError: neither is said. A disk without room is no reason for that.
+    """
+    os.rename(journal_name, UNSETTLED_NAME, src_dir_fd=vault_fd, dst_dir_fd=vault_fd)
 
 
 def is_unsettled(vault_fd: int) -> bool:

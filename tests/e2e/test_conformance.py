@@ -254,3 +254,14 @@ def removals_in_sticky_directories(t: Trace) -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_sticky(case: Callable[[Trace], None], users_pair: Pair) -> None:
     users_pair.check(case)
+
+
+def test_a_vault_on_a_full_disk_can_be_unmounted_and_mounted(full_mount: Mounted) -> None:
+    top = full_mount.mountpoint
+    (top / "kept").write_bytes(b"content")
+    assert fill_inodes(top) > 100
+    full_mount.remount()
+    assert (top / "kept").read_bytes() == b"content"
+    os.unlink(top / "filler 0")
+    full_mount.remount()
+    assert not (top / "filler 0").exists()
