@@ -18,7 +18,7 @@ from cryptfs.cli.params import (
     shell_word,
     vault_argument,
 )
-from cryptfs.cli.prompt import harden_process, read_passphrase
+from cryptfs.cli.prompt import forget, harden_process, read_passphrase
 from cryptfs.core.geometry import MAX_CHUNK_SIZE, MIN_CHUNK_SIZE
 from cryptfs.errors import NotAVaultError
 
@@ -118,6 +118,8 @@ def init(
         raise InitError(f"{error.filename or vault_dir}: cannot make the vault: {error.strerror}") from None
     except ValueError as error:
         raise InitError(f"{vault_dir}: cannot make the vault: {error}") from None
+    finally:
+        forget(passphrase)
     note(
         f"Made a vault in {vault}: {config.cipher}, chunks of {size_text(config.chunk_size)}.\n"
         f"Without the passphrase nobody can read it, you included: keep a copy in a safe place.\n"

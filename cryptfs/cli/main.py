@@ -16,6 +16,7 @@ import rich_click as click
 
 from cryptfs.cli.completion import completion
 from cryptfs.cli.exit_codes import CommandError, ExitCode, exit_code_of
+from cryptfs.cli.fsck import fsck
 from cryptfs.cli.info import info
 from cryptfs.cli.init import init
 from cryptfs.cli.mount import mount, umount
@@ -23,6 +24,7 @@ from cryptfs.cli.mounthelper import HELPER_NAMES, helper_arguments
 from cryptfs.cli.params import Settings, debug_option
 from cryptfs.cli.passwd import passwd
 from cryptfs.cli.speed import speed
+from cryptfs.cli.status import status
 from cryptfs.errors import CryptfsError
 from cryptfs.version import VERSION
 
@@ -55,7 +57,7 @@ def cli() -> None:
     """An encrypted directory (the vault) that mounts as an ordinary one (on the mountpoint)."""
 
 
-for _command in (init, mount, umount, info, passwd, speed, completion):
+for _command in (init, mount, umount, info, status, fsck, passwd, speed, completion):
     cli.add_command(_command)
 
 

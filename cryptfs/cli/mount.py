@@ -20,7 +20,7 @@ from cryptfs.cli.params import (
     shell_word,
     vault_argument,
 )
-from cryptfs.cli.prompt import PassphraseSource, harden_process, read_passphrase
+from cryptfs.cli.prompt import PassphraseSource, forget, harden_process, read_passphrase
 from cryptfs.cli.vaults import config_of, refuse_locked
 from cryptfs.mount.options import (
     DURABILITIES,
@@ -195,13 +195,15 @@ def mount_vault(
     from cryptfs.vfs.redo import Durability
     from cryptfs.vfs.vault import Vault
 
-    opened = Vault.unlock(
-        absolute(vault_dir),
-        passphrase,
-        read_only=options.read_only,
-        durability=Durability(options.durability),
-    )
-    del passphrase
+    try:
+        opened = Vault.unlock(
+            absolute(vault_dir),
+            passphrase,
+            read_only=options.read_only,
+            durability=Durability(options.durability),
+        )
+    finally:
+        forget(passphrase)
     how = f"Unmount with: cryptfs umount {shell_word(mountpoint)}"
     if foreground:
         mount_foreground(

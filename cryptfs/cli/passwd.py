@@ -17,7 +17,7 @@ from cryptfs.cli.params import (
     passphrase_source,
     vault_argument,
 )
-from cryptfs.cli.prompt import harden_process, read_passphrase
+from cryptfs.cli.prompt import forget, harden_process, read_passphrase
 from cryptfs.cli.vaults import config_of
 
 
@@ -67,4 +67,6 @@ def passwd(
             f"{error.filename or vault}: cannot write the vault config: {error.strerror}; "
             "the old passphrase still holds"
         ) from None
+    finally:
+        forget(old, new)
     note(f"The passphrase of {vault} is changed (key slot {slot}).")

@@ -43,6 +43,14 @@ def harden_process() -> None:
     harden()
 
 
+def forget(*passphrases: bytes) -> None:
+    """Overwrite passphrases after their use, before a daemon is forked with a copy of this memory."""
+    from cryptfs.vfs.vault import wipe
+
+    for passphrase in passphrases:
+        wipe(passphrase)
+
+
 def read_passphrase(source: PassphraseSource, prompt: str = "Passphrase", *, confirm: bool = False) -> bytes:
     """The passphrase from where the command line says; else the terminal, else the first line of stdin.
 
@@ -63,13 +71,35 @@ def read_passphrase(source: PassphraseSource, prompt: str = "Passphrase", *, con
 
 
 def _strip_line_end(raw: bytes) -> bytes:
-    return raw[:-2] if raw.endswith(b"\r\n") else raw[:-1] if raw.endswith(b"\n") else raw
+    stripped = raw[:-2] if raw.endswith(b"\r\n") else raw[:-1] if raw.endswith(b"\n") else raw
+    if stripped is not raw:
+        forget(raw)
+    return stripped
 
 
-def _checked_size(raw: bytes, where: str) -> bytes:
-    if len(raw) > MAX_PASSPHRASE_SIZE:
-        raise PassphraseUnreadableError(f"{where}: more than {MAX_PASSPHRASE_SIZE} bytes is no passphrase")
-    return raw
+def _read_secret(descriptor: int, where: str, *, line: bool = False) -> bytes:
+    """Read to the end, or one line with its end, and leave no copy of it in a buffer that is freed.
+
+    A line is read byte by byte: what follows it is somebody else's.
+
+    Raises: PassphraseUnreadableError: more than MAX_PASSPHRASE_SIZE bytes.   OSError.
+    """
+    buffer = bytearray(MAX_PASSPHRASE_SIZE + 1)
+    done = 0
+    try:
+        with memoryview(buffer) as view:
+            while done < len(buffer):
+                got = os.readv(descriptor, [view[done : done + 1] if line else view[done:]])
+                done += got
+                if not got or (line and buffer[done - 1] == ord("\n")):
+                    break
+            if done > MAX_PASSPHRASE_SIZE:
+                raise PassphraseUnreadableError(
+                    f"{where}: more than {MAX_PASSPHRASE_SIZE} bytes is no passphrase"
+                )
+            return bytes(view[:done])
+    finally:
+        buffer[:done] = bytes(done)
 
 
 def _from_file(passfile: Path) -> bytes:
@@ -77,19 +107,24 @@ def _from_file(passfile: Path) -> bytes:
     if str(passfile) == "-":
         return _from_stdin()
     try:
-        with passfile.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            raw = file.read(MAX_PASSPHRASE_SIZE + 1)
+        descriptor = os.open(passfile, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            mode = os.fstat(descriptor).st_mode
+            raw = _read_secret(descriptor, str(passfile))
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise PassphraseUnreadableError(
             f"{passfile}: cannot read the passphrase file: {error.strerror}"
         ) from None
     if stat.S_ISREG(mode) and mode & (stat.S_IRGRP | stat.S_IROTH):
         warn(f"{passfile} can be read by other users; mend it with: chmod 600 {shlex.quote(str(passfile))}")
-    line, _, rest = _checked_size(raw, str(passfile)).partition(b"\n")
+    line, _, rest = raw.partition(b"\n")
     if rest.strip():
         warn(f"{passfile} has several lines; the first one is the passphrase")
-    return line.removesuffix(b"\r")
+    passphrase = line.removesuffix(b"\r")
+    forget(*(each for each in (raw, line, rest) if each is not passphrase))
+    return passphrase
 
 
 def _from_command(command: str) -> bytes:
@@ -100,13 +135,16 @@ def _from_command(command: str) -> bytes:
     if not words:
         raise PassphraseUnreadableError("--passcommand: the command is empty")
     try:
-        done = subprocess.run(words, stdout=subprocess.PIPE, check=False)
+        with subprocess.Popen(words, stdout=subprocess.PIPE, bufsize=0) as running:
+            assert running.stdout is not None
+            raw = _read_secret(running.stdout.fileno(), "--passcommand")
     except OSError as error:
         raise PassphraseUnreadableError(f"--passcommand: cannot run {words[0]}: {error.strerror}") from None
-    if done.returncode != 0:
-        how = f"exit code {done.returncode}" if done.returncode > 0 else f"signal {-done.returncode}"
+    code = running.returncode
+    if code != 0:
+        how = f"exit code {code}" if code > 0 else f"signal {-code}"
         raise PassphraseUnreadableError(f"--passcommand: {words[0]} failed with {how}")
-    return _strip_line_end(_checked_size(done.stdout, "--passcommand"))
+    return _strip_line_end(raw)
 
 
 def _ask(prompt: str) -> bytes:
@@ -131,9 +169,9 @@ def _from_stdin() -> bytes:
     """One line, so that two passphrases can follow each other."""
     if sys.stdin is None:
         raise PassphraseUnreadableError("stdin is closed; use --passfile or --passcommand")
-    raw = sys.stdin.buffer.readline(MAX_PASSPHRASE_SIZE + 1)
+    raw = _read_secret(sys.stdin.fileno(), "stdin", line=True)
     if not raw:
         raise PassphraseUnreadableError(
             "no passphrase on stdin, and no terminal to ask on; use --passfile or --passcommand"
         )
-    return _strip_line_end(_checked_size(raw, "stdin"))
+    return _strip_line_end(raw)

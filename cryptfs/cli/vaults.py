@@ -45,6 +45,6 @@ def refuse_locked(vault_dir: Path, *, read_only: bool) -> None:
     holder = None if read_only else lock_holder(vault_dir)
     if holder is not None:
         next_step = (
-            f"unmount it with: cryptfs umount {holder.mountpoint}" if holder.mountpoint else "try later"
+            f"unmount it with: cryptfs umount {holder.shown_mountpoint}" if holder.mountpoint else "try later"
         )
         raise VaultLockedError(f"{vault_dir} is in use by {holder.describe()}; {next_step}")

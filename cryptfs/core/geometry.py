@@ -60,6 +60,11 @@ class ChunkGeometry:
         object.__setattr__(self, "record_size", size + self.overhead)
 
     @property
+    def max_empty_size(self) -> int:
+        """Longest backing file that holds no byte of plaintext: a header, and a record that is cut off."""
+        return HEADER_SIZE + self.overhead
+
+    @property
     def max_plain_size(self) -> int:
         """Largest plaintext size whose backing file still has an off_t length."""
         return self.plain_size_floor(MAX_FILE_OFFSET)

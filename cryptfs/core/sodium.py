@@ -79,7 +79,9 @@ class DirectCalls:
         plain = bytearray(length)
         if not self.open(self._from_buffer(self._array, plain), sealed, len(sealed), aad, nonce, key):
             return None
-        return bytes(plain)
+        opened = bytes(plain)
+        plain[:] = bytes(length)  # it may be a masterkey; freed memory keeps what was in it
+        return opened
 
 
 class _Position:

@@ -25,6 +25,7 @@ from typing import NoReturn
 
 import cryptfs.errors
 from cryptfs.errors import CryptfsError, MountError
+from cryptfs.mount.repeats import RepeatFilter
 
 log = logging.getLogger("cryptfs.mount")
 
@@ -74,6 +75,8 @@ def configure_logging(target: LogTarget, *, daemon: bool) -> None:
         handler.setFormatter(logging.Formatter("cryptfs: %(message)s"))
     else:
         handler = _syslog_handler()
+    if not target.debug:
+        handler.addFilter(RepeatFilter())
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)

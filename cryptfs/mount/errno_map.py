@@ -1,6 +1,7 @@
 """From an exception to the errno that the kernel gets: one place for all engines.
 
-Detected damage is logged here, once for each request that meets it: cipher path, chunk, reason.
+Detected damage is logged here for each request that meets it: cipher path, chunk, reason. The log shows
+the same line once a minute (repeats.py).
 """
 
 from __future__ import annotations

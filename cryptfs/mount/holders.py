@@ -81,11 +81,20 @@ def find_holders(mountpoint: str, proc: Path = Path("/proc")) -> list[Holder]:
     return holders
 
 
-def describe_holders(holders: list[Holder]) -> str:
-    """' by bash (pid 12, current directory), vim (...)', or that nothing could be seen."""
+def describe_holders(holders: list[Holder], *, commands: bool = True) -> str:
+    """' by bash (pid 12, current directory), vim (...)', or that nothing could be seen.
+
+    Args: commands: whether to name the programs. Not in a log: one that runs from the mount has its name
+                    from there.
+    """
     if not holders:
         return " (by a process of another user, or another mount below it)"
-    names = [f"{holder.command} (pid {holder.pid}, {holder.uses})" for holder in holders[:_SHOWN]]
+    names = [
+        f"{holder.command} (pid {holder.pid}, {holder.uses})"
+        if commands
+        else f"pid {holder.pid} ({holder.uses})"
+        for holder in holders[:_SHOWN]
+    ]
     more = len(holders) - _SHOWN
     if more > 0:
         names.append(f"and {more} more")

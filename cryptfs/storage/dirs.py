@@ -235,6 +235,26 @@ def rename_exclusive(old_dir_fd: int, old: str, new_dir_fd: int, new: str) -> No
     raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
 
 
+def read_sidecar(dir_fd: int, entry_name: str) -> str:
+    """The full cipher name of a long entry, checked against its hash.
+
+    Raises: NameError_: the sidecar is missing, damaged or another's.
+    """
+    try:
+        raw = read_small(dir_fd, entry_name + SIDECAR_SUFFIX, MAX_CIPHER_NAME)
+    except FileNotFoundError:
+        raise NameError_("the long name has lost its sidecar", cipher_path=entry_name) from None
+    except IntegrityError as error:
+        raise NameError_(f"the sidecar is {error.reason}", cipher_path=entry_name) from None
+    except OSError as error:
+        raise NameError_(f"the sidecar cannot be read: {error.strerror}", cipher_path=entry_name) from None
+    cipher_name = raw.decode("ascii", "replace")
+    fits = MAX_NAME_SIZE < len(raw) <= MAX_CIPHER_NAME  # a shorter one would be a second spelling
+    if not fits or not raw.isascii() or long_entry_name(cipher_name) != entry_name:
+        raise NameError_("the sidecar does not belong to its entry", cipher_path=entry_name)
+    return cipher_name
+
+
 class Sidecars:
     """The sidecars of long names. Its lock covers the pair of entry and sidecar while either changes.
 
@@ -246,25 +266,8 @@ class Sidecars:
         self.lock = threading.RLock()
 
     def read(self, dir_fd: int, entry_name: str) -> str:
-        """The full cipher name of a long entry, checked against its hash.
-
-        Raises: NameError_: the sidecar is missing, damaged or another's.
-        """
-        try:
-            raw = read_small(dir_fd, entry_name + SIDECAR_SUFFIX, MAX_CIPHER_NAME)
-        except FileNotFoundError:
-            raise NameError_("the long name has lost its sidecar", cipher_path=entry_name) from None
-        except IntegrityError as error:
-            raise NameError_(f"the sidecar is {error.reason}", cipher_path=entry_name) from None
-        except OSError as error:
-            raise NameError_(
-                f"the sidecar cannot be read: {error.strerror}", cipher_path=entry_name
-            ) from None
-        cipher_name = raw.decode("ascii", "replace")
-        fits = MAX_NAME_SIZE < len(raw) <= MAX_CIPHER_NAME  # a shorter one would be a second spelling
-        if not fits or not raw.isascii() or long_entry_name(cipher_name) != entry_name:
-            raise NameError_("the sidecar does not belong to its entry", cipher_path=entry_name)
-        return cipher_name
+        """The full cipher name of a long entry. Raises: NameError_, as read_sidecar."""
+        return read_sidecar(dir_fd, entry_name)
 
     def write(self, dir_fd: int, cipher_name: str) -> None:
         """Make the sidecar of a long name, whole at once. Call with the lock held, before the entry.

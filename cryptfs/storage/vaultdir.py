@@ -30,7 +30,14 @@ class LockHolder:
     def describe(self) -> str:
         """For an error message."""
         who = f"process {self.pid}" if self.pid else "another process"
-        return f"{who}, at {self.mountpoint}" if self.mountpoint else who
+        return f"{who}, at {self.shown_mountpoint}" if self.mountpoint else who
+
+    @property
+    def shown_mountpoint(self) -> str:
+        """Fit for a terminal: the lock file may say anything."""
+        if self.mountpoint.isprintable():
+            return self.mountpoint
+        return self.mountpoint.encode("unicode_escape").decode("ascii")
 
 
 def open_vault_dir(vault_dir: Path) -> int:
@@ -72,13 +79,19 @@ def write_config_file(vault_fd: int, content: bytes) -> None:
 def replace_file(vault_fd: int, name: str, content: bytes) -> None:
     """Replace a file in the vault directory atomically: write, fsync, rename, fsync the directory.
 
+    A directory in its place is put aside.
+
     Raises: OSError: what was there is still there.
     """
     temporary = temp_name()
     fd = create_small(vault_fd, temporary, content, 0o600)
     try:
         os.fsync(fd)
-        os.rename(temporary, name, src_dir_fd=vault_fd, dst_dir_fd=vault_fd)
+        try:
+            os.rename(temporary, name, src_dir_fd=vault_fd, dst_dir_fd=vault_fd)
+        except IsADirectoryError:
+            put_aside(vault_fd, name)
+            os.rename(temporary, name, src_dir_fd=vault_fd, dst_dir_fd=vault_fd)
     except OSError:
         with contextlib.suppress(OSError):
             os.unlink(temporary, dir_fd=vault_fd)
@@ -86,6 +99,11 @@ def replace_file(vault_fd: int, name: str, content: bytes) -> None:
     finally:
         os.close(fd)
     os.fsync(vault_fd)
+
+
+def put_aside(vault_fd: int, name: str) -> None:
+    """Give what somebody planted under an internal name one that may be removed. Raises: OSError."""
+    os.rename(name, temp_name(), src_dir_fd=vault_fd, dst_dir_fd=vault_fd)
 
 
 @contextlib.contextmanager
@@ -144,15 +162,26 @@ class VaultLock:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """For a moment the only one, where the lock is shared. Raises: OSError: there are others."""
+        """For a moment the only one, where the lock is shared.
+
+        Raises: OSError: there are others.   VaultLockedError: one of them is a writer, and has it for good.
+        """
         if self._fd is None:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-        fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield
         finally:
-            if self._shared:
-                fcntl.flock(self._fd, fcntl.LOCK_SH)
+            if self._shared:  # also where it was not granted: asking lets go of the old lock first
+                self._share_again(self._fd)
+
+    def _share_again(self, fd: int) -> None:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            raise VaultLockedError(
+                f"the vault is in use by {_read_holder(fd).describe()}; unmount it there first"
+            ) from None
 
     def hand_over(self) -> None:
         """After a fork: close this process's descriptor and leave the lock to the other process.
@@ -173,6 +202,19 @@ class VaultLock:
                 os.ftruncate(self._fd, 0)
         os.close(self._fd)
         self._fd = None
+
+
+class NoLock:
+    """In place of a VaultLock, for one who only looks and does not mind who writes meanwhile."""
+
+    def announce(self, mountpoint: str) -> None:
+        """Nothing is said."""
+
+    def hand_over(self) -> None:
+        """There is nothing to hand over."""
+
+    def release(self) -> None:
+        """There is nothing to let go of."""
 
 
 def lock_holder(vault_dir: Path) -> LockHolder | None:
@@ -196,6 +238,6 @@ def _read_holder(fd: int) -> LockHolder:
         pid, mountpoint = found["pid"], found["mountpoint"]
         if isinstance(pid, int) and isinstance(mountpoint, str):
             return LockHolder(pid, mountpoint)
-    except (ValueError, KeyError, TypeError, OSError):
+    except (ValueError, KeyError, TypeError, OSError, RecursionError):
         pass
     return LockHolder(0, "")

@@ -34,6 +34,57 @@ _ID_SIZE = 18
 _LONGEST_TEXT = len(_LONG_PREFIX) + 24 + 1 + 4  # prefix, id, dot, size: shorter than any sealed target
 
 
+def long_target_id(text: str) -> str | None:
+    """The file in `cryptfs.links` that a backing symlink names; None for one that holds its target itself."""
+    if not text.startswith(_LONG_PREFIX):
+        return None
+    link_id = text.removeprefix(_LONG_PREFIX).partition(".")[0]
+    return link_id if is_long_target_id(link_id) else None
+
+
+def open_links_directory(vault_fd: int) -> int | None:
+    """A descriptor of `cryptfs.links`; None where there is no such directory."""
+    try:
+        return open_directory(vault_fd, LINKS_DIRECTORY)
+    except OSError:
+        return None
+
+
+def is_long_target_id(name: str) -> bool:
+    """Whether a file in `cryptfs.links` has a name that a symlink can refer to."""
+    return len(decode_text(name) or b"") == _ID_SIZE
+
+
+def read_long_target(links_fd: int | None, text: str) -> bytes:
+    """The sealed target that the text of a backing symlink refers to.
+
+    Args:   links_fd: the directory `cryptfs.links`, or None where there is none.
+    Raises: NameError_: its file is missing, damaged or of another length.
+    """
+    link_id = long_target_id(text)
+    try:
+        if links_fd is None or link_id is None:
+            raise FileNotFoundError
+        sealed = read_small(links_fd, link_id, MAX_TARGET + SMALL_OVERHEAD)
+    except (FileNotFoundError, IntegrityError):
+        raise NameError_("the symlink has lost its target") from None
+    if str(len(sealed) - SMALL_OVERHEAD) != text.removeprefix(_LONG_PREFIX).partition(".")[2]:
+        raise NameError_("the symlink tells a wrong length of its target")
+    return sealed
+
+
+def read_target(
+    text: str, links_fd: int | None, links_key: bytes, dir_id: bytes, siv: bytes
+) -> tuple[bytes, bool]:
+    """Verify and decrypt the target of a backing symlink: (target, whether it is bound to its place).
+
+    Raises: NameError_: it is lost, damaged, forged, or stood in another place.
+    """
+    if text.startswith(_LONG_PREFIX):
+        return open_sealed_target(read_long_target(links_fd, text), links_key, dir_id, siv)
+    return open_target(text, links_key, dir_id, siv)
+
+
 class Symlinks:
     """Make, read, move and remove the symlinks of one vault.
 
@@ -47,9 +98,7 @@ class Symlinks:
         self._key = keys.links_key
         self._vault_fd = vault_fd
         self._pending = pending
-        self._links_fd: int | None = None
-        with contextlib.suppress(OSError):
-            self._links_fd = open_directory(vault_fd, LINKS_DIRECTORY)
+        self._links_fd = open_links_directory(vault_fd)
 
     def close(self) -> None:
         """The last use."""
@@ -84,24 +133,10 @@ class Symlinks:
         text = os.readlink(entry_name, dir_fd=directory.fd)
         try:
             siv = siv_of(directory.cipher_name(name))
-            if text.startswith(_LONG_PREFIX):
-                return open_sealed_target(self._read_long(text), self._key, directory.dir_id, siv)
-            return open_target(text, self._key, directory.dir_id, siv)
+            return read_target(text, self._links_fd, self._key, directory.dir_id, siv)
         except NameError_ as error:
             error.cipher_path = directory.path_of(entry_name)
             raise
-
-    def _read_long(self, text: str) -> bytes:
-        link_id, _, size = text.removeprefix(_LONG_PREFIX).partition(".")
-        try:
-            if self._links_fd is None or len(decode_text(link_id) or b"") != _ID_SIZE:
-                raise FileNotFoundError
-            sealed = read_small(self._links_fd, link_id, MAX_TARGET + SMALL_OVERHEAD)
-        except (FileNotFoundError, IntegrityError):
-            raise NameError_("the symlink has lost its target") from None
-        if str(len(sealed) - SMALL_OVERHEAD) != size:
-            raise NameError_("the symlink tells a wrong length of its target")
-        return sealed
 
     def text_for(self, directory: Directory, name: bytes, target: bytes) -> str:
         """The text of a backing symlink that is to stand under this name; `discard` it if it does not."""
@@ -128,11 +163,10 @@ class Symlinks:
 
     def discard(self, text: str) -> None:
         """After the last backing symlink with this text has gone: its file goes, if it has one."""
-        if text.startswith(_LONG_PREFIX) and self._links_fd is not None:
-            link_id = text.removeprefix(_LONG_PREFIX).partition(".")[0]
-            if len(decode_text(link_id) or b"") == _ID_SIZE:
-                with contextlib.suppress(OSError):
-                    os.unlink(link_id, dir_fd=self._links_fd)
+        link_id = long_target_id(text)
+        if link_id is not None and self._links_fd is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(link_id, dir_fd=self._links_fd)
 
     def text_to_discard(self, directory: Directory, name: bytes) -> str:
         """Before a name goes: what to `discard` afterwards, '' for nothing."""

@@ -42,6 +42,9 @@ class Entry(NamedTuple):
     inode: int
     kind: int
 
+    def __repr__(self) -> str:
+        return f"Entry(inode={self.inode}, kind={self.kind:#o})"
+
 
 class VaultTree(EntryOperations):
     """The plaintext tree of one vault.
@@ -53,6 +56,7 @@ class VaultTree(EntryOperations):
         super().__init__(context, vault_fd)
         self.root = self.opener.root(vault_fd)
         self._vault_fd = vault_fd
+        self._max_empty_size = context.geometry.max_empty_size
         self.checkpointer: Checkpointer | None = None
         if context.redo is not None:
             self.checkpointer = Checkpointer(self.files, context.redo)
@@ -71,21 +75,34 @@ class VaultTree(EntryOperations):
 
     def stat(self, directory: Directory, name: bytes) -> Attributes:
         """Attributes of an entry, without opening it."""
-        st = backing_stat(directory, name)
-        if stat.S_ISLNK(st.st_mode):
-            return Attributes(st, self.symlinks.size(directory, name, st))
-        return plain_attributes(st, self.context)
+        while True:
+            seen = self._homecomings()
+            st = backing_stat(directory, name)
+            if stat.S_ISLNK(st.st_mode):
+                return Attributes(st, self.symlinks.size(directory, name, st))
+            found = plain_attributes(st, self.context)
+            if self._homecomings() == seen:
+                return found
 
     def stat_descriptor(self, fd: int) -> Attributes:
         """Attributes of what an O_PATH descriptor holds, whatever it is."""
-        st = os.fstat(fd)
-        if stat.S_ISLNK(st.st_mode):
-            return Attributes(st, self.symlinks.size_open(fd, st))
-        return plain_attributes(st, self.context)
+        while True:
+            seen = self._homecomings()
+            st = os.fstat(fd)
+            if stat.S_ISLNK(st.st_mode):
+                return Attributes(st, self.symlinks.size_open(fd, st))
+            found = plain_attributes(st, self.context)
+            if self._homecomings() == seen:
+                return found
+
+    def _homecomings(self) -> int:
+        """Differs where a pending growth reached its file meanwhile: stat and RedoLog.grown may not agree."""
+        redo = self.context.redo
+        return 0 if redo is None else redo.homecomings
 
     def stat_open(self, file: OpenFile) -> Attributes:
         """Attributes of an open file, also of one that has no name left."""
-        return plain_attributes(os.fstat(file.state.fd), self.context)
+        return self.stat_descriptor(file.state.fd)
 
     def list(self, directory: Directory) -> Iterator[Entry]:
         """The entries of a directory, without '.' and '..'.
@@ -147,7 +164,8 @@ class VaultTree(EntryOperations):
         A file that is opened for writing is opened for reading too: a partial chunk must be read before
         it is written, and the kernel's writeback cache reads whole pages.
 
-        Raises: IntegrityError: no regular file stands there.   OSError.
+        Raises: IntegrityError: no regular file stands there, or one to be read that was cut until it seems
+                                empty.   OSError.
         """
         # O_RDONLY | O_TRUNC truncates on Linux, where the caller may write.
         writable = flags & (os.O_ACCMODE | os.O_TRUNC) != os.O_RDONLY
@@ -163,8 +181,7 @@ class VaultTree(EntryOperations):
         except IntegrityError as error:
             error.cipher_path = directory.path_of(entry_name)
             raise
-        file = self._handle(directory, entry_name, fd, st, writable=writable)
-        return self._truncated(file) if flags & os.O_TRUNC else file
+        return self._ready(self._handle(directory, entry_name, fd, st, writable=writable), st, flags)
 
     def create(
         self, directory: Directory, name: bytes, flags: int, mode: int, caller: Caller | None = None
@@ -216,11 +233,16 @@ class VaultTree(EntryOperations):
             self.require_writable()
         fd = reopen(held_fd, os.O_RDWR if writable else os.O_RDONLY)
         file = self._unnamed(fd, writable=writable)
-        return self._truncated(file) if flags & os.O_TRUNC else file
+        return self._ready(file, os.fstat(file.state.fd), flags)
 
-    def _truncated(self, file: OpenFile) -> OpenFile:
+    def _ready(self, file: OpenFile, st: os.stat_result, flags: int) -> OpenFile:
+        """Do what opening asks for beyond a handle; give the handle back where that fails."""
         try:
-            file.truncate(0)
+            if flags & os.O_TRUNC:
+                file.truncate(0)
+            elif 0 < st.st_size <= self._max_empty_size and flags & os.O_ACCMODE != os.O_WRONLY:
+                # The kernel never asks for bytes of a file that seems empty: a cut is noticed now or never.
+                file.state.require_loaded()
         except BaseException:
             self.release(file)
             raise

@@ -25,6 +25,7 @@ from cryptfs.core.keys import ARGON2_SALT_SIZE, KEY_SIZE, Subkeys
 from cryptfs.errors import NotAVaultError, VaultConfigError
 from cryptfs.storage.vaultdir import (
     LockHolder,
+    NoLock,
     VaultLock,
     changing_config,
     lock_holder,
@@ -47,7 +48,12 @@ class Vault:
     """An unlocked vault. `tree` is its plaintext; close it when done, or use it in a with statement."""
 
     def __init__(
-        self, vault_dir: Path, vault_fd: int, lock: VaultLock, config: VaultConfig, context: FileContext
+        self,
+        vault_dir: Path,
+        vault_fd: int,
+        lock: VaultLock | NoLock,
+        config: VaultConfig,
+        context: FileContext,
     ) -> None:
         self.vault_dir = vault_dir
         self.config = config
@@ -114,38 +120,52 @@ class Vault:
         passphrase: bytes,
         *,
         read_only: bool = False,
+        lock: bool = True,
         durability: Durability = DEFAULT_DURABILITY,
     ) -> Vault:
         """Unlock a vault and take its lock. After a crash its journal is replayed.
 
-        Args:   durability: what a crash of what may not damage.
 
+        Args:   lock: False takes no lock and writes nothing at all, for a look at a vault that somebody may
+                      have mounted; only with read_only.
         Raises: NotAVaultError, UnsupportedFormatError, VaultConfigError.
                 VaultLockedError: somebody else has it; the message says who.
                 WrongPassphraseError.
                 OSError: the journal cannot be replayed.
         """
+        if not (lock or read_only):
+            raise ValueError("a vault is only written to with its lock")
         vault_dir = Path(os.path.realpath(vault_dir))
         vault_fd = open_vault_dir(vault_dir)
         try:
             config = decode_config(read_config_file(vault_fd, vault_dir))
-            lock = VaultLock(vault_fd, vault_dir, shared=read_only)
+            held = VaultLock(vault_fd, vault_dir, shared=read_only) if lock else NoLock()
             try:
                 masterkey, _ = unlock(config, passphrase, _kdf_memory_limit())
                 context = FileContext(Subkeys.from_masterkey(masterkey), config, read_only)
                 wipe(masterkey)
-                sessions = _recover(context, vault_fd, lock)
+                sessions = _recover(context, vault_fd, held)
                 context.crashed = frozenset(sessions.crashed)
                 if not read_only and durability is not Durability.OFF:
                     durable = durability is Durability.POWER
                     context.redo = RedoLog(context.keys, config, vault_fd, sessions, durable=durable)
-                return cls(vault_dir, vault_fd, lock, config, context)
+                return cls(vault_dir, vault_fd, held, config, context)
             except BaseException:
-                lock.release()
+                held.release()
                 raise
         except BaseException:
             os.close(vault_fd)
             raise
+
+    @property
+    def descriptor(self) -> int:
+        """The vault directory, open for reading; stays the vault's."""
+        return self._vault_fd
+
+    @property
+    def has_lock(self) -> bool:
+        """Whether this vault was unlocked with its lock, so that nobody else writes to it."""
+        return isinstance(self._lock, VaultLock)
 
     def announce(self, mountpoint: str) -> None:
         """Say in the vault's lock file that this process has it mounted there."""
@@ -229,9 +249,9 @@ def change_passphrase(
         os.close(vault_fd)
 
 
-def _recover(context: FileContext, vault_fd: int, lock: VaultLock) -> Sessions:
+def _recover(context: FileContext, vault_fd: int, lock: VaultLock | NoLock) -> Sessions:
     """Replay what a crash left. A read-only mount does so, too, where it can write and is alone."""
-    if not has_journal(vault_fd):
+    if isinstance(lock, NoLock) or not has_journal(vault_fd):
         return read_sessions(context, vault_fd)
     if not context.read_only:
         return replay(context, vault_fd)
@@ -289,8 +309,11 @@ def default_cipher() -> str:
 
 
 def wipe(secret: bytes) -> None:
-    """Overwrite a bytes object in place. Copies that Python made elsewhere are out of reach."""
-    if secret:
+    """Overwrite a bytes object in place. Copies that Python made elsewhere are out of reach.
+
+    One of a single byte stays: Python has only one of each, which everybody shares.
+    """
+    if len(secret) > 1:
         ctypes.memset(id(secret) + bytes.__basicsize__ - 1, 0, len(secret))
 
 

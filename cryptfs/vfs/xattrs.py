@@ -16,7 +16,7 @@ from typing import NamedTuple
 from cryptfs.core.aead import SMALL_NONCE_SIZE, Kind, open_small, seal_small
 from cryptfs.core.header import HeaderFlag
 from cryptfs.core.keys import Subkeys
-from cryptfs.core.names import LONG_PREFIX, MAX_NAME_SIZE, NameCipher, long_entry_name
+from cryptfs.core.names import LONG_PREFIX, MAX_NAME_SIZE, DirectoryNames, NameCipher, long_entry_name
 from cryptfs.core.smallvalues import xattr_aad
 from cryptfs.errors import NameError_
 from cryptfs.storage.backing import open_backing, reopen
@@ -28,7 +28,7 @@ from cryptfs.vfs.filetable import FileTable
 
 log = logging.getLogger(__name__)
 
-_PREFIX = "user.cryptfs."
+PREFIX = "user.cryptfs."
 _LONG_PREFIX = "user." + LONG_PREFIX
 _MAX_BACKING_NAME = 255
 _NAMESPACES = (b"user.", b"trusted.", b"security.", b"system.")
@@ -56,6 +56,21 @@ def _target(directory: Directory | Unnamed, name: bytes) -> _Target:
         return _Target(f"/proc/self/fd/{directory.fd}", True, NO_NAME)
     entry_name = directory.entry_name(name)
     return _Target(directory.proc_path(entry_name), False, directory.path_of(entry_name))
+
+
+def open_attribute(names: DirectoryNames, backing_name: str, stored: bytes) -> tuple[bytes, bytes]:
+    """(plain name, sealed value) of a backing attribute that begins with PREFIX.
+
+    Raises: NameError_: the name does not verify.
+    """
+    if not backing_name.startswith(_LONG_PREFIX):
+        return names.open(backing_name.removeprefix(PREFIX)), stored
+    length = int.from_bytes(stored[:2], "little")
+    cipher_name = stored[2 : 2 + length].decode("ascii", "replace")
+    fits = len(PREFIX) + len(cipher_name) > _MAX_BACKING_NAME  # a shorter one would be a second spelling
+    if not fits or "user." + long_entry_name(cipher_name) != backing_name:
+        raise NameError_("a long xattr name does not match its hash")
+    return names.open(cipher_name), stored[2 + length :]
 
 
 class Xattrs:
@@ -120,7 +135,7 @@ class Xattrs:
         target = _target(directory, name)
         found = []
         for backing_name in os.listxattr(target.path, follow_symlinks=target.follow):
-            if not backing_name.startswith(_PREFIX):
+            if not backing_name.startswith(PREFIX):
                 continue
             try:
                 attribute = self._open_name(target, backing_name)
@@ -137,14 +152,9 @@ class Xattrs:
 
     def _open_name(self, target: _Target, backing_name: str) -> bytes:
         if not backing_name.startswith(_LONG_PREFIX):
-            return self._names.open(backing_name.removeprefix(_PREFIX))
+            return self._names.open(backing_name.removeprefix(PREFIX))
         stored = os.getxattr(target.path, backing_name, follow_symlinks=target.follow)
-        length = int.from_bytes(stored[:2], "little")
-        cipher_name = stored[2 : 2 + length].decode("ascii", "replace")
-        fits = len(_PREFIX) + len(cipher_name) > _MAX_BACKING_NAME  # a shorter one would be a second spelling
-        if not fits or "user." + long_entry_name(cipher_name) != backing_name:
-            raise NameError_("a long xattr name does not match its hash")
-        return self._names.open(cipher_name)
+        return open_attribute(self._names, backing_name, stored)[0]
 
     def _backing_name(self, attribute: bytes) -> tuple[str, bytes]:
         """The backing attribute's name, and what its value begins with."""
@@ -157,8 +167,8 @@ class Xattrs:
         if sys.platform == "linux" and not attribute.startswith(_NAMESPACES):
             raise _error(errno.EOPNOTSUPP)
         cipher_name = self._names.seal(attribute)
-        if len(_PREFIX) + len(cipher_name) <= _MAX_BACKING_NAME:
-            return _PREFIX + cipher_name, b""
+        if len(PREFIX) + len(cipher_name) <= _MAX_BACKING_NAME:
+            return PREFIX + cipher_name, b""
         prefix = len(cipher_name).to_bytes(2, "little") + cipher_name.encode("ascii")
         return "user." + long_entry_name(cipher_name), prefix
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from cryptfs.mount.daemon import harden_process
 from cryptfs.mount.options import parse_options
+from cryptfs.mount.repeats import RepeatFilter
 from cryptfs.vfs.vault import Vault
 
 
@@ -34,6 +35,7 @@ def main(order: str) -> None:
     options = parse_options(what["options"])
     engine = importlib.import_module(f"cryptfs.mount.{options.engine}")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger().handlers[0].addFilter(RepeatFilter())  # as every mount has it
     harden_process()
     if what["uid"] is not None:
         become(what["uid"], what["gid"])
@@ -43,7 +45,7 @@ def main(order: str) -> None:
         os.umask(0)
         vault.announce(str(mountpoint))
         vault.start()
-        engine.run(vault, mountpoint, options, lambda: os.write(1, b"ready\n"))
+        engine.run(vault, mountpoint, options, lambda *_: os.write(1, b"ready\n"))
 
 
 if __name__ == "__main__":

@@ -162,3 +162,18 @@ def test_damaged_directory_record(own_mount: Mounted) -> None:
     assert sorted(os.listdir(own_mount.mountpoint)) == ["dir", "other"]
     flip(backing / "cryptfs.dir", 3)
     assert os.listdir(directory) == ["file"]
+
+
+def test_what_the_kernel_remembers(own_mount: Mounted) -> None:
+    """Pages that are in its cache are shown as they were; once they are dropped, damage is noticed."""
+    path, backing = make_victim(own_mount)
+    own_mount.allow_log(r"ERROR .*: .*chunk 3\b")
+    geometry = ChunkGeometry(own_mount.spec.chunk_size, AEGIS_256.overhead)
+    with path.open("rb", buffering=0) as held:  # keeps the inode, and so its pages
+        assert os.pread(held.fileno(), len(CONTENT), 0) == CONTENT
+        flip(backing, geometry.record_offset(3) + 100)
+        assert os.pread(held.fileno(), 16_384, 3 * 16_384) == CONTENT[3 * 16_384 : 4 * 16_384]
+        os.posix_fadvise(held.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        with pytest.raises(OSError, match="Input/output error"):
+            os.pread(held.fileno(), 16_384, 3 * 16_384)
+    path.unlink()

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,7 @@ class Remains:
         self.path = vault.backing(NAME)
         self.records = self.path.read_bytes()[HEADER_SIZE:]
 
-    def leave(self, records: bytes, flags: int = NO_FLAGS, **fields: int) -> None:
+    def leave(self, records: bytes, flags: int = NO_FLAGS, **fields: Any) -> None:
         """Write a header that is not CLEAN, and these records behind it."""
         header = replace(self.vault.header(NAME), flags=flags, **fields)
         self.path.write_bytes(self.vault.context.pack_header(header) + records)
@@ -109,12 +110,15 @@ def test_shorter_than_size_min(remains: Remains, size: int, caplog: pytest.LogCa
     vault = remains.vault
     evidence = remains.path.read_bytes()
     for flags in (os.O_RDONLY, os.O_RDWR):
-        with vault.opened(NAME, flags) as file:
-            error = assert_detected(lambda file=file: file.read(0, 1), caplog, vault.entry(NAME))  # type: ignore[misc]
-            assert type(error) is HeaderError
+
+        def read(flags: int = flags) -> None:
+            with vault.opened(NAME, flags) as file:  # one that seems empty cannot even be opened
+                file.read(0, 1)
+
+        error = assert_detected(read, caplog, vault.entry(NAME))
+        assert type(error) is HeaderError
     assert remains.path.read_bytes() == evidence  # a repair may still make something of it
-    with vault.opened(NAME) as file:
-        file.truncate(0)
+    vault.tree.truncate(vault.root, NAME, 0)
     assert vault.get(NAME) == b""
 
 

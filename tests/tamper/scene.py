@@ -60,7 +60,7 @@ class Scene:
         """Neither reading nor writing is possible."""
         evidence = self.backing.read_bytes()
         assert_detected(self.read, caplog, self.path)
-        with self.vault.opened(VICTIM) as file:
+        with self.vault.opened(VICTIM, os.O_WRONLY) as file:
             assert_detected(lambda: file.write(0, b"x"), caplog, self.path)
             assert_detected(lambda: file.truncate(1), caplog, self.path)
         assert self.backing.read_bytes() == evidence
@@ -69,8 +69,7 @@ class Scene:
         """The bystander is untouched; the victim can be emptied and used again, and removed."""
         vault = self.vault
         assert vault.get(BYSTANDER) == pattern(SIZE, 2)
-        with vault.opened(VICTIM) as file:
-            file.truncate(0)
+        with vault.opened(VICTIM, os.O_RDWR | os.O_TRUNC) as file:
             assert file.read(0, 10) == b""
             file.write(0, b"new life")
         assert vault.get(VICTIM) == b"new life"

@@ -55,6 +55,26 @@ def test_bytes_of_a_large_record_matter(scene: Scene, caplog: pytest.LogCaptureF
     scene.assert_contained()
 
 
+def test_every_byte_of_three_chunks_matters(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    """All bytes of the records, one by one: the chunk that is read fails, and nothing of it is there."""
+    scene.vault.put(VICTIM, pattern(2 * CHUNK + 100, 3))
+    content = scene.backing.read_bytes()
+    geometry = scene.vault.geometry
+    reply = memoryview(bytearray(CHUNK))
+    with scene.vault.opened(VICTIM, os.O_RDONLY) as file, scene.backing.open("r+b", buffering=0) as backing:
+        for place in range(HEADER_SIZE, len(content)):
+            index = geometry.chunk_of_record_byte(place)
+            os.pwrite(backing.fileno(), bytes((content[place] ^ 1 << place % 8,)), place)
+            reply[:] = b"\xee" * CHUNK
+            with pytest.raises(ChunkError) as raised:
+                file.read_into(index * CHUNK, reply)
+            assert raised.value.chunk_index == index
+            assert not any(reply[: geometry.chunk_length(index, 2 * CHUNK + 100)])
+            os.pwrite(backing.fileno(), content[place : place + 1], place)
+    assert scene.read() == pattern(2 * CHUNK + 100, 3)
+    scene.assert_contained()
+
+
 @pytest.mark.parametrize("index", [0, LAST])
 def test_a_damaged_chunk_is_not_merged_into(
     scene: Scene, caplog: pytest.LogCaptureFixture, index: int
@@ -137,6 +157,43 @@ def test_whole_file_of_another_name_is_not_detected(scene: Scene) -> None:
     scene.assert_contained()
 
 
+def test_two_files_exchanged_are_not_detected(scene: Scene) -> None:
+    """Not promised in format 1: each is authentic, under the other's name. A witness shows both as moved."""
+    other, between = scene.vault.backing(BYSTANDER), scene.backing.with_name("between")
+    scene.backing.rename(between)
+    other.rename(scene.backing)
+    between.rename(other)
+    assert scene.read() == pattern(SIZE, 2)
+    assert scene.vault.get(BYSTANDER) == pattern(SIZE, 1)
+
+
+def test_old_version_of_a_file_is_not_detected(scene: Scene) -> None:
+    """Not promised without a witness: header and chunks of a moment ago are authentic for ever."""
+    with scene.vault.opened(VICTIM) as file:
+        file.truncate(0)
+        file.write(0, b"newer")
+    scene.plant(scene.original)
+    assert scene.read() == pattern(SIZE, 1)
+
+
+def test_old_header_with_new_chunks(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    """An older header tells an older length and, after a truncate to zero, an older key."""
+    with scene.vault.opened(VICTIM) as file:
+        file.truncate(2 * CHUNK)
+    shorter = scene.backing.read_bytes()
+    scene.plant(scene.original[:HEADER_SIZE] + shorter[HEADER_SIZE:])
+    assert_detected(scene.read, caplog, scene.path)  # the old length says that it was cut
+    scene.plant(shorter)
+    with scene.vault.opened(VICTIM) as file:
+        file.truncate(0)
+        file.write(0, pattern(SIZE, 3))
+    renewed = scene.backing.read_bytes()
+    scene.plant(scene.original[:HEADER_SIZE] + renewed[HEADER_SIZE:])
+    for index in range(4):
+        assert_detected(partial(scene.read_chunk, index), caplog, scene.path, index)
+    scene.assert_contained()
+
+
 def test_old_version_of_a_chunk_is_not_detected_within_an_epoch(scene: Scene) -> None:
     """Not promised in format 1: whoever keeps an older record can put it back, until a truncate to zero."""
     with scene.vault.opened(VICTIM) as file:
@@ -185,10 +242,31 @@ def test_partly_zeroed_chunk_with_sparse(scene: Scene, caplog: pytest.LogCapture
     scene.plant(bytes(sparse))
     assert scene.read_chunk(1) == bytes(CHUNK)
     assert_detected(lambda: scene.read_chunk(2), caplog, scene.path, 2)
-    # Not promised: in a file that has holes, another record can be turned into one.
-    sparse[record] = bytes(record.stop - record.start)
+    scene.assert_contained()
+
+
+def test_chunk_turned_into_a_hole_of_a_sparse_file_is_not_detected(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not promised: where SPARSE is set, any whole record can be zeroed, and reads as zeros.
+
+    SPARSE goes with the next truncate to zero; a file that never had a hole is safe.
+    """
+    with scene.vault.opened(VICTIM) as file:
+        file.truncate(0)
+        file.truncate(10 * CHUNK)  # a hole from end to end: sets SPARSE
+        file.write(0, pattern(CHUNK, 3))
+    sparse = bytearray(scene.backing.read_bytes())
+    sparse[scene.record(0)] = bytes(CHUNK + scene.vault.config.suite.overhead)
     scene.plant(bytes(sparse))
-    assert scene.read_chunk(2) == bytes(CHUNK)
+    assert scene.read_chunk(0) == bytes(CHUNK)
+    with scene.vault.opened(VICTIM) as file:
+        file.truncate(0)
+        file.write(0, pattern(SIZE, 4))
+    dense = bytearray(scene.backing.read_bytes())
+    dense[scene.record(0)] = bytes(CHUNK + scene.vault.config.suite.overhead)
+    scene.plant(bytes(dense))
+    assert_detected(partial(scene.read_chunk, 0), caplog, scene.path, 0)
     scene.assert_contained()
 
 
@@ -207,6 +285,32 @@ def test_cut_file(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
         error = assert_detected(scene.read, caplog, scene.path)
         assert type(error) is HeaderError
     scene.assert_file_detected(caplog)
+    scene.assert_contained()
+
+
+def test_file_cut_until_it_seems_empty_cannot_be_opened(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The kernel takes the end of an empty file for granted: no read of it would ever meet the damage."""
+    overhead = scene.vault.config.suite.overhead
+    tree, root = scene.vault.tree, scene.vault.root
+    for length in (1, HEADER_SIZE, HEADER_SIZE + 1, HEADER_SIZE + overhead):
+        scene.plant(scene.original[:length])
+        assert tree.stat(root, VICTIM).size == 0
+        for flags in (os.O_RDONLY, os.O_RDWR):
+            assert_detected(lambda flags=flags: tree.open(root, VICTIM, flags), caplog, scene.path)  # type: ignore[misc]
+    scene.assert_file_detected(caplog)
+    tree.truncate(root, VICTIM, 0)
+    assert scene.read() == b""
+    scene.assert_contained()
+
+
+def test_empty_file_with_a_header_can_be_opened(scene: Scene) -> None:
+    scene.vault.tree.truncate(scene.vault.root, VICTIM, 0)
+    assert scene.backing.stat().st_size == HEADER_SIZE
+    for flags in (os.O_RDONLY, os.O_RDWR, os.O_WRONLY):
+        with scene.vault.opened(VICTIM, flags):
+            pass
     scene.assert_contained()
 
 

@@ -206,3 +206,10 @@ def test_impossible_chunk_sizes(chunk_size: int) -> None:
 def test_impossible_overheads(overhead: int) -> None:
     with pytest.raises(ValueError, match="overhead"):
         ChunkGeometry(4096, overhead)
+
+
+@given(geometries)
+def test_the_longest_file_that_holds_nothing(geometry: ChunkGeometry) -> None:
+    longest = geometry.max_empty_size
+    assert geometry.plain_size_floor(longest) == 0
+    assert geometry.plain_size_floor(longest + 1) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import io
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,15 +12,21 @@ from pathlib import Path
 import pytest
 
 from cryptfs.cli.exit_codes import EmptyPassphraseError, PassphraseUnreadableError
-from cryptfs.cli.prompt import PassphraseSource, read_passphrase
+from cryptfs.cli.prompt import MAX_PASSPHRASE_SIZE, PassphraseSource, read_passphrase
 
 
 class Stdin(io.TextIOWrapper):
-    """A stand-in for sys.stdin."""
+    """A stand-in for sys.stdin: a pipe that somebody has written to and closed."""
 
     def __init__(self, raw: bytes, *, tty: bool) -> None:
-        super().__init__(io.BytesIO(raw), encoding="utf-8")
+        reader, writer = os.pipe()
+        os.write(writer, raw)
+        os.close(writer)
+        super().__init__(os.fdopen(reader, "rb"), encoding="utf-8")
         self._tty = tty
+
+    def __del__(self) -> None:
+        self.close()
 
     def isatty(self) -> bool:
         return self._tty
@@ -114,6 +121,25 @@ def test_two_from_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_passphrase(PassphraseSource(Path("-"))) == b"new"
     with pytest.raises(PassphraseUnreadableError, match="--passfile or --passcommand"):
         read_passphrase(PassphraseSource())
+
+
+def test_what_follows_a_line_is_left_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    stdin = Stdin(b"first\nfor somebody else", tty=False)
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert read_passphrase(PassphraseSource()) == b"first"
+    assert os.read(stdin.fileno(), 100) == b"for somebody else"
+
+
+@pytest.mark.parametrize("size", [MAX_PASSPHRASE_SIZE, MAX_PASSPHRASE_SIZE + 1])
+def test_the_longest_one(passfile: Path, size: int) -> None:
+    passfile.write_bytes(b"x" * size)
+    if size == MAX_PASSPHRASE_SIZE:
+        assert len(read_passphrase(PassphraseSource(passfile))) == size
+        assert len(read_passphrase(PassphraseSource(passcommand=f"cat {passfile}"))) == size
+    else:
+        for source in (PassphraseSource(passfile), PassphraseSource(passcommand=f"cat {passfile}")):
+            with pytest.raises(PassphraseUnreadableError, match="more than 1048576 bytes"):
+                read_passphrase(source)
 
 
 def test_no_stdin_at_all(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 import threading
@@ -17,6 +18,7 @@ from cryptfs.storage import durability, libc
 from cryptfs.storage.backing import create_small, open_backing, read_fully, read_small, write_fully
 from cryptfs.storage.dirs import remove_directory, rename_exclusive, scan
 from cryptfs.storage.durability import MAX_PENDING, PendingSync
+from cryptfs.storage.vaultdir import LOCK_NAME, lock_holder
 from tests.support import BareVault, open_descriptors
 
 
@@ -375,3 +377,17 @@ def test_missing_calls_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OSError) as raised:
         libc.renameat2(-1, "a", -1, "b", libc.RENAME_EXCHANGE)
     assert raised.value.errno == errno.ENOSYS
+
+
+@pytest.mark.parametrize("content", [b"[" * 8000, b'{"pid": 1, "mountpoint": "\\ud800\\u001b[2J"}'])
+def test_hostile_lock_file(tmp_path: Path, content: bytes) -> None:
+    """What it says goes to a terminal, and it may be nested as deep as it likes."""
+    (tmp_path / LOCK_NAME).write_bytes(content)
+    fd = os.open(tmp_path / LOCK_NAME, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        holder = lock_holder(tmp_path)
+    finally:
+        os.close(fd)
+    assert holder is not None
+    assert holder.describe().isprintable()

@@ -263,6 +263,8 @@ def test_wipe_overwrites_in_place() -> None:
     wipe(secret)
     assert alias == bytes(32)
     wipe(b"")
+    wipe(bytes((120,)))  # Python has one object for each single byte, which everybody shares
+    assert bytes((120,)) == b"x"
 
 
 def test_closing_wipes_every_subkey(vault_dir: Path) -> None:

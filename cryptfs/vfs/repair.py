@@ -1,0 +1,234 @@
+"""Repairs what a check finds: `cryptfs fsck --repair`.
+
+Every step is one that may be the last: whatever is removed or written over was of no use, or is in lost+found
+before, and a repair that is run again goes on where one was killed. Each method says what it did, or raises
+OSError or an error of ours; then nothing was done, or something that a later repair goes on with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+
+from cryptfs.core.acl import acl_after_chmod, pack_acl, unpack_acl
+from cryptfs.core.aead import SMALL_NONCE_SIZE, open_small, seal_small
+from cryptfs.core.dirrecord import RECORD_SIZE
+from cryptfs.core.names import SIDECAR_SUFFIX, siv_of
+from cryptfs.core.salvage import salvage_cipher_name
+from cryptfs.core.smallvalues import xattr_aad
+from cryptfs.errors import IntegrityError, NameError_
+from cryptfs.storage.backing import read_small
+from cryptfs.storage.dirs import MAX_CIPHER_NAME, is_long, open_directory, remove_directory
+from cryptfs.vfs.check_directories import holds_vault_content
+from cryptfs.vfs.check_files import FileReport
+from cryptfs.vfs.check_small import BadXattr, Owner, backing_xattrs
+from cryptfs.vfs.directory import printable
+from cryptfs.vfs.findings import Finding, Kind, Severity, escaped
+from cryptfs.vfs.lost_found import LostAndFound, numbered
+from cryptfs.vfs.repair_directories import DirectoryMender
+from cryptfs.vfs.repair_files import FileMender, Place
+from cryptfs.vfs.symlinks import open_links_directory, read_target
+from cryptfs.vfs.tree import VaultTree
+from cryptfs.vfs.walk import Role, WalkedDirectory, WalkedEntry, Walker
+from cryptfs.vfs.xattrs import open_attribute
+
+_READ_BEYOND = 2 * MAX_CIPHER_NAME
+_SHOWN_OF_NAME = 8
+_MAX_NOTED = 4096
+
+
+def replay_before_repair(tree: VaultTree) -> None:
+    """Finish the writes that are in the journal, so that nothing is repaired that was only unfinished.
+
+    The hook for vfs/replay.py; until there is a journal, there is nothing to do.
+    """
+
+
+class Repairer:
+    """Mends one vault, whose lock its caller holds.
+
+    Args: tree: of the vault, open for writing.   vault_fd: the vault directory.
+    """
+
+    def __init__(self, tree: VaultTree, vault_fd: int) -> None:
+        self._tree = tree
+        self._context = tree.context
+        self._vault_fd = vault_fd
+        self._lost = LostAndFound(tree)
+        self.directories = DirectoryMender(tree, self._lost)
+        self._files = FileMender(tree.context, self._lost)
+
+    def close(self) -> None:
+        """The last repair is done: bring everything to disk. Raises: OSError."""
+        self.directories.close()
+        self._lost.close()
+        self._tree.sync_all()
+
+    def note(self, finding: Finding) -> None:
+        """Tell the report of an error that was repaired. Warnings are of no lasting interest."""
+        if finding.severity is Severity.ERROR:
+            path = escaped(finding.plain_path) if finding.plain_path else finding.cipher_path
+            detail = f" ({finding.detail})" if finding.detail else ""
+            self._lost.note(f"{path}: {finding.meaning}{detail} Done: {finding.done}.")
+
+    def has_open(self, st: os.stat_result) -> bool:
+        """Whether a file is open in the tree, such as the report that is being written."""
+        return self._tree.files.find(st) is not None
+
+    # ---- names
+
+    def mend_name(self, walker: Walker, entry: WalkedEntry) -> str:
+        """An entry whose name does not hold: restore the name, or move the entry to lost+found."""
+        if is_long(entry.entry_name) and entry.cipher_name is None and self._restore_sidecar(entry):
+            entry.cipher_name, entry.name, entry.damage = walker.open_name(entry.directory, entry.entry_name)
+            if entry.damage is None:
+                return "restored the name"
+        return self.set_aside(entry)
+
+    def _restore_sidecar(self, entry: WalkedEntry) -> bool:
+        directory, sidecar = entry.directory, entry.entry_name + SIDECAR_SUFFIX
+        try:
+            raw = read_small(directory.fd, sidecar, _READ_BEYOND)
+        except FileNotFoundError:
+            return False
+        except IntegrityError:
+            self._remove_whatever(directory, sidecar)
+            return False
+        cipher_name = salvage_cipher_name(raw, entry.entry_name)
+        if cipher_name is None:
+            return False
+        with self._tree.sidecars.lock:
+            self._tree.sidecars.write(directory.fd, cipher_name)
+        return True
+
+    def set_aside(self, entry: WalkedEntry) -> str:
+        """Move an entry to lost+found; a symlink that can be read is made anew there."""
+        wanted = entry.name if entry.name is not None else self._made_up_name(entry)
+        if stat.S_ISLNK(entry.st.st_mode):
+            target = self._target_of(entry)
+            if target is not None:
+                path = self._lost.make_link(entry.directory.plain_path, wanted, target)
+                self._unlink(entry)
+                return f"moved to {escaped(path)}"
+        path = self._lost.move_in(entry, wanted)
+        return f"moved to {escaped(path)}"
+
+    @staticmethod
+    def _made_up_name(entry: WalkedEntry) -> bytes:
+        name = entry.entry_name.rpartition(".")[2] or entry.entry_name
+        return b"unnamed-" + name[:_SHOWN_OF_NAME].encode("ascii", "backslashreplace")
+
+    def _target_of(self, entry: WalkedEntry) -> bytes | None:
+        if entry.directory.dir_id is None or entry.cipher_name is None:
+            return None
+        text = os.readlink(entry.entry_name, dir_fd=entry.directory.fd)
+        links_fd = open_links_directory(self._vault_fd)
+        try:
+            siv = siv_of(entry.cipher_name)
+            return read_target(text, links_fd, self._context.keys.links_key, entry.directory.dir_id, siv)[0]
+        except NameError_:
+            return None
+        finally:
+            if links_fd is not None:
+                os.close(links_fd)
+
+    def _unlink(self, entry: WalkedEntry) -> None:
+        os.unlink(entry.entry_name, dir_fd=entry.directory.fd)
+        if is_long(entry.entry_name):
+            self._tree.sidecars.remove_if_orphaned(entry.directory.fd, entry.entry_name)
+
+    def remove_own(self, entry: WalkedEntry) -> str:
+        """Remove a file of the vault's own that means nothing."""
+        self._remove_whatever(entry.directory, entry.entry_name)
+        return "removed"
+
+    @staticmethod
+    def _remove_whatever(directory: WalkedDirectory, name: str) -> None:
+        """A file, or an empty directory that was planted in its place. Raises: OSError: ENOTEMPTY."""
+        try:
+            os.unlink(name, dir_fd=directory.fd)
+        except IsADirectoryError:
+            os.rmdir(name, dir_fd=directory.fd)
+
+    def rescue_stray(self, entry: WalkedEntry) -> str:
+        """Content of the vault under a foreign name: to lost+found, under a name like that one."""
+        raw = os.fsencode(entry.entry_name)
+        return f"moved to {escaped(self._lost.move_in(entry, numbered(raw, b'')))}"
+
+    # ---- leftovers
+
+    def mend_leftover(self, walker: Walker, entry: WalkedEntry) -> str:
+        """What an interrupted operation left: undo it, remove it, or keep what is in it."""
+        mode = entry.st.st_mode
+        if stat.S_ISDIR(mode):
+            return self._mend_leftover_directory(walker, entry)
+        if stat.S_ISREG(mode):
+            if entry.st.st_size == RECORD_SIZE:
+                dir_id = self.directories.record_in(entry.directory, entry.entry_name)
+                if dir_id is not None and self.directories.put_back(walker, entry, dir_id):
+                    return "gave it back to its directory, whose removal was interrupted"
+            if holds_vault_content(self._context, entry):
+                return self.set_aside(entry)
+        os.unlink(entry.entry_name, dir_fd=entry.directory.fd)
+        return "removed"
+
+    def _mend_leftover_directory(self, walker: Walker, entry: WalkedEntry) -> str:
+        fd = open_directory(entry.directory.fd, entry.entry_name)
+        inside = WalkedDirectory(fd, entry.cipher_path, None, verified=False)
+        worth_keeping = any(each.role not in (Role.TEMPORARY, Role.SIDECAR) for each in walker.scan(inside))
+        if worth_keeping:
+            return self.set_aside(entry)
+        with self._tree.sidecars.lock:
+            remove_directory(entry.directory.fd, entry.entry_name)
+        return "removed"
+
+    # ---- files
+
+    def mend_file(self, entry: WalkedEntry, fd: int, report: FileReport, kind: Kind) -> str:
+        """One thing that is wrong with a file."""
+        place = self._place(entry)
+        if kind is not Kind.HEADER:
+            return self._files.mend(fd, report, place, kind)
+        done = self._files.restore_header(fd, report, place)
+        return self.set_aside(entry) if done is None else done
+
+    def _place(self, entry: WalkedEntry) -> Place:
+        name = entry.name if entry.name is not None else self._made_up_name(entry)
+        return Place(entry.directory.plain_path, name)
+
+    # ---- extended attributes
+
+    def mend_xattr(self, where: WalkedEntry | WalkedDirectory, fd: int, owner: Owner, bad: BadXattr) -> str:
+        """Remove an attribute that does not hold; make an ACL agree with the mode."""
+        path = f"/proc/self/fd/{fd}"
+        if bad.problem.kind is Kind.ACL_MODE:
+            os.setxattr(path, bad.backing_name, self._acl_like_mode(owner, bad, os.fstat(fd).st_mode))
+            return "made the list agree with the mode bits"
+        self._note_xattr(where, bad.backing_name, bad.stored)
+        os.removexattr(path, bad.backing_name)
+        return "removed"
+
+    def _acl_like_mode(self, owner: Owner, bad: BadXattr, mode: int) -> bytes:
+        attribute, sealed = open_attribute(
+            self._tree.opener.name_cipher.of_xattrs(), bad.backing_name, bad.stored
+        )
+        aad, key = xattr_aad(owner.kind, owner.id, attribute), self._context.keys.xattrs_key
+        acl = unpack_acl(open_small(key, sealed, aad) or b"")
+        value = seal_small(key, pack_acl(acl_after_chmod(acl, mode)), aad, os.urandom(SMALL_NONCE_SIZE))
+        return bad.stored[: len(bad.stored) - len(sealed)] + value
+
+    def drop_all_xattrs(self, entry: WalkedEntry, fd: int) -> str:
+        """The attributes of a file that lost its header: nobody can read them."""
+        for backing_name, stored in list(backing_xattrs(fd)):
+            self._note_xattr(entry, backing_name, stored)
+            with contextlib.suppress(FileNotFoundError):
+                os.removexattr(f"/proc/self/fd/{fd}", backing_name)
+        return "removed the attributes; the content is lost"
+
+    def _note_xattr(self, where: WalkedEntry | WalkedDirectory, backing_name: str, stored: bytes) -> None:
+        path = escaped(where.plain_path) if where.plain_path else where.cipher_path or "."
+        value = stored[:_MAX_NOTED].hex()
+        self._lost.note(
+            f"{path}: removed the xattr {printable(backing_name)}, which was {value}", synced=True
+        )

@@ -1,0 +1,74 @@
+"""Makes findings: looks twice where the vault is in use, and has them repaired where that is asked for."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from cryptfs.errors import CryptfsError, IntegrityError
+from cryptfs.vfs.findings import Finding, Kind, State
+from cryptfs.vfs.repair import Repairer
+from cryptfs.vfs.walk import WalkedDirectory, WalkedEntry
+
+PAUSE = 0.05  # seconds before something that may be changing is looked at again
+LOOKS = 4  # how often
+
+Mend = Callable[[Repairer], str]
+"""What is done about a finding; says what it did."""
+
+
+class Reporter:
+    """Makes the findings of one check.
+
+    Args: repairer: None only reports.   is_mounted: whether somebody has the vault mounted now.
+    """
+
+    def __init__(self, repairer: Repairer | None, is_mounted: Callable[[], bool]) -> None:
+        self._repairer = repairer
+        self.is_mounted = is_mounted
+
+    @property
+    def repairs(self) -> bool:
+        """Whether findings are repaired."""
+        return self._repairer is not None
+
+    def is_open_here(self, st: os.stat_result) -> bool:
+        """Whether a file is one that the repair itself is writing."""
+        return self._repairer is not None and self._repairer.has_open(st)
+
+    def found(
+        self, kind: Kind, where: WalkedEntry | WalkedDirectory, detail: str = "", mend: Mend | None = None
+    ) -> Finding:
+        """A finding, repaired if that is asked for and possible."""
+        return self.treated(Finding(kind, where.cipher_path or ".", where.plain_path, detail), mend)
+
+    def treated(self, finding: Finding, mend: Mend | None) -> Finding:
+        """A finding and what became of it."""
+        if self._repairer is None or mend is None:
+            return finding
+        try:
+            treated = replace(finding, state=State.REPAIRED, done=mend(self._repairer))
+            self._repairer.note(treated)
+            return treated
+        except (OSError, CryptfsError) as error:
+            return replace(finding, state=State.FAILED, done=f"could not be repaired: {reason_of(error)}")
+
+    def seems(self, wrong: Callable[[], bool]) -> bool:
+        """Whether something is wrong; on a vault that is mounted, whether it stays so for a while."""
+        for look in range(LOOKS):
+            if look:
+                time.sleep(PAUSE)
+            if not wrong():
+                return False
+            if not self.is_mounted():
+                return True
+        return True
+
+
+def reason_of(error: OSError | CryptfsError) -> str:
+    """Why, without a place."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return error.reason if isinstance(error, IntegrityError) else str(error)

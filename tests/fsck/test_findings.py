@@ -1,0 +1,224 @@
+"""Every kind of damage: found as what it is, repaired, and what can survive survives."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from cryptfs.vfs.findings import DESCRIPTIONS, Kind, Severity, State
+from tests.fsck.cases import CASES, DEEP, DOCS, GONE, UNREPAIRED, Case, spoil_chunks, spoil_xattr
+from tests.fsck.deaths import dying
+from tests.fsck.scene import (
+    CHUNK,
+    Tree,
+    bad,
+    check,
+    content,
+    directory_of,
+    flip,
+    kinds,
+    path_of,
+    record_of,
+    repair,
+    snapshot,
+)
+from tests.recovery.faults import Faults
+from tests.support import BareVault, pattern
+
+
+def without_lost_found(tree: Tree, keep: dict[bytes, object]) -> Tree:
+    return {path: value for path, value in tree.items() if path in keep or not path.startswith(b"lost+found")}
+
+
+def expected_after(before: Tree, case: Case) -> Tree:
+    """A directory that goes takes what is below it along."""
+    changed = {**before, **case.changed}
+    return {path: value for path, value in changed.items() if value is not GONE}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_damage(vault: BareVault, case: Case) -> None:
+    case.prepare(vault)
+    before = content(vault)
+    case.damage(vault)
+    vault.reopen()
+    state = snapshot(vault.vault_dir)
+    assert kinds(bad(check(vault, deep=case.deep))) == sorted(case.found)
+    assert snapshot(vault.vault_dir) == state
+    repaired = bad(repair(vault, deep=case.deep))
+    assert {finding.state for finding in repaired if finding.kind not in UNREPAIRED} <= {State.REPAIRED}
+    again = bad(check(vault))
+    assert [finding for finding in again if finding.kind not in UNREPAIRED] == []
+    if case.name == "stray directory":
+        after = content(vault)
+        moved = {
+            path.replace(b"docs", b"lost+found/docs (copy)", 1): each
+            for path, each in before.items()
+            if path.startswith(b"docs")
+        }
+        assert moved.items() <= after.items()
+        return
+    after = without_lost_found(content(vault), case.changed)
+    assert after == expected_after(before, case)
+
+
+def test_a_sound_vault_has_no_findings(vault: BareVault) -> None:
+    assert check(vault) == []
+    assert repair(vault) == []
+    assert b"lost+found" not in vault.names()
+
+
+def test_a_check_makes_no_call_that_changes_the_disk(vault: BareVault) -> None:
+    """It works on a read-only medium."""
+    spoil_chunks(vault, 1)
+    record_of(vault, DOCS).unlink()
+    with dying(Faults(at=0)) as faults:
+        assert len(check(vault)) == 2
+    assert faults.calls == 0
+
+
+def test_every_kind_is_described() -> None:
+    assert set(DESCRIPTIONS) == set(Kind)
+    for severity, meaning, remedy in DESCRIPTIONS.values():
+        assert meaning.endswith(".")
+        assert not remedy or remedy.endswith(".")
+        assert severity in Severity
+
+
+def test_every_kind_has_a_case() -> None:
+    told = {kind for case in CASES for kind in case.found}
+    elsewhere = {
+        *(Kind.FOREIGN, Kind.UNKNOWN_INTERNAL, Kind.OUTSIDE_LINK, Kind.UNFINISHED_JOURNAL),
+        *(Kind.UNREADABLE, Kind.SET_ASIDE),
+    }
+    assert told | elsewhere == set(Kind)
+
+
+def test_damaged_pieces_are_kept_where_they_were(vault: BareVault) -> None:
+    """So that they can be put back, byte for byte."""
+    spoil_chunks(vault, 1, 5)
+    damaged = path_of(vault, b"file").read_bytes()
+    repair(vault)
+    kept = vault.get(b"file.damaged", directory_of(vault, b"lost+found"))
+    for index in (1, 5):
+        start = vault.geometry.record_offset(index)
+        end = min(start + vault.geometry.record_size, len(damaged))
+        assert kept[start:end] == damaged[start:end]
+
+
+def test_a_repair_moves_no_times(vault: BareVault) -> None:
+    """So that a backup by times and sizes does not put the zeros over its good copy."""
+    path = path_of(vault, b"file")
+    spoil_chunks(vault, 1)
+    os.utime(path, ns=(10**18, 10**18))
+    before = path.stat()
+    repair(vault)
+    after = path.stat()
+    assert (after.st_mtime_ns, after.st_size, after.st_ino) == (10**18, before.st_size, before.st_ino)
+
+
+def test_the_report_says_what_was_lost(vault: BareVault) -> None:
+    spoil_chunks(vault, 1)
+    spoil_xattr(vault, DOCS)
+    repair(vault)
+    (name,) = (
+        name for name in vault.names(directory_of(vault, b"lost+found")) if name.startswith(b"fsck-report")
+    )
+    report = vault.get(name, directory_of(vault, b"lost+found")).decode()
+    assert "file: " in report
+    assert "bytes 4096 to 8191" in report
+    assert bytes(60).hex() in report
+
+
+def test_things_from_one_place_stay_together(vault: BareVault) -> None:
+    """lost+found shows the tree that they come from, and numbers names that are taken."""
+    for _ in range(2):
+        path = path_of(vault, DOCS, DEEP, b"below")
+        flip(path, 10, 200)
+        repair(vault)
+        vault.put(b"below", b"again", directory_of(vault, DOCS, DEEP))
+    where = directory_of(vault, b"lost+found", DOCS, DEEP)
+    assert vault.names(where) == [b"below", b"below (2)"]
+    assert kinds(check(vault)) == [Kind.SET_ASIDE, Kind.SET_ASIDE]
+
+
+def test_what_cryptfs_did_not_make_is_left_alone(vault: BareVault) -> None:
+    (vault.vault_dir / ".stfolder").mkdir()
+    (vault.vault_dir / ".stfolder" / "x").write_bytes(b"1")
+    (vault.vault_dir / "README.txt").write_bytes(b"hello")
+    (vault.vault_dir / "cryptfs.future").write_bytes(b"")
+    os.link(path_of(vault, b"file"), vault.vault_dir.parent / "outside")
+    expected = [Kind.FOREIGN, Kind.FOREIGN, Kind.OUTSIDE_LINK, Kind.UNKNOWN_INTERNAL]
+    assert kinds(check(vault)) == sorted(expected)
+    state = snapshot(vault.vault_dir)
+    assert kinds(repair(vault)) == sorted(expected)
+    assert snapshot(vault.vault_dir) == state
+
+
+def test_an_unfinished_journal_is_replayed_before_a_repair(vault: BareVault) -> None:
+    (vault.vault_dir / "cryptfs.journal.a").write_bytes(b"no record")
+    assert kinds(check(vault)) == [Kind.UNFINISHED_JOURNAL]
+    repair(vault)
+    assert not (vault.vault_dir / "cryptfs.journal.a").exists()
+    assert kinds(check(vault)) == []
+
+
+def test_names_are_kept_even_where_two_are_alike(vault: BareVault) -> None:
+    """A name that was damaged in its hidden part decrypts to the same as the one beside it."""
+    where = vault.make_directory(b"twins")
+    vault.put(b"name", b"1", where)
+    vault.put(b"other", b"2", where)
+    record_of(vault, b"twins").unlink()
+    stranger = vault.make_directory(b"stranger")
+    vault.put(b"name", b"3", stranger)
+    path = path_of(vault, b"stranger", b"name")
+    path.rename(vault.vault_dir / where.cipher_path / path.name)
+    repair(vault)
+    twins = directory_of(vault, b"twins")
+    assert vault.names(twins) == [b"name", b"name (2)", b"other"]
+    assert {vault.get(b"name", twins), vault.get(b"name (2)", twins)} == {b"1", b"3"}
+
+
+def test_a_file_with_many_shares(vault: BareVault, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Larger than what is read ahead: every chunk is looked at once, damage told in order."""
+    monkeypatch.setattr("cryptfs.vfs.check_files.SHARE_SIZE", 8 * CHUNK)
+    monkeypatch.setattr("cryptfs.vfs.check_files.RUN_SIZE", 3 * CHUNK)
+    vault.put(b"large", pattern(400 * CHUNK + 5, 3))
+    vault.reopen()
+    path = path_of(vault, b"large")
+    for index in (0, 7, 8, 100, 101, 102, 399, 400):
+        flip(path, vault.geometry.record_offset(index) + 40)
+    (finding,) = check(vault)
+    assert finding.kind is Kind.CHUNKS
+    assert finding.detail == (
+        "8 chunks of 401: bytes 0 to 4095, 28672 to 36863, 409600 to 421887, 1634304 to 1638404"
+    )
+
+
+def test_holes_are_not_read(vault: BareVault) -> None:
+    """A sparse file of a terabyte is checked at once."""
+    with vault.opened(b"sparse", os.O_RDWR | os.O_CREAT) as file:
+        file.write(0, b"start")
+        file.truncate(1 << 40)
+        file.write(1 << 39, b"middle")
+    vault.reopen()
+    assert check(vault) == []
+
+
+def test_unreadable_directories_are_told(vault: BareVault, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What could not be looked at is an error that no repair mends."""
+    path = path_of(vault, DOCS)
+    inode = path.stat().st_ino
+    scandir = os.scandir
+
+    def refuse(fd: int) -> object:
+        if os.fstat(fd).st_ino == inode:
+            raise PermissionError(13, "Permission denied")
+        return scandir(fd)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    found = check(vault)
+    assert Kind.UNREADABLE in kinds(found)
+    assert Kind.ORPHANED_TARGET not in kinds(found)  # a link in there may name it
+    assert any(finding.remains for finding in found)

@@ -1,0 +1,1 @@
+"""Whatever bytes an attacker may plant: for hypothesis in every run, for atheris by scripts/fuzz."""

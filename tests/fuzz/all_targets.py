@@ -1,0 +1,10 @@
+"""All targets by name. A codec that parses what stands in a vault, or comes from a person, belongs here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tests.fuzz.targets import CORE_TARGETS, Target
+from tests.fuzz.vault_targets import VAULT_TARGETS
+
+TARGETS: dict[str, Callable[[], Target]] = {**CORE_TARGETS, **VAULT_TARGETS}
