@@ -17,6 +17,7 @@ from pathlib import Path
 from cryptfs.mount.daemon import harden_process
 from cryptfs.mount.options import parse_options
 from cryptfs.mount.repeats import RepeatFilter
+from cryptfs.vfs.redo import Durability
 from cryptfs.vfs.vault import Vault
 
 
@@ -41,7 +42,10 @@ def main(order: str) -> None:
         become(what["uid"], what["gid"])
     mountpoint = Path(what["mountpoint"])
     read_only = options.read_only
-    with Vault.unlock(Path(what["vault_dir"]), what["passphrase"].encode(), read_only=read_only) as vault:
+    passphrase, durability = what["passphrase"].encode(), Durability(options.durability)
+    with Vault.unlock(
+        Path(what["vault_dir"]), passphrase, read_only=read_only, durability=durability
+    ) as vault:
         os.umask(0)
         vault.announce(str(mountpoint))
         vault.start()
