@@ -90,6 +90,7 @@ class FileState(WriteMarks):
 
     def sync(self, *, data_only: bool) -> None:
         """Bring the file to disk: in its place, or in the journal. Raises: OSError."""
+        self.synced = True  # also where somebody writes meanwhile, so that durable_size cannot tell
         redo = self.context.redo
         if redo is None:
             self.sync_backing(data_only=data_only)

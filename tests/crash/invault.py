@@ -80,18 +80,24 @@ class InVault:
 
 
 def chunks_in_vault(vault: BareVault, name: bytes) -> list[bytes | None]:
-    """The chunks of a file; None for one that does not authenticate."""
+    """The chunks of a file; None for one that does not authenticate, or for a file that cannot be opened."""
     chunk_size = vault.config.chunk_size
     found: list[bytes | None] = []
-    with vault.opened(name, os.O_RDONLY) as file:
+    try:
+        file = vault.tree.open(vault.root, name, os.O_RDONLY)
+    except IntegrityError:
+        return [None]
+    try:
         with contextlib.suppress(IntegrityError):
             file.read(0, 1)
-        size = file.state.size if file.state.damage is None else vault.tree.stat_open(file).size
+        size = file.state.size if file.state.damage is None else max(vault.tree.stat_open(file).size, 1)
         for start in range(0, size, chunk_size):
             try:
                 found.append(file.read(start, chunk_size))
             except IntegrityError:
                 found.append(None)
+    finally:
+        vault.tree.release(file)
     return found
 
 

@@ -57,11 +57,9 @@ def main(order: str) -> None:
         become(what["uid"], what["gid"])
     mountpoint = Path(what["mountpoint"])
     read_only = options.read_only
+    passphrase, durability = what["passphrase"].encode(), Durability(options.durability)
     with Vault.unlock(
-        Path(what["vault_dir"]),
-        what["passphrase"].encode(),
-        read_only=read_only,
-        durability=Durability(options.durability),
+        Path(what["vault_dir"]), passphrase, read_only=read_only, durability=durability
     ) as vault:
         os.umask(0)
         vault.announce(str(mountpoint))
