@@ -258,7 +258,7 @@ class ManifestReader:
             yield record
         self.tail = ManifestTail(record.generation, record.size)
         more = self._at != len(self._buffer) or next(self._blocks, None) is not None
-        if more or count != self.tail.records:
+        if more or count != self.tail.records or fixed + record.name != pack_tail(self.tail):
             raise ManifestError("the manifest does not end where it should")
 
 

@@ -14,6 +14,8 @@ from cryptfs.core.dirrecord import pack_directory_record, unpack_directory_recor
 from cryptfs.core.geometry import HEADER_SIZE, ChunkGeometry
 from cryptfs.core.header import FileHeader
 from cryptfs.core.keys import Subkeys, file_content_key, passphrase_key
+from cryptfs.core.manifest import HEADER_SIZE as MANIFEST_HEADER
+from cryptfs.core.manifest import SEALED_BLOCK_SIZE, ManifestCipher, ManifestReader
 from cryptfs.core.names import (
     LONG_PREFIX,
     MAX_NAME_SIZE,
@@ -71,6 +73,7 @@ def subkeys(inputs: Inputs) -> Inputs:
         "xattrs": keys.xattrs_key,
         "journal": keys.journal_key,
         "config": keys.config_key,
+        "manifest": keys.manifest_key,
     }
     return {
         "subkeys": {purpose: subkey.hex() for purpose, subkey in by_purpose.items()},
@@ -260,6 +263,31 @@ def unlock_vault(inputs: Inputs) -> Inputs:
     return {"masterkey": masterkey.hex(), "slot_id": slot.id}
 
 
+def read_manifest(inputs: Inputs) -> Inputs:
+    """Every record of a manifest, with the head's fields."""
+    raw, block = _hex(inputs, "raw"), SEALED_BLOCK_SIZE
+    cipher = ManifestCipher.of_header(_keys(inputs), _hex(inputs, "vault_id"), raw[:MANIFEST_HEADER])
+    starts = range(MANIFEST_HEADER, max(len(raw), MANIFEST_HEADER + 1), block)
+    reader = ManifestReader(
+        cipher.open(index, raw[start : start + block], last=start + block >= len(raw))
+        for index, start in enumerate(starts)
+    )
+    records = [
+        {name: value.hex() if isinstance(value, bytes) else value for name, value in record._asdict().items()}
+        for record in reader.records()
+    ]
+    head, tail = reader.head, reader.tail
+    assert tail is not None
+    return {
+        "config_generation": head.config_generation,
+        "config_mac": head.config_mac.hex(),
+        "sessions": head.sessions,
+        "created": head.created,
+        "records": records,
+        "skipped": tail.skipped,
+    }
+
+
 OPERATIONS: dict[str, Callable[[Inputs], Inputs]] = {
     "subkeys": subkeys,
     "passphrase_key": derive_passphrase_key,
@@ -273,4 +301,5 @@ OPERATIONS: dict[str, Callable[[Inputs], Inputs]] = {
     "open_link": open_link,
     "open_xattr": open_xattr,
     "unlock": unlock_vault,
+    "read_manifest": read_manifest,
 }
