@@ -63,11 +63,12 @@ XCHACHA20_POLY1305 = CipherSuite(
 SUITES = {suite.name: suite for suite in (AEGIS_256, XCHACHA20_POLY1305)}
 
 _CHUNK_AAD = struct.Struct("<BB6xQ")
+_CHUNK_KIND = int(Kind.CHUNK)
 
 
 def chunk_aad(chunk_index: int) -> bytes:
     """AAD of one chunk record: kind, version, six zero bytes, chunk_index; 16 bytes."""
-    return _CHUNK_AAD.pack(Kind.CHUNK, FORMAT_VERSION, chunk_index)
+    return _CHUNK_AAD.pack(_CHUNK_KIND, FORMAT_VERSION, chunk_index)
 
 
 class ChunkCipher:

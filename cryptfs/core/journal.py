@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from cryptfs.core.aead import SMALL_OVERHEAD, Kind, aad_prefix, open_small, seal_small
-from cryptfs.core.keys import FILE_ID_SIZE, JOURNAL_ID_SIZE, Subkeys
+from cryptfs.core.keys import JOURNAL_ID_SIZE, Subkeys
 
 ALIGNMENT = 512  # what a disk writes whole or not at all: a torn record never takes another with it
 HEAD_SIZE = ALIGNMENT
@@ -30,10 +30,11 @@ RECORD_MAGIC = b"CRYPTFSR"
 MAX_CRASHED = 256  # sessions that are remembered as not ended; older ones are forgotten
 MAX_PATH = 4096
 _HEAD = struct.Struct("<QQQ")
-_FIELDS = struct.Struct("<QQB3xI32sQQQ32s")
+_FIELDS = struct.Struct("<QQB3sI32sQQQ32s")
 _LENGTHS = struct.Struct("<8sHI")
 _SESSIONS = struct.Struct("<QH")
 _DIGEST_SIZE = 32
+_ZEROS = bytes(3)  # behind the operation
 PREFIX_SIZE = _LENGTHS.size + SMALL_OVERHEAD + _FIELDS.size  # of a record, up to its path
 
 
@@ -70,8 +71,9 @@ class JournalHead:
     def unpack(cls, raw: bytes, keys: Subkeys) -> JournalHead | None:
         """Verify and decode; None where it is none, or damaged, forged or of another vault."""
         clear_size = len(HEAD_MAGIC) + JOURNAL_ID_SIZE
-        clear, sealed = raw[:clear_size], raw[clear_size : clear_size + _HEAD.size + SMALL_OVERHEAD]
-        if len(raw) != HEAD_SIZE or not clear.startswith(HEAD_MAGIC):
+        end = clear_size + _HEAD.size + SMALL_OVERHEAD
+        clear, sealed = raw[:clear_size], raw[clear_size:end]
+        if len(raw) != HEAD_SIZE or not clear.startswith(HEAD_MAGIC) or any(raw[end:]):
             return None
         state = open_small(keys.journal_key, sealed, aad_prefix(Kind.JOURNAL_HEAD) + clear)
         if state is None:
@@ -108,6 +110,7 @@ class JournalRecord:
             self.seq,
             self.previous,
             self.operation,
+            _ZEROS,
             self.epoch,
             self.file_id,
             self.inode,
@@ -142,8 +145,10 @@ def unpack_record(
     fields = open_small(keys.journal_key, sealed, _record_aad(journal_id, place) + clear)
     if fields is None:
         return None
-    seq, previous, operation, epoch, file_id, inode, first, size, digest = _FIELDS.unpack(fields)
-    if operation not in tuple(Operation) or len(file_id) != FILE_ID_SIZE:
+    if len(fields) != _FIELDS.size:
+        return None
+    seq, previous, operation, zeros, epoch, file_id, inode, first, size, digest = _FIELDS.unpack(fields)
+    if operation not in tuple(Operation) or zeros != _ZEROS:
         return None
     return JournalRecord(
         seq, previous, Operation(operation), epoch, file_id, inode, first, size, path, digest

@@ -42,10 +42,13 @@ def decode_text(text: str) -> bytes | None:
     """Strict inverse of encode_text: None for whatever encode_text would have spelled differently."""
     try:
         raw = text.encode("ascii")
-        data = binascii.a2b_base64(raw.translate(_FROM_URL) + b"=" * (-len(raw) % 4), strict_mode=True)
+        if b"+" in raw or b"/" in raw or b"=" in raw:
+            return None
+        padded = raw.translate(_FROM_URL) + b"=" * (-len(raw) % 4)
+        data = binascii.a2b_base64(padded, strict_mode=True)
     except ValueError:
         return None
-    return data if encode_text(data) == text else None
+    return data if binascii.b2a_base64(data, newline=False) == padded else None  # no bits left over
 
 
 def long_entry_name(cipher_name: str) -> str:

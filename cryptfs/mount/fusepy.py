@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from cryptfs.errors import MountError
 from cryptfs.mount.libfuse import CAP_ASYNC_DIO, CAP_SPLICE, CAP_WRITEBACK_CACHE, mfusepy
 from cryptfs.mount.operations import CryptOperations
 from cryptfs.mount.options import MountOptions, escape_value
+from cryptfs.mount.session import EngineReady
 from cryptfs.storage.libc import UTIME_NOW
 from cryptfs.vfs.vault import Vault
 
@@ -40,7 +40,7 @@ _FAILURES = {
 _ENDED_BY_SIGNAL = 8
 
 
-def run(vault: Vault, mountpoint: Path, options: MountOptions, on_ready: Callable[[], None]) -> None:
+def run(vault: Vault, mountpoint: Path, options: MountOptions, on_ready: EngineReady) -> None:
     """Mount a vault and serve it until it is unmounted or the process gets SIGTERM, SIGINT or SIGHUP.
 
     Args:   mountpoint: absolute.   on_ready: called once, when requests are answered.
@@ -52,7 +52,7 @@ def run(vault: Vault, mountpoint: Path, options: MountOptions, on_ready: Callabl
         nonlocal ready
         operations.kernel_owns_mtime = _negotiate(connection, config, options)
         ready = True
-        on_ready()
+        on_ready(operations.statistics)
 
     operations = CryptOperations(vault, options, on_init)
     try:

@@ -7,6 +7,7 @@ operation on an open file; fh is the number of a handle, or None; fi is libfuse'
 
 from __future__ import annotations
 
+import errno
 import functools
 import itertools
 import os
@@ -19,8 +20,10 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from cryptfs.mount.errno_map import errno_of
 from cryptfs.mount.libfuse import mfusepy
+from cryptfs.mount.native.structs import Op
 from cryptfs.mount.options import MountOptions
 from cryptfs.mount.paths import PathResolver
+from cryptfs.mount.statistics import Statistics
 from cryptfs.storage.libc import Times
 from cryptfs.vfs import ranges
 from cryptfs.vfs.attributes import (
@@ -46,17 +49,24 @@ _RELEASE_SECONDS = 1.0
 """How long after its release libfuse may still take a file for open."""
 
 
+_SETTERS = ("chmod", "chown", "utimens", "truncate")  # one request to the kernel
+
+
 def translated(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
-    """Any exception becomes an OSError with the right errno: mfusepy would make EINVAL of others."""
+    """Count it, and raise an OSError with the right errno: mfusepy would make EINVAL of others."""
+    opcode = Op.SETATTR if method.__name__ in _SETTERS else Op[method.__name__.upper()]
 
     @functools.wraps(method)
     def wrapper(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        self.statistics.counts[opcode] += 1
         try:
             return method(self, *args, **kwargs)
-        except OSError:
+        except OSError as error:
+            self.statistics.failed(error.errno or errno.EIO)
             raise
         except Exception as error:  # noqa: BLE001 - the one place; errno_of logs what is unforeseen
             code = errno_of(error)
+            self.statistics.failed(code)
             raise OSError(code, os.strerror(code)) from None
 
     return wrapper
@@ -83,6 +93,7 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
         self.kernel_owns_mtime = False  # on_init says it: with the writeback cache
         self._handles: dict[int, OpenFile] = {}
         self._directories: dict[int, Directory] = {}
+        self.statistics = Statistics("fusepy", {op: op.name.lower() for op in Op}, self._gauges)
         self._next_handle = itertools.count(1)
         self._released: deque[tuple[FileKey, float]] = deque(maxlen=_HIDDEN_AT_ONCE)  # see _hide
         self._hidden: dict[str, OpenFile] = {}  # path that libfuse made up -> file without a name, see _hide
@@ -92,6 +103,9 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
             left_out.add("access")
         for name in left_out:
             setattr(self, name, None)  # mfusepy does not offer it to the kernel then
+
+    def _gauges(self) -> dict[str, dict[str, int]]:
+        return {"open": {"files": len(self._handles), "directories": len(self._directories)}}
 
     def _caller(self) -> Caller | None:
         if not self._shared:
@@ -355,7 +369,9 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
     @translated
     def read(self, fh: int, offset: int, out: memoryview) -> int:
         """Read straight into the reply."""
-        return self._handles[fh].read_into(offset, out)
+        done = self._handles[fh].read_into(offset, out)
+        self.statistics.bytes_read += done
+        return done
 
     @translated
     def write(self, fh: int, offset: int, data: memoryview, *, append: bool, cached: bool) -> int:
@@ -367,7 +383,9 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
         file = self._handles[fh]
         if cached and file.state.kept_mtime_ns is None:
             file.state.keep_mtime()
-        return file.append(data) if append else file.write(offset, data)
+        done = file.append(data) if append else file.write(offset, data)
+        self.statistics.bytes_written += done
+        return done
 
     @translated
     def release(self, path: str | None, fi: Any) -> int:

@@ -25,6 +25,7 @@ from cryptfs.mount.daemon import LogTarget, Ready, configure_logging, harden_pro
 from cryptfs.mount.holders import describe_holders, find_holders
 from cryptfs.mount.mounts import Mount, absolute, detach, is_stale, mount_at
 from cryptfs.mount.options import MountOptions
+from cryptfs.mount.statistics import Statistics, StatusServer
 
 log = logging.getLogger("cryptfs.mount")
 
@@ -50,7 +51,13 @@ class MountableVault(Protocol):
     def hand_over(self) -> None: ...
 
 
-Engine = Callable[[MountableVault, Path, MountOptions, Ready], None]
+class EngineReady(Protocol):
+    """What an engine calls once requests are answered, with the numbers that it will count up."""
+
+    def __call__(self, statistics: Statistics | None = None, /) -> None: ...
+
+
+Engine = Callable[[MountableVault, Path, MountOptions, EngineReady], None]
 
 
 def load_engine(name: str) -> Engine:
@@ -166,6 +173,7 @@ def serve(
             session.ended.set()
     finally:
         session.ended.set()
+        session.end_status()
         vault.close()
     session.finish()
     log.info("unmounted %s and closed the vault", mountpoint)
@@ -184,9 +192,12 @@ class _Session:
         self._settling: threading.Thread | None = None
         self._failure: MountError | None = None
         self._device = ""
+        self._statistics: Statistics | None = None
+        self._status: StatusServer | None = None
 
-    def on_ready(self) -> None:
+    def on_ready(self, statistics: Statistics | None = None, /) -> None:
         """Called by the engine from INIT: the kernel answers nothing until this has returned."""
+        self._statistics = statistics
         self._settling = threading.Thread(target=self._settle, name="cryptfs-ready", daemon=True)
         self._settling.start()
 
@@ -201,7 +212,21 @@ class _Session:
         if mount is not None and mount.is_cryptfs:
             self._device = mount.device
             raise_read_ahead(mount)
+            self._offer_status(mount)
         self._ready()
+
+    def _offer_status(self, mount: Mount) -> None:
+        if self._statistics is None or self.ended.is_set():
+            return
+        try:
+            self._status = StatusServer(mount, self._statistics)
+        except OSError as error:
+            log.info("%s: `cryptfs status` will not work: %s", self.mountpoint, error.strerror)
+
+    def end_status(self) -> None:
+        """After the engine: nobody is told of it any more."""
+        if self._status is not None:
+            self._status.close()
 
     def finish(self) -> None:
         """After the engine: raise what went wrong.

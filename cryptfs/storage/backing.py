@@ -32,10 +32,13 @@ def open_backing(dir_fd: int, name: str, flags: int, mode: int = 0) -> tuple[int
         if error.errno in _SPECIAL_ERRNOS:
             _refuse_special(dir_fd, name)
         raise
-    st = os.fstat(fd)
-    if not stat.S_ISREG(st.st_mode):
+    try:
+        st = os.fstat(fd)
+        if not stat.S_ISREG(st.st_mode):
+            raise IntegrityError("not a regular file", cipher_path=name)
+    except BaseException:
         os.close(fd)
-        raise IntegrityError("not a regular file", cipher_path=name)
+        raise
     return fd, st
 
 
@@ -91,12 +94,12 @@ def read_small(dir_fd: int, name: str, limit: int) -> bytes:
 def create_small(dir_fd: int, name: str, data: bytes, mode: int) -> int:
     """Create a new file with this content; returns its descriptor, open for writing.
 
-    Raises: FileExistsError and other OSError; nothing is left behind then.
+    Raises: FileExistsError and other OSError; whatever it is, nothing is left behind then.
     """
     fd, _ = open_backing(dir_fd, name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         write_fully(fd, (data,), 0)
-    except OSError:
+    except BaseException:
         os.close(fd)
         os.unlink(name, dir_fd=dir_fd)
         raise

@@ -190,7 +190,21 @@ def _discard(dir_fd: int, name: str) -> None:
 
 
 def _remove_with_record(parent_fd: int, entry_name: str, fd: int) -> None:
-    kept = temp_name()
+    """Remove an empty directory and its record; hidden first, so that nobody ever finds it without one."""
+    hidden, kept = temp_name(), temp_name()
+    try:
+        os.rename(entry_name, hidden, src_dir_fd=parent_fd, dst_dir_fd=parent_fd)
+    except OSError:
+        hidden = entry_name  # overlayfs cannot rename some directories that it can remove
+    try:
+        _rmdir_beside_record(parent_fd, hidden, fd, kept)
+    except OSError:
+        if hidden != entry_name:
+            os.rename(hidden, entry_name, src_dir_fd=parent_fd, dst_dir_fd=parent_fd)
+        raise
+
+
+def _rmdir_beside_record(parent_fd: int, entry_name: str, fd: int, kept: str) -> None:
     try:
         os.rename(RECORD_NAME, kept, src_dir_fd=fd, dst_dir_fd=parent_fd)
     except FileNotFoundError:
@@ -201,7 +215,8 @@ def _remove_with_record(parent_fd: int, entry_name: str, fd: int) -> None:
     except OSError:
         os.rename(kept, RECORD_NAME, src_dir_fd=parent_fd, dst_dir_fd=fd)
         raise
-    os.unlink(kept, dir_fd=parent_fd)
+    with contextlib.suppress(OSError):  # the directory is gone; what is left is cleared away with its parent
+        os.unlink(kept, dir_fd=parent_fd)
 
 
 def rename_exclusive(old_dir_fd: int, old: str, new_dir_fd: int, new: str) -> None:
@@ -261,7 +276,7 @@ class Sidecars:
         fd = create_small(dir_fd, temporary, cipher_name.encode("ascii"), 0o600)
         try:
             os.rename(temporary, sidecar, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
-        except OSError:
+        except BaseException:
             os.close(fd)
             os.unlink(temporary, dir_fd=dir_fd)
             raise

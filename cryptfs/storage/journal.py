@@ -10,12 +10,14 @@ Source: docs/FORMAT.md, section 10.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 from collections.abc import Callable, Sequence
 
 from cryptfs.core.journal import HEAD_SIZE, aligned
 from cryptfs.storage.backing import create_small, write_fully
+from cryptfs.storage.vaultdir import put_aside
 
 JOURNAL_NAMES = ("cryptfs.journal.a", "cryptfs.journal.b")
 _ROOM = memoryview(bytes(1024 * 1024))  # written ahead: syncing a file that grew costs several times as much
@@ -42,6 +44,7 @@ class Journal:
         self._end = HEAD_SIZE
         self._next_seq = 1
         self._synced_seq = 0
+        self.failed = False  # a sync failed: the kernel says so once, and forgets what it could not write
         self._fds: list[int] = []
         self._sizes = [HEAD_SIZE] * len(JOURNAL_NAMES)
         try:
@@ -106,9 +109,19 @@ class Journal:
             if seq <= self._synced_seq:
                 return
             with self._lock:
-                last, fd = self._next_seq - 1, self._fds[self._current]
-            os.fdatasync(fd)  # what the other file holds was synced when it was left
+                last, current = self._next_seq - 1, self._current
+            self._bring_to_disk(current)  # what the other file holds was synced when it was left
             self._synced_seq = last
+
+    def _bring_to_disk(self, which: int) -> None:
+        """fdatasync(2), with _sync_lock held."""
+        if self.failed:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        try:
+            os.fdatasync(self._fds[which])
+        except OSError:
+            self.failed = True
+            raise
 
     def take_turns(self) -> None:
         """Let records go to the other file, all of whose records must be on disk in their places.
@@ -116,12 +129,11 @@ class Journal:
         Raises: OSError: they go on to the same file.
         """
         other = 1 - self._current
-        write_fully(self._fds[other], (self._pack_head(self._next_seq),), 0)
-        if self._durable:
-            os.fdatasync(self._fds[other])  # before a record there replaces one that is left over
-        with self._sync_lock, self._lock:
+        with self._sync_lock, self._lock:  # no record may come between the head's number and the first one
+            write_fully(self._fds[other], (self._pack_head(self._next_seq),), 0)
             if self._durable:
-                os.fdatasync(self._fds[self._current])
+                self._bring_to_disk(other)  # before a record there replaces one that is left over
+                self._bring_to_disk(self._current)
                 self._synced_seq = self._next_seq - 1
             self._current, self._end = other, HEAD_SIZE
 
@@ -138,7 +150,13 @@ class Journal:
 
 
 def remove_journal(vault_fd: int) -> None:
-    """Remove the files of a journal, those that are there."""
+    """Remove the files of a journal, those that are there. A directory in their place is put aside."""
     for name in JOURNAL_NAMES:
-        with contextlib.suppress(FileNotFoundError):
+        try:
             os.unlink(name, dir_fd=vault_fd)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            if error.errno not in (errno.EISDIR, errno.EPERM):  # POSIX has EPERM
+                raise
+            put_aside(vault_fd, name)

@@ -79,13 +79,19 @@ def write_config_file(vault_fd: int, content: bytes) -> None:
 def replace_file(vault_fd: int, name: str, content: bytes) -> None:
     """Replace a file in the vault directory atomically: write, fsync, rename, fsync the directory.
 
+    A directory in its place is put aside.
+
     Raises: OSError: what was there is still there.
     """
     temporary = temp_name()
     fd = create_small(vault_fd, temporary, content, 0o600)
     try:
         os.fsync(fd)
-        os.rename(temporary, name, src_dir_fd=vault_fd, dst_dir_fd=vault_fd)
+        try:
+            os.rename(temporary, name, src_dir_fd=vault_fd, dst_dir_fd=vault_fd)
+        except IsADirectoryError:
+            put_aside(vault_fd, name)
+            os.rename(temporary, name, src_dir_fd=vault_fd, dst_dir_fd=vault_fd)
     except OSError:
         with contextlib.suppress(OSError):
             os.unlink(temporary, dir_fd=vault_fd)
@@ -93,6 +99,11 @@ def replace_file(vault_fd: int, name: str, content: bytes) -> None:
     finally:
         os.close(fd)
     os.fsync(vault_fd)
+
+
+def put_aside(vault_fd: int, name: str) -> None:
+    """Give what somebody planted under an internal name one that may be removed. Raises: OSError."""
+    os.rename(name, temp_name(), src_dir_fd=vault_fd, dst_dir_fd=vault_fd)
 
 
 @contextlib.contextmanager
@@ -151,15 +162,26 @@ class VaultLock:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """For a moment the only one, where the lock is shared. Raises: OSError: there are others."""
+        """For a moment the only one, where the lock is shared.
+
+        Raises: OSError: there are others.   VaultLockedError: one of them is a writer, and has it for good.
+        """
         if self._fd is None:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-        fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield
         finally:
-            if self._shared:
-                fcntl.flock(self._fd, fcntl.LOCK_SH)
+            if self._shared:  # also where it was not granted: asking lets go of the old lock first
+                self._share_again(self._fd)
+
+    def _share_again(self, fd: int) -> None:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            raise VaultLockedError(
+                f"the vault is in use by {_read_holder(fd).describe()}; unmount it there first"
+            ) from None
 
     def hand_over(self) -> None:
         """After a fork: close this process's descriptor and leave the lock to the other process.

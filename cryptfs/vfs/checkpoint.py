@@ -11,7 +11,6 @@ import os
 import threading
 import time
 
-from cryptfs.storage.journal import Journal
 from cryptfs.vfs.filestate import FileState
 from cryptfs.vfs.filetable import FileTable
 from cryptfs.vfs.redo import RedoLog
@@ -104,13 +103,17 @@ class Checkpointer:
                 return
             self._failure = None
             self._bring_home(1 - journal.turn)  # left over only where that failed before
-            if not self._redo.touched[1 - journal.turn]:
-                self._take_turns(journal)
+            if not self._redo.touched[1 - journal.turn] and not self._redo.broken:
+                self._take_turns()
             self._bring_home(1 - journal.turn)
+            if self._redo.broken:  # no turns any more: what either file holds must come home
+                self._failure = None
+                for turn in range(len(self._redo.touched)):
+                    self._bring_home(turn)
 
-    def _take_turns(self, journal: Journal) -> None:
+    def _take_turns(self) -> None:
         try:
-            journal.take_turns()
+            self._redo.take_turns()
         except OSError as error:
             self._fail("the journal", error)
 

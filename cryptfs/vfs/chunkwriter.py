@@ -153,11 +153,17 @@ class ChunkWriter:
         if header is not None:
             state.write_header(header)
         kept = min(len(records), max(old_chunks - first, 0) * geometry.record_size)
+        grows = new_size > state.size
         if not redo.durable:
             redo.log_write(state, first, records[:kept])
-            self._store_straight(first, records, old_edges)
+            try:
+                self._store_straight(first, records, old_edges)
+            except OSError:
+                if grows:  # the record's last chunk is longer than what is there again
+                    with contextlib.suppress(OSError):
+                        state.raise_floor(state.last_seq + 1)
+                raise
             return
-        grows = new_size > state.size
         waiting = len(state.overlay) * geometry.record_size
         if not grows or len(records) + waiting <= SMALL_GROWTH:
             redo.log_write(state, first, records)

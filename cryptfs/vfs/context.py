@@ -50,9 +50,9 @@ class FileContext:
         self.buffers = BufferPool()
         self.log2_chunk_size = self.config.chunk_size.bit_length() - 1
 
-    def naming(self) -> tuple[bytes, int]:
-        """journal_id and journal_floor of a header that is about to be written. Raises: OSError."""
-        return (NO_JOURNAL, 0) if self.redo is None else self.redo.naming()
+    def naming(self, *, losing: bool = False) -> tuple[bytes, int]:
+        """journal_id and journal_floor of a header that is about to be written; see RedoLog."""
+        return (NO_JOURNAL, 0) if self.redo is None else self.redo.naming(losing=losing)
 
     def plain_size(self, st: os.stat_result) -> int:
         """Plaintext size of a regular file from its backing file's stat: no header is read for `ls -l`."""

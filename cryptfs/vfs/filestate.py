@@ -65,6 +65,7 @@ class FileState:
         self._data_mark = 1
         self._header_mark = 0
         self._synced_mark = 0
+        self._floor_due = 0  # the journal_floor that the header must have before the file changes again
 
     # ---- what is on disk
 
@@ -79,18 +80,35 @@ class FileState:
         return self._header_mark <= self._synced_mark
 
     def sync_backing(self, *, data_only: bool) -> None:
-        """Sync the backing file; no lock needed. Raises: OSError."""
-        mark, size = self._marks, self.size
+        """Sync the backing file; the lock need not be held. Raises: OSError."""
+        with self.lock:  # nobody is between a mark and the write that it announces
+            mark = self._marks
         if data_only:
             if mark > self._synced_mark:
                 os.fdatasync(self.fd)
         else:
             os.fsync(self.fd)
-        if mark > self._synced_mark:
-            self._synced_mark = mark
+        with self.lock:
+            self._synced_mark = max(self._synced_mark, mark)
+            redo = self.context.redo
+            if self._data_mark <= mark and (redo is None or self.key not in redo.grown):
+                self.durable_size = self.size  # else somebody wrote meanwhile, or the file is shorter
+
+    def sync(self, *, data_only: bool) -> None:
+        """Bring the file to disk: in its place, or in the journal. Raises: OSError."""
         redo = self.context.redo
-        if self._data_mark <= mark and (redo is None or self.key not in redo.grown):
-            self.durable_size = size  # else somebody wrote meanwhile, or the file is shorter than that
+        if redo is None:
+            self.sync_backing(data_only=data_only)
+            return
+        with self.lock:
+            size = self.size
+            if redo.broken:
+                redo.apply(self)
+        redo.commit(self)
+        self.sync_backing(data_only=data_only)
+        with self.lock:
+            if redo.durable and self.key in redo.grown:  # the journal has the rest of it
+                self.durable_size = max(self.durable_size, min(size, self.size))
 
     def adopt(self, fd: int, *, writable: bool) -> None:
         """Take over a further descriptor of the file: used where it can write and the present cannot.
@@ -263,7 +281,7 @@ class FileState:
             old = self.context.new_header()
             flags, old_min, generation = NO_FLAGS, 0, old.generation
         else:
-            if size_min is None and not (sparse or self.header_is_planned or old.is_clean or old.is_void):
+            if size_min is None and not (sparse or old.is_clean or old.is_void or self._must_name(old)):
                 return None
             flags = old.flags & ~(HeaderFlag.CLEAN | HeaderFlag.VOID)
             was_clean = old.is_clean
@@ -272,9 +290,10 @@ class FileState:
         if sparse:
             flags |= HeaderFlag.SPARSE
         new_min = old_min if size_min is None else min(old_min, size_min)
-        journal_id, floor = old.journal_id, old.journal_floor
-        if self.header is None or self.header_is_planned or old.is_clean or old.is_void:
-            journal_id, floor = self.context.naming()
+        journal_id, floor = old.journal_id, max(old.journal_floor, self._floor_due)
+        no_records = self.context.redo is None or floor > self.last_seq
+        if no_records or self.header is None or old.is_void or self._must_name(old):
+            journal_id, floor = self.context.naming(losing=size_min is not None)
         new = old.changed(
             size=new_min,
             size_min=new_min,
@@ -284,6 +303,13 @@ class FileState:
             journal_floor=floor,
         )
         return None if new == self.header and not self.header_is_planned else new
+
+    def _must_name(self, header: FileHeader) -> bool:
+        """Whether the journal of this session must be named, or named anew, before the file changes."""
+        redo = self.context.redo
+        if self.header_is_planned or redo is None:
+            return self.header_is_planned
+        return header.journal_id != redo.journal_id or header.journal_floor < self._floor_due
 
     def _size_to_keep(self) -> int:
         """The size_min of a CLEAN file that is about to change."""
@@ -304,12 +330,18 @@ class FileState:
     def raise_floor(self, floor: int) -> None:
         """Say in the header that earlier records of the journal do not count any more.
 
-        They are on disk in their places. Whether this is, too, matters only to whoever puts them back.
+        They are in their places, or must not come back. Whether this is on disk matters only to whoever puts
+        them back. A floor is never lowered.
+
+        Raises: OSError: the next change of the file does it.
         """
         header = self.header
         redo = self.context.redo
         if header is None or redo is None or header.journal_id != redo.journal_id or header.is_clean:
             return
+        if header.journal_floor >= floor:
+            return
+        self._floor_due = max(self._floor_due, floor)
         mtime = os.fstat(self.fd).st_mtime_ns
         self._marks += 1
         raised = header.changed(journal_floor=floor)

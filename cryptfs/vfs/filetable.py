@@ -105,9 +105,7 @@ class FileTable:
 
     def drop_unlinked(self) -> None:
         """After a name went: let go of files that have no name left and that nobody has open."""
-        if not self._closed:
-            return
-        with self._lock:
+        with self._lock:  # also where none is there now: one may be on its way, see release
             for state in list(self._closed.values()):
                 if os.fstat(state.fd).st_nlink == 0:
                     self._drop(state)

@@ -7,7 +7,6 @@ on disk the log and the header are synced first (level power): neither can be un
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from cryptfs.core.header import MAX_EPOCH, HeaderFlag
 from cryptfs.storage.backing import write_fully
 from cryptfs.storage.libc import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, fallocate
 from cryptfs.vfs.filestate import FileState
-from cryptfs.vfs.redo import RedoLog
+from cryptfs.vfs.redo import NO_ROOM, RedoLog
 
 if TYPE_CHECKING:
     from cryptfs.vfs.openfile import OpenFile
@@ -41,6 +40,8 @@ def _announce_loss(state: FileState, record: Callable[[RedoLog], None]) -> None:
     """Bring a record of a loss to the redo log, with all that a replay of it needs, before it happens.
 
     With no room for it the loss goes ahead without: it is what makes room again.
+
+    Raises: OSError: there will be no loss, now or in a replay.
     """
     redo = state.context.redo
     if redo is None or redo.broken:
@@ -48,13 +49,23 @@ def _announce_loss(state: FileState, record: Callable[[RedoLog], None]) -> None:
     try:
         record(redo)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in NO_ROOM:
             raise
         log.warning("%s: is cut without the journal, for which there is no room", state.cipher_path)
+        _finish_loss(state)  # earlier records, whose content is in place, must not bring it back
         return
-    if _needs_barrier(state, redo):
-        redo.commit(state)
-        state.sync_backing(data_only=True)
+    try:
+        if _needs_barrier(state, redo):
+            redo.commit(state)
+            state.sync_backing(data_only=True)
+    except OSError:
+        _disown_records(state)
+        raise
+
+
+def _disown_records(state: FileState) -> None:
+    with contextlib.suppress(OSError):
+        state.raise_floor(state.last_seq + 1)
 
 
 def shrink(file: OpenFile, size: int) -> None:
@@ -65,9 +76,9 @@ def shrink(file: OpenFile, size: int) -> None:
     state = file.state
     context = state.context
     geometry = context.geometry
-    settle_overlay(state)
     last = geometry.chunk_count(size) - 1
     kept = geometry.chunk_length(last, size)
+    _settle_up_to(state, last)
     was = geometry.chunk_length(last, state.size)
     file.announce(size_min=size)
     scratch = context.buffers.take(geometry.chunk_size)
@@ -87,6 +98,22 @@ def shrink(file: OpenFile, size: int) -> None:
     finally:
         context.buffers.give(scratch)
         context.buffers.give(sealed)
+
+
+def _settle_up_to(state: FileState, last: int) -> None:
+    """As settle_overlay, before a cut behind chunk `last`: what that takes away needs no room."""
+    try:
+        settle_overlay(state)
+    except OSError as error:
+        redo = state.context.redo
+        if redo is None or error.errno not in NO_ROOM:
+            raise
+        size = min(state.size, state.context.geometry.chunk_start(last + 1))
+        if state.key in redo.grown:
+            redo.grown[state.key] = size
+        redo.forget(state, last + 1)
+        state.size = size
+        settle_overlay(state)
 
 
 def _cut(state: FileState, size: int, last: int, old: bytes, record: memoryview) -> None:
@@ -114,9 +141,11 @@ def _finish_loss(state: FileState) -> None:
     redo = state.context.redo
     if redo is None or redo.broken:
         return
-    if _needs_barrier(state, redo):
-        state.sync_backing(data_only=True)
-    state.raise_floor(state.last_seq + 1)
+    try:
+        if _needs_barrier(state, redo):
+            state.sync_backing(data_only=True)
+    finally:
+        state.raise_floor(state.last_seq + 1)
 
 
 def truncate_to_zero(state: FileState) -> None:
@@ -131,9 +160,7 @@ def truncate_to_zero(state: FileState) -> None:
     else:
         renewed = header.changed(epoch=header.epoch + 1)
     generation = header.generation + 1 if header is not None else 1
-    journal_id, floor = context.naming()
-    if redo is not None:
-        redo.forget(state)
+    journal_id, floor = context.naming(losing=True)
     state.write_header(
         renewed.changed(
             size=0,
@@ -144,11 +171,16 @@ def truncate_to_zero(state: FileState) -> None:
             journal_floor=floor,
         )
     )
-    if redo is not None and redo.durable and (state.durable_size or state.damage):
-        os.fdatasync(state.fd)  # else the length could be on disk before the header that explains it
-    state.size, state.damage, state.durable_size = 0, None, 0  # whatever becomes of the next call
+    ordered = redo is not None and redo.durable and (state.durable_size or state.damage)
+    state.size, state.damage, state.durable_size = 0, None, 0  # whatever becomes of the next calls
     state.mark_data()
-    os.ftruncate(state.fd, HEADER_SIZE)
+    try:
+        if ordered:
+            os.fdatasync(state.fd)  # else the length could be on disk before the header that explains it
+    finally:
+        os.ftruncate(state.fd, HEADER_SIZE)
+        if redo is not None:
+            redo.forget(state)
 
 
 def punch(state: FileState, first: int, stop: int) -> None:
@@ -159,4 +191,9 @@ def punch(state: FileState, first: int, stop: int) -> None:
     start = geometry.record_offset(first)
     until = min(geometry.record_offset(stop), geometry.cipher_size(state.size))
     state.mark_data()
-    fallocate(state.fd, FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE, start, until - start)
+    try:
+        fallocate(state.fd, FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE, start, until - start)
+    except OSError:
+        with contextlib.suppress(OSError):
+            _finish_loss(state)
+        raise

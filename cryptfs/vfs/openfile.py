@@ -196,11 +196,13 @@ class OpenFile:
             if size:
                 lengths.shrink(self, size)
             else:
+                state = self.state
                 if self._context.redo is not None:
-                    self._context.redo.forget(self.state)
-                self.state.mark_data()
-                os.ftruncate(self.state.fd, HEADER_SIZE)
-                self.state.size = 0
+                    self._context.redo.forget(state)
+                state.mark_data()
+                os.ftruncate(state.fd, HEADER_SIZE)
+                state.size = 0
+                state.raise_floor(state.last_seq + 1)  # what was logged of it must not come back
 
     def _fill_gap(self, offset: int) -> None:
         state = self.state
@@ -269,13 +271,7 @@ class OpenFile:
 
     def sync(self, *, data_only: bool) -> None:
         """Bring the file to disk: in its place, or in the journal. Raises: OSError."""
-        state, redo = self.state, self._context.redo
-        if redo is not None:
-            if redo.broken:
-                with state.lock:
-                    redo.apply(state)
-            redo.commit(state)
-        state.sync_backing(data_only=data_only)
+        self.state.sync(data_only=data_only)
 
 
 class _Change:

@@ -16,8 +16,10 @@ Everything that takes a FileState runs with its lock held. Source: docs/FORMAT.m
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
+import stat
 import threading
 from collections.abc import Sequence
 from enum import StrEnum
@@ -26,7 +28,14 @@ from typing import TYPE_CHECKING
 from cryptfs.core.aead import SMALL_NONCE_SIZE
 from cryptfs.core.config import VaultConfig
 from cryptfs.core.header import NO_JOURNAL
-from cryptfs.core.journal import JournalHead, JournalRecord, Operation, Sessions, payload_digest
+from cryptfs.core.journal import (
+    MAX_PATH,
+    JournalHead,
+    JournalRecord,
+    Operation,
+    Sessions,
+    payload_digest,
+)
 from cryptfs.core.keys import JOURNAL_ID_SIZE, Subkeys
 from cryptfs.storage.backing import write_fully
 from cryptfs.storage.journal import Journal
@@ -40,6 +49,8 @@ log = logging.getLogger(__name__)
 
 SMALL_GROWTH = 256 * 1024  # of a file in the overlay; more is worth a sync, after which it goes straight
 _MAX_PIECES = 512  # in one system call
+_SET_ID = stat.S_ISUID | stat.S_ISGID
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Durability(StrEnum):
@@ -65,7 +76,8 @@ class RedoLog:
         self.durable = durable
         self.journal_id = os.urandom(JOURNAL_ID_SIZE)
         self.broken = False  # the journal could not be synced: nothing goes through it any more
-        self.overlay_size = 0  # bytes in all overlays, roughly: no lock
+        self.overlay_size = 0  # bytes in all overlays
+        self.homecomings = 0  # times that a size left `grown`: whoever looked at one meanwhile looks again
         self.touched: tuple[dict[FileState, None], ...] = ({}, {})  # by records of either journal file
         self.grown: dict[tuple[int, int], int] = {}  # plaintext sizes of files whose backing file is shorter
         self._keys = keys
@@ -75,6 +87,7 @@ class RedoLog:
         self._sessions = sessions
         self._number = sessions.last + 1
         self._start_lock = threading.Lock()
+        self._count_lock = threading.Lock()
         self._journal: Journal | None = None
 
     # ---- the session
@@ -84,14 +97,18 @@ class RedoLog:
         """The journal, once the session has begun."""
         return self._journal
 
-    def naming(self) -> tuple[bytes, int]:
+    def naming(self, *, losing: bool = False) -> tuple[bytes, int]:
         """journal_id and journal_floor for a header that is about to be written. Begins the session.
 
+        Args:   losing: the change only takes content away: without room for a journal it goes without.
         Raises: OSError: the journal could not be made.
         """
-        if self.broken:
-            return NO_JOURNAL, 0
-        return self.journal_id, self._started().next_seq
+        try:
+            return self.journal_id, self._started().next_seq
+        except OSError as error:
+            if losing and error.errno in NO_ROOM:
+                return NO_JOURNAL, 0
+            raise
 
     def _started(self) -> Journal:
         if self._journal is None:
@@ -152,6 +169,8 @@ class RedoLog:
         journal = self._started()
         suite = self._suite
         path = os.fsencode(state.cipher_path)
+        if len(path) > MAX_PATH:
+            path = b""  # the inode number leads to the file, too
         digest = payload_digest(path, payload, self._geometry.record_size, suite.nonce_size, suite.tag_size)
         nonce = os.urandom(SMALL_NONCE_SIZE)
 
@@ -176,14 +195,20 @@ class RedoLog:
     def keep(self, state: FileState, first: int, records: memoryview) -> None:
         """Put chunk records that were logged into the overlay; they go to their places later."""
         overlay, record_size = state.overlay, self._geometry.record_size
+        more = 0
         for place in range(0, len(records), record_size):
             record = bytes(records[place : place + record_size])
-            old = overlay.get(first)
-            self.overlay_size += len(record) - (0 if old is None else len(old))
+            more += len(record) - len(overlay.get(first, b""))
             overlay[first] = record
             first += 1
+        self._count_overlay(more)
         if state.kept_mtime_ns is None:  # else the kernel keeps the time of change, and tells us
-            futimens(state.fd, (0, UTIME_OMIT, 0, UTIME_NOW))
+            with contextlib.suppress(PermissionError):  # the file is somebody else's
+                futimens(state.fd, (0, UTIME_OMIT, 0, UTIME_NOW))
+
+    def _count_overlay(self, more: int) -> None:
+        with self._count_lock:
+            self.overlay_size += more
 
     # ---- to the files
 
@@ -198,21 +223,41 @@ class RedoLog:
         try:
             journal.sync(state.last_seq)
         except OSError as error:
+            self._give_up(error)
+            raise
+
+    def take_turns(self) -> None:
+        """Let records go to the journal's other file. Raises: OSError: they go on to the same one."""
+        assert self._journal is not None  # somebody wrote to it
+        try:
+            self._journal.take_turns()
+        except OSError as error:
+            if self._journal.failed:
+                self._give_up(error)
+            raise
+
+    def _give_up(self, error: OSError) -> None:
+        if not self.broken:
             self.broken = True
             log.error("the journal cannot be brought to disk: %s; overwriting without it", error.strerror)
-            raise
 
     def apply(self, state: FileState) -> None:
         """Write the overlay of a file to its places, once the journal and the file's header are on disk.
 
+        Where the journal failed, the file's records no longer count afterwards: it changes without them now.
+
         Raises: OSError: the overlay stays.
         """
-        if not state.overlay:
-            return
-        if not self.broken:
-            self.commit(state)
-            if not state.header_is_durable:
-                state.sync_backing(data_only=True)
+        if state.overlay:
+            if not self.broken:
+                self.commit(state)
+                if not state.header_is_durable:
+                    state.sync_backing(data_only=True)
+            self._apply_now(state)
+        if self.broken:
+            state.raise_floor(state.last_seq + 1)
+
+    def _apply_now(self, state: FileState) -> None:
         outer = state.change_count & 1
         if not outer:
             state.change_count += 1
@@ -241,16 +286,20 @@ class RedoLog:
             pieces = [overlay[index] for index in indices[start:stop]]
             write_fully(state.fd, pieces, geometry.record_offset(indices[start]))
             start = stop
-        futimens(state.fd, (0, UTIME_OMIT, *divmod(before.st_mtime_ns, 10**9)))
-        if os.fstat(state.fd).st_mode != before.st_mode:  # writing took set-id bits away
-            with contextlib.suppress(PermissionError):
-                os.fchmod(state.fd, before.st_mode & 0o7777)
+        with contextlib.suppress(PermissionError):  # the file is somebody else's
+            futimens(state.fd, (0, UTIME_OMIT, *divmod(before.st_mtime_ns, 10**9)))
+            mode = os.fstat(state.fd).st_mode
+            if mode != before.st_mode and mode | before.st_mode & _SET_ID == before.st_mode:
+                os.fchmod(state.fd, stat.S_IMODE(before.st_mode))  # writing took set-id bits away
 
-    def forget(self, state: FileState) -> None:
-        """Drop the overlay of a file: it is in its place, or does not count any more."""
-        self.overlay_size -= sum(map(len, state.overlay.values()))
-        state.overlay.clear()
-        self.grown.pop(state.key, None)
+    def forget(self, state: FileState, first: int = 0) -> None:
+        """Drop the overlay of a file, or what it has from a chunk on: it is in place, or does not count."""
+        overlay = state.overlay
+        gone = [index for index in overlay if index >= first]
+        self._count_overlay(-sum(len(overlay.pop(index)) for index in gone))
+        if not overlay and state.key in self.grown:
+            self.homecomings += 1  # before it goes: see VaultTree
+            self.grown.pop(state.key, None)
 
     def abandon(self, state: FileState) -> None:
         """The file is gone for good."""

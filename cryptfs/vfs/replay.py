@@ -10,6 +10,7 @@ Source: docs/FORMAT.md, section 10.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections import defaultdict
@@ -18,7 +19,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from cryptfs.core.aead import SMALL_NONCE_SIZE
-from cryptfs.core.geometry import HEADER_SIZE
 from cryptfs.core.header import FileHeader
 from cryptfs.core.journal import (
     ALIGNMENT,
@@ -33,12 +33,13 @@ from cryptfs.core.journal import (
     record_lengths,
     unpack_record,
 )
-from cryptfs.errors import ChunkError, HeaderError, IntegrityError
+from cryptfs.errors import ChunkError, IntegrityError
 from cryptfs.storage.backing import open_backing, read_fully, write_fully
 from cryptfs.storage.journal import JOURNAL_NAMES, remove_journal
-from cryptfs.storage.libc import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, UTIME_OMIT, fallocate, futimens
+from cryptfs.storage.libc import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, UTIME_OMIT, fallocate, futimens, syncfs
 from cryptfs.storage.sessions import read_sessions_file, write_sessions_file
 from cryptfs.vfs.context import FileContext
+from cryptfs.vfs.filefinder import FileFinder
 
 log = logging.getLogger(__name__)
 
@@ -168,6 +169,7 @@ def _replay_files(context: FileContext, vault_fd: int, fds: list[int], sessions:
         "%d of files that are gone",
         report.records, report.files, report.ignored, report.lost,
     )  # fmt: skip
+    syncfs(vault_fd)  # what that session wrote straight to files, too: from now on it counts as on disk
     sessions = sessions.ended(newest.number, [newest.journal_id])
     write_sessions_file(vault_fd, sessions.pack(context.keys, os.urandom(SMALL_NONCE_SIZE)))
     return sessions
@@ -185,12 +187,14 @@ def _records(context: FileContext, fd: int, head: JournalHead) -> Iterator[_Foun
     buffer = memoryview(bytearray(_SCAN_SIZE))
     base = HEAD_SIZE
     while base < size:
-        got = read_fully(fd, buffer, base)
-        for place in range(0, got, ALIGNMENT):
-            if buffer[place : place + len(RECORD_MAGIC)] == RECORD_MAGIC:
+        piece = bytes(buffer[: read_fully(fd, buffer, base)])
+        place = piece.find(RECORD_MAGIC)
+        while place >= 0:
+            if place % ALIGNMENT == 0:
                 found = _record_at(context, fd, head, base + place)
                 if found is not None and found.record.seq >= head.first_seq:
                     yield found
+            place = piece.find(RECORD_MAGIC, place + 1)
         base += _SCAN_SIZE
 
 
@@ -205,15 +209,27 @@ def _record_at(context: FileContext, fd: int, head: JournalHead, place: int) -> 
     return None if record is None else _Found(record, fd, place + PREFIX_SIZE + path_size, payload_size)
 
 
+def _punch(fd: int, start: int, stop: int) -> None:
+    """Make a range of a SPARSE file a hole, or zeros, which say the same, where holes cannot be made."""
+    try:
+        fallocate(fd, FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE, start, stop - start)
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        zeros = memoryview(bytes(_SCAN_SIZE))
+        for place in range(start, stop, _SCAN_SIZE):
+            write_fully(fd, (zeros[: stop - place],), place)
+
+
 class _Replayer:
     """Args: head: of the journal.   oldest: lowest sequence number that it can hold."""
 
     def __init__(self, context: FileContext, vault_fd: int, head: JournalHead, oldest: int) -> None:
         self._context = context
         self._geometry = context.geometry
-        self._vault_fd = vault_fd
         self._journal_id = head.journal_id
-        self._copied = os.fstat(vault_fd).st_ino != head.root_inode
+        copied = os.fstat(vault_fd).st_ino != head.root_inode
+        self._finder = FileFinder(context, vault_fd, copied=copied)
         self._oldest = oldest
         self._report = ReplayReport()
 
@@ -224,90 +240,31 @@ class _Replayer:
             files[each.record.file_id].append(each)
         missing = {}
         for file_id, records in files.items():
-            fd = self._open_by_path(records)
+            fd = self._open(file_id, records)
             if fd is None:
                 missing[file_id] = records
             else:
                 self._redo_file(fd, records)
         if missing:
-            for fd, file_id in self._search(missing):
+            inodes = {file_id: records[-1].record.inode for file_id, records in missing.items()}
+            for file_id, fd in self._finder.search(inodes):
                 self._redo_file(fd, missing.pop(file_id))
         self._report.lost = sum(map(len, missing.values()))
         return self._report
 
-    # ---- finding files
-
-    def _open_by_path(self, records: list[_Found]) -> int | None:
+    def _open(self, file_id: bytes, records: list[_Found]) -> int | None:
         for path in dict.fromkeys(each.record.path for each in reversed(records)):
-            fd = self._open_path(path)
+            fd = self._finder.by_path(path, file_id)
             if fd is not None:
-                if self._file_id_of(fd) == records[0].record.file_id:
-                    return fd
-                os.close(fd)
+                return fd
         return None
-
-    def _open_path(self, path: bytes) -> int | None:
-        """Open a file by its path in the vault, through no link; None where there is no such file."""
-        *parents, name = os.fsdecode(path).split("/")
-        if not name or any(part in ("", ".", "..") for part in (*parents, name)):
-            return None
-        dir_fd = os.dup(self._vault_fd)
-        try:
-            for part in parents:
-                flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-                inner = os.open(part, flags, dir_fd=dir_fd)
-                os.close(dir_fd)
-                dir_fd = inner
-            return open_backing(dir_fd, name, os.O_RDWR)[0]
-        except (OSError, IntegrityError):
-            return None
-        finally:
-            os.close(dir_fd)
-
-    def _header_of(self, fd: int) -> FileHeader | None:
-        raw = memoryview(bytearray(HEADER_SIZE))
-        try:
-            return self._context.unpack_header(bytes(raw[: read_fully(fd, raw, 0)]))
-        except HeaderError:
-            return None
-
-    def _file_id_of(self, fd: int) -> bytes:
-        header = self._header_of(fd)
-        return b"" if header is None else header.file_id
-
-    def _search(self, missing: dict[bytes, list[_Found]]) -> Iterator[tuple[int, bytes]]:
-        """Look through the vault for files that were renamed; yields (descriptor, file_id).
-
-        By inode number first, which costs a listing; whoever copied the vault has others, so all headers
-        are read then.
-        """
-        wanted = {each.record.inode for records in missing.values() for each in records}
-        for by_inode in (True, False):
-            for top, _, names, dir_fd in os.fwalk(".", dir_fd=self._vault_fd):
-                with os.scandir(dir_fd) as entries:
-                    inodes = {entry.name: entry.inode() for entry in entries}
-                for name in names:
-                    if not missing:
-                        return
-                    if by_inode and inodes.get(name) not in wanted:
-                        continue
-                    fd = self._open_path(os.fsencode(os.path.normpath(os.path.join(top, name))))
-                    if fd is None:
-                        continue
-                    file_id = self._file_id_of(fd)
-                    if file_id in missing:
-                        yield fd, file_id
-                    else:
-                        os.close(fd)
-            if not self._copied:
-                return  # the numbers hold, so what was not found was removed
 
     # ---- redoing
 
     def _redo_file(self, fd: int, records: list[_Found]) -> None:
         """Redo the records of one file and sync it. Takes the descriptor over."""
         try:
-            header = self._header_of(fd)
+            header = self._finder.header_of(fd)
             if header is None or header.journal_id != self._journal_id:
                 self._report.ignored += len(records)
                 return
@@ -344,18 +301,32 @@ class _Replayer:
             stop = min(geometry.record_offset(record.size), os.fstat(fd).st_size)
             if not header.is_sparse or record.first >= record.size or start >= stop:
                 return header.is_sparse
-            fallocate(fd, FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE, start, stop - start)
+            _punch(fd, start, stop)
             return True
         size = geometry.plain_size_floor(os.fstat(fd).st_size)
         if size < (
             record.size if record.operation is Operation.SHRINK else geometry.chunk_start(record.first)
         ):
             return False  # what was written before it, and never synced, did not reach the disk
-        if len(payload):
+        if record.operation is Operation.WRITE:
+            self._write(fd, record.first, payload)
+        elif len(payload):
             write_fully(fd, (payload,), geometry.record_offset(record.first))
         if record.operation is Operation.SHRINK:
             os.ftruncate(fd, min(geometry.cipher_size(record.size), os.fstat(fd).st_size))
         return True
+
+    def _write(self, fd: int, first: int, payload: memoryview) -> None:
+        """Put chunk records to their places. A short last one belongs to the end of the file only.
+
+        If the file has more of that chunk, or chunks behind it, a later record is in place already.
+        """
+        geometry = self._geometry
+        short = len(payload) % geometry.record_size
+        start = geometry.record_offset(first)
+        if short and os.fstat(fd).st_size > start + len(payload):
+            payload = payload[: len(payload) - short]
+        write_fully(fd, (payload,), start)
 
     def _payload(self, header: FileHeader, key: bytes, found: _Found) -> memoryview | None:
         """The chunk records of a journal record, if all of them authenticate."""

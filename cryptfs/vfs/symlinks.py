@@ -217,14 +217,14 @@ class Symlinks:
         temporary = temp_name()
         try:
             os.symlink(text, temporary, dir_fd=target.fd)
-        except OSError:
+        except BaseException:
             self.discard(text)
             raise
         try:
             if (old.st_uid, old.st_gid) != (os.geteuid(), os.getegid()):
                 os.chown(temporary, old.st_uid, old.st_gid, dir_fd=target.fd, follow_symlinks=False)
             os.rename(temporary, target.entry_name(new_name), src_dir_fd=target.fd, dst_dir_fd=target.fd)
-        except OSError:
+        except BaseException:
             os.unlink(temporary, dir_fd=target.fd)
             self.discard(text)
             raise

@@ -75,21 +75,34 @@ class VaultTree(EntryOperations):
 
     def stat(self, directory: Directory, name: bytes) -> Attributes:
         """Attributes of an entry, without opening it."""
-        st = backing_stat(directory, name)
-        if stat.S_ISLNK(st.st_mode):
-            return Attributes(st, self.symlinks.size(directory, name, st))
-        return plain_attributes(st, self.context)
+        while True:
+            seen = self._homecomings()
+            st = backing_stat(directory, name)
+            if stat.S_ISLNK(st.st_mode):
+                return Attributes(st, self.symlinks.size(directory, name, st))
+            found = plain_attributes(st, self.context)
+            if self._homecomings() == seen:
+                return found
 
     def stat_descriptor(self, fd: int) -> Attributes:
         """Attributes of what an O_PATH descriptor holds, whatever it is."""
-        st = os.fstat(fd)
-        if stat.S_ISLNK(st.st_mode):
-            return Attributes(st, self.symlinks.size_open(fd, st))
-        return plain_attributes(st, self.context)
+        while True:
+            seen = self._homecomings()
+            st = os.fstat(fd)
+            if stat.S_ISLNK(st.st_mode):
+                return Attributes(st, self.symlinks.size_open(fd, st))
+            found = plain_attributes(st, self.context)
+            if self._homecomings() == seen:
+                return found
+
+    def _homecomings(self) -> int:
+        """Differs where a pending growth reached its file meanwhile: stat and RedoLog.grown may not agree."""
+        redo = self.context.redo
+        return 0 if redo is None else redo.homecomings
 
     def stat_open(self, file: OpenFile) -> Attributes:
         """Attributes of an open file, also of one that has no name left."""
-        return plain_attributes(os.fstat(file.state.fd), self.context)
+        return self.stat_descriptor(file.state.fd)
 
     def list(self, directory: Directory) -> Iterator[Entry]:
         """The entries of a directory, without '.' and '..'.
@@ -196,7 +209,7 @@ class VaultTree(EntryOperations):
             try:
                 if give_to_caller(directory, entry_name, stat.S_IFREG | mode, caller):
                     st = os.fstat(fd)
-            except OSError:
+            except BaseException:
                 os.close(fd)
                 os.unlink(entry_name, dir_fd=directory.fd)
                 raise
@@ -219,8 +232,8 @@ class VaultTree(EntryOperations):
         if writable:
             self.require_writable()
         fd = reopen(held_fd, os.O_RDWR if writable else os.O_RDONLY)
-        st = os.fstat(fd)
-        return self._ready(self._state_of(fd, st, NO_NAME, writable=writable), st, flags)
+        file = self._unnamed(fd, writable=writable)
+        return self._ready(file, os.fstat(file.state.fd), flags)
 
     def _ready(self, file: OpenFile, st: os.stat_result, flags: int) -> OpenFile:
         """Do what opening asks for beyond a handle; give the handle back where that fails."""
@@ -242,10 +255,22 @@ class VaultTree(EntryOperations):
         self.require_writable()
         wanted = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC | flags & os.O_EXCL
         fd = os.open(".", wanted, mode & 0o7777, dir_fd=directory.fd)
-        if caller is not None and caller != (os.geteuid(), os.getegid()):
-            inherits_group = os.fstat(directory.fd).st_mode & stat.S_ISGID
-            os.fchown(fd, caller.uid, -1 if inherits_group else caller.gid)
-        return self._state_of(fd, os.fstat(fd), NO_NAME, writable=True)
+        try:
+            if caller is not None and caller != (os.geteuid(), os.getegid()):
+                inherits_group = os.fstat(directory.fd).st_mode & stat.S_ISGID
+                os.fchown(fd, caller.uid, -1 if inherits_group else caller.gid)
+        except BaseException:
+            os.close(fd)
+            raise
+        return self._unnamed(fd, writable=True)
+
+    def _unnamed(self, fd: int, *, writable: bool) -> OpenFile:
+        try:
+            st = os.fstat(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        return self._state_of(fd, st, NO_NAME, writable=writable)
 
     def unlink_open(self, directory: Directory, name: bytes, file: OpenFile) -> OpenFile | None:
         """Remove a name of a file that is open, and take a further handle on it.

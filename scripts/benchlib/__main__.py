@@ -1,143 +1,171 @@
-"""Measure mounts of cryptfs against gocryptfs and a plain directory.
-
-All subjects are mounted at once and idle but for the one whose turn it is. In each round every workload runs
-on each of them, one after another; the order moves on by one from round to round. So whatever else the
-machine does hits all alike, and the ratio within a round says more than a rate.
-"""
+"""scripts/bench: measure, show, save."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchlib import machine, memory, report, subjects
-from benchlib.statistics import figure
-from benchlib.workloads import QUICK, WORKLOADS, Run, Sample, Sizes
-
-DEFAULT_VARIANTS = ("cryptfs::", "cryptfs-noxattrs::--no-xattrs")
-Samples = dict[str, dict[str, list[Sample]]]  # quantity -> subject -> one a round
-
-
-def arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="scripts/bench", description=(__doc__ or "").partition("\n\n")[0])
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds; 5 unless said")
-    parser.add_argument("--quick", action="store_true", help="small sizes")
-    parser.add_argument(
-        "--dir",
-        type=Path,
-        action="append",
-        metavar="DIRECTORY",
-        help="where vaults are made, on tmpfs for the processor's cost or on a disk; may be repeated; "
-        "/dev/shm unless said",
-    )
-    parser.add_argument(
-        "--variant",
-        action="append",
-        metavar="NAME:INIT:MOUNT",
-        help="cryptfs with options of init and mount, such as 'c64:--chunk-size 64k:--no-xattrs'; may be "
-        f"repeated; {' and '.join(DEFAULT_VARIANTS)} unless said",
-    )
-    parser.add_argument(
-        "--wait-idle",
-        type=float,
-        default=0.0,
-        metavar="SECONDS",
-        help="before each turn wait until nobody else uses the processors, SECONDS at most; 0 unless said",
-    )
-    parser.add_argument("--against", default="gocryptfs", metavar="NAME", help="what ratios are taken to")
-    parser.add_argument("--workload", action="append", choices=[each.__name__ for each in WORKLOADS])
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured to FILE")
-    parser.add_argument(
-        "--memory", type=int, metavar="MIB", help="instead: resident memory after MIB written and read back"
-    )
-    return parser.parse_args()
+from benchlib import curves, machine, plots, report, results, targets
+from benchlib.bulk import SIZE, measure_bulk
+from benchlib.material import make_material
+from benchlib.options import parse, sizes_of, workloads_of
+from benchlib.peers import chosen
+from benchlib.rounds import Field, measure
+from benchlib.run import Material
+from benchlib.subjects import Subject
+from benchlib.turns import Setting
 
 
-def chosen_subjects(variants: list[str]) -> list[subjects.Subject]:
-    """The plain directory, gocryptfs, and the variants of cryptfs."""
-    found: list[subjects.Subject] = [subjects.PlainDirectory("plain"), subjects.gocryptfs()]
-    for variant in variants:
-        name, init_options, mount_options = (*variant.split(":"), "", "")[:3]
-        found.append(subjects.cryptfs(name, init_options, mount_options))
-    return found
+class Screen:
+    """Progress on stderr; a bar on a terminal, a line for each subject elsewhere would only be noise.
+
+    It is refreshed by hand: a thread of its own would not survive the forks of the turns.
+    """
+
+    def __init__(self) -> None:
+        console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            auto_refresh=False,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task("", total=None)
+
+    def __enter__(self) -> Screen:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def expect(self, turns: int) -> None:
+        """So many turns will come."""
+        self._progress.reset(self._task, total=turns)
+
+    def say(self, text: str) -> None:
+        """What is going on."""
+        self._progress.update(self._task, description=text)
+        self._progress.refresh()
+
+    def advance(self) -> None:
+        """A turn is over."""
+        self._progress.advance(self._task)
 
 
-def measure(places: list[tuple[subjects.Subject, Path]], options: argparse.Namespace) -> Samples:
-    """All rounds."""
-    samples: Samples = {}
-    sizes = QUICK if options.quick else Sizes()
-    workloads = [each for each in WORKLOADS if not options.workload or each.__name__ in options.workload]
-    screen = Console(stderr=True)
-    with Progress(console=screen, transient=True, disable=not screen.is_terminal) as progress:
-        task = progress.add_task("", total=options.rounds * len(workloads) * len(places))
-        for number in range(options.rounds):
-            for workload in workloads:
-                turn = number % len(places)
-                for subject, directory in places[turn:] + places[:turn]:
-                    progress.update(task, description=f"{workload.__name__}, {subject.name}")
-                    run = Run(directory, subject.cpu)
-                    machine.drop_caches()
-                    if options.wait_idle:
-                        machine.wait_until_idle(options.wait_idle)
-                    workload(run, sizes)
-                    for quantity, sample in run.samples.items():
-                        samples.setdefault(quantity, {}).setdefault(subject.name, []).append(sample)
-                    progress.advance(task)
-    return samples
-
-
-def bench(directory: Path, options: argparse.Namespace, console: Console) -> dict[str, object]:
-    """Everything in one directory: mount, measure, unmount, show."""
-    present = chosen_subjects(options.variant or list(DEFAULT_VARIANTS))
+@contextlib.contextmanager
+def arena_in(
+    directory: Path,
+    subjects: Sequence[Subject],
+    setting: Setting,
+    options: argparse.Namespace,
+    screen: Screen,
+) -> Iterator[Field]:
+    """All subjects mounted below a fresh directory, and everything gone at the end."""
     place = Path(tempfile.mkdtemp(prefix="cryptfs-bench-", dir=directory))
-    with contextlib.ExitStack() as stack:
-        stack.callback(shutil.rmtree, place, ignore_errors=True)
-        places = []
-        for subject in present:
-            home = place / subject.name
-            home.mkdir()
-            stack.callback(subject.stop)
-            places.append((subject, subject.start(home)))
-        if options.memory:
-            return memory.measure(places, options.memory, console)
-        samples = measure(places, options)
-    figures = {
-        quantity: {name: figure(quantity, row) for name, row in by_subject.items()}
-        for quantity, by_subject in samples.items()
-    }
-    names = [subject.name for subject in present]
-    report.show(figures, names, options.against, console)
-    return report.as_json(figures, names, options.against)
+    arena = Field(subjects, place, setting, screen.say, options.wait_idle)
+    try:
+        arena.open()
+        yield arena
+    finally:
+        arena.close()
+        shutil.rmtree(place, ignore_errors=True)
 
 
-def main() -> None:
-    """Run the command line."""
-    options = arguments()
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+def bench_in(
+    directory: Path, found: results.Results, options: argparse.Namespace, setting: Setting, screen: Screen
+) -> None:
+    """Everything in one directory."""
+    workloads = workloads_of(options)
+    filesystem = machine.filesystem_of(directory)
+    with arena_in(directory, chosen(options.variant, options.peer), setting, options, screen) as arena:
+        found.subjects = [subject.name for subject in arena.subjects]
+        if workloads:
+            screen.expect(options.rounds * len(workloads) * len(arena.subjects))
+            cells = measure(arena, workloads, options.rounds, screen.advance)
+            rows = results.rows_of(cells, workloads, found.subjects, options.focus)
+            found.places.append(results.Place(directory=str(directory), filesystem=filesystem, rows=rows))
+        factor = options.scale if options.scale is not None else (0.5 if options.quick else 1.0)
+        for curve, problems in curves.measure_curves(
+            arena, options.curves or [], factor, filesystem, big=options.big
+        ):
+            found.curves.append(curve)
+            found.notes += problems
+    if "chunk-size" in (options.curves or []):
+        with arena_in(directory, curves.chunk_subjects(), setting, options, screen) as arena:
+            size = min(setting.sizes.sequential, 256 << 20)
+            found.curves += curves.measure_chunks(arena, size, filesystem)
+
+
+HEAD = (
+    "{date}, {cpu}, {cores} cores, {memory_gib} GiB, kernel {kernel}, Python {python}, cryptfs {cryptfs}; "
+    "gocryptfs {gocryptfs}, securefs {securefs}, encfs {encfs}, cryfs {cryfs}"
+)
+TAIL = "{seconds} s; load average {load_before} before, {load_after} after"
+
+
+def measure_all(options: argparse.Namespace, console: Console) -> results.Results:
+    """The whole run."""
     described = machine.describe()
     described["command"] = "scripts/bench " + " ".join(sys.argv[1:])
     described["caches_dropped"] = os.geteuid() == 0
-    console.print(
-        "{date}, {cpu}, {cores} cores, kernel {kernel}, Python {python}, {gocryptfs}".format(**described)
-    )
-    results = {}
-    for directory in options.dir or [Path("/dev/shm")]:
-        console.print(f"\n{directory}: {options.rounds} rounds{', quick' if options.quick else ''}")
-        results[str(directory)] = bench(directory, options, console)
+    start = time.monotonic()
+    console.print(HEAD.format(**described))
+    found = results.Results(machine=described, focus=options.focus, subjects=[])
+    with tempfile.TemporaryDirectory(prefix="cryptfs-bench-") as kept, Screen() as screen:
+        screen.say("packing a source tree")
+        material = material_of(options, Path(kept))
+        described["source_tree"] = f"{material.files} files of {options.tree}"
+        setting = Setting(sizes_of(options), material, options.longest)
+        for directory in options.dir:
+            bench_in(directory, found, options, setting, screen)
+        if not options.workload and (options.targets or not options.curves):
+            screen.say("encryption in memory")
+            found.bulk = measure_bulk(SIZE // 10 if options.quick else SIZE)
     described["load_after"] = os.getloadavg()[0]
-    console.print("load average {load_before} before, {load_after} after".format(**described))
+    described["seconds"] = round(time.monotonic() - start)
+    return found
+
+
+def material_of(options: argparse.Namespace, place: Path) -> Material:
+    """As large as the sizes of this run."""
+    factor = options.scale if options.scale is not None else (0.1 if options.quick else 1.0)
+    return make_material(place, options.tree, options.repository, max(20, int(2000 * min(1.0, factor))))
+
+
+def main() -> int:
+    """Run the command line; 1 where a target that was measured is missed and --targets was asked for."""
+    options = parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of the finally clauses: mounts go, too
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    found = results.load(options.source) if options.source else measure_all(options, console)
+    report.show(found, console)
+    for note in found.notes:
+        console.print(f"[yellow]failed[/]: {note}")
+    met = targets.show(found, console) if found.places else True
     if options.json is not None:
-        options.json.write_text(json.dumps({"machine": described, "results": results}, indent=2) + "\n")
+        results.save(found, options.json)
+    if options.plots is not None:
+        for path in plots.draw(found, options.plots):
+            console.print(f"drawn: {path}")
+    console.print(TAIL.format(**found.machine))
+    return 1 if options.targets and not met else 0
 
 
-main()
+if __name__ == "__main__":
+    sys.exit(main())

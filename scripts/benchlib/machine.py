@@ -10,6 +10,8 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+from cryptfs.mount.mounts import read_mounts
+from cryptfs.storage.libc import syncfs
 from cryptfs.version import VERSION
 
 _DROP_CACHES = Path("/proc/sys/vm/drop_caches")
@@ -52,9 +54,20 @@ def wait_until_idle(seconds: float) -> bool:
     return False
 
 
+def sync_filesystem(directory: Path) -> None:
+    """Write back what is dirty on the filesystem of a directory; others are none of our business."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        syncfs(fd)
+    finally:
+        os.close(fd)
+
+
 def drop_caches() -> bool:
-    """Empty the kernel's caches, names and attributes too; False where only root may."""
-    os.sync()
+    """Empty the kernel's caches, names and attributes too; False where only root may.
+
+    What is dirty stays: see to it before.
+    """
     try:
         _DROP_CACHES.write_text("3\n")
     except OSError:
@@ -87,6 +100,19 @@ def _first_line(*command: str) -> str:
     return (done.stdout or done.stderr).strip().partition("\n")[0]
 
 
+def _package_version(name: str) -> str:
+    """Of a Debian package; most of these programs print theirs among other things, or not at all."""
+    found = _first_line("dpkg-query", "--show", "--showformat=${Version}", name)
+    return "not installed" if not found or "no packages" in found else found
+
+
+def filesystem_of(directory: Path) -> str:
+    """The type of the filesystem that a directory is on: 'tmpfs', 'ext4' ..."""
+    place = os.path.realpath(directory)
+    known = [mount for mount in read_mounts() if Path(place).is_relative_to(mount.mountpoint)]
+    return max(known, key=lambda mount: len(mount.mountpoint)).fs_type if known else "unknown"
+
+
 def describe() -> dict[str, object]:
     """What a reader of the figures must know."""
     return {
@@ -100,6 +126,6 @@ def describe() -> dict[str, object]:
         "pynacl": version("pynacl"),
         "mfusepy": version("mfusepy"),
         "fusermount": _first_line("fusermount3", "--version"),
-        "gocryptfs": _first_line("gocryptfs", "-version"),
+        **{name: _package_version(name) for name in ("gocryptfs", "securefs", "encfs", "cryfs")},
         "load_before": os.getloadavg()[0],
     }

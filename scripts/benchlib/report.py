@@ -1,71 +1,114 @@
-"""The figures as a table for people and as JSON."""
+"""The figures as tables for people."""
 
 from __future__ import annotations
 
-from typing import Any
+from itertools import groupby
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from benchlib.statistics import Figure, ratio
-from benchlib.workloads import IN_BYTES
+from benchlib.quantities import Unit
+from benchlib.results import Entry, Place, Results, Row
 
-Figures = dict[str, dict[str, Figure]]  # quantity -> subject -> figure
-
-
-def _rate(quantity: str, figure: Figure) -> str:
-    if quantity in IN_BYTES:
-        return f"{figure.rate:,.0f} MB/s"
-    return f"{figure.rate / 1000:,.1f} k/s"
+_TITLE_WIDTH, _NARROW = 46, 30  # columns, on a wide screen and on others
 
 
-def _cost(quantity: str, figure: Figure) -> str:
-    return f"{figure.cpu_cost:.2f} s/GiB" if quantity in IN_BYTES else f"{figure.cpu_cost:.0f} us/op"
+def value_text(unit: Unit, value: float) -> str:
+    """With its unit, in the figures that a person reads."""
+    if unit is Unit.BYTES:
+        return f"{value:,.0f} MB/s"
+    if unit is Unit.MEMORY:
+        return f"{value:,.0f} MiB"
+    if unit is Unit.SECONDS:
+        return f"{value:.2f} s" if value >= 0.1 else f"{value * 1000:.0f} ms"
+    if value >= 100_000:
+        return f"{value / 1000:,.0f} k/s"
+    return f"{value / 1000:,.1f} k/s" if value >= 10_000 else f"{value:,.0f} /s"
 
 
-def show(figures: Figures, subjects: list[str], against: str, console: Console) -> None:
-    """Two tables: rates with ratios, and what the daemons spent."""
-    others = [name for name in subjects if name != against]
-    rates = Table(title="rate: median (half spread)", title_justify="left", box=box.SIMPLE_HEAD)
-    rates.add_column("")
-    for name in subjects:
-        rates.add_column(name, justify="right")
-    for name in others:
-        rates.add_column(f"{name}\n: {against}", justify="right")
-    costs = Table(title="processor time of the daemon", title_justify="left", box=box.SIMPLE_HEAD)
-    costs.add_column("")
-    for name in subjects:
-        costs.add_column(name, justify="right")
-    for quantity, row in figures.items():
-        cells = [f"{_rate(quantity, row[name])} ({row[name].spread:.0%})" for name in subjects]
-        for name in others:
-            found = ratio(row[name], row[against])
-            cells.append(f"{found.of_medians:.2f} ({found.lowest:.2f}-{found.highest:.2f})")
-        rates.add_row(quantity, *cells)
-        costs.add_row(quantity, *(_cost(quantity, row[name]) for name in subjects))
-    console.print(rates)
-    console.print(costs)
+def cost_text(row: Row, entry: Entry) -> str:
+    """Processor time of the daemon."""
+    if row.unit is Unit.MEMORY or entry.median is None:
+        return ""
+    number = f"{entry.cpu:.0f}" if row.unit is Unit.OPERATIONS else f"{entry.cpu:.2f}"
+    return f"{number} {row.cpu_unit}"
 
 
-def as_json(figures: Figures, subjects: list[str], against: str) -> dict[str, Any]:
-    """The same, with every round."""
-    return {
-        quantity: {
-            name: {
-                "unit": "MB/s" if quantity in IN_BYTES else "1/s",
-                "median": round(row[name].rate, 2),
-                "rounds": [round(rate, 2) for rate in row[name].rates],
-                "spread": round(row[name].spread, 3),
-                "cpu": round(row[name].cpu_cost, 3),
-                "cpu_unit": "s/GiB" if quantity in IN_BYTES else "us/op",
-                "ratio": round(ratio(row[name], row[against]).of_medians, 3),
-                "ratios": [
-                    round(mine / other, 3)
-                    for mine, other in zip(row[name].rates, row[against].rates, strict=True)
-                ],
-            }
-            for name in subjects
-        }
-        for quantity, row in figures.items()
-    }
+def ratio_text(entry: Entry) -> str:
+    """The focus to this one, coloured: of the medians, and the range of the rounds."""
+    if entry.ratio is None:
+        return ""
+    colour = "green" if entry.ratio >= 1 else "red"
+    span = f" ({min(entry.ratios):.2f}-{max(entry.ratios):.2f})" if len(entry.ratios) > 1 else ""
+    return f"[{colour}]x{entry.ratio:.2f}[/]{span}"
+
+
+def cell_text(row: Row, entry: Entry, *, focus: bool) -> str:
+    """The median and half the spread; below it how many times as fast the focus is."""
+    if entry.median is None:
+        return "[yellow]failed[/]" if entry.failed != "not measured" else "-"
+    first = value_text(row.unit, entry.median)
+    if len(entry.rounds) > 1:
+        first += f" [dim]{entry.spread:.0%}[/]"
+    if entry.failed is not None:
+        first += " [yellow]then failed[/]"
+    return first if focus else f"{first}\n{ratio_text(entry)}"
+
+
+def show(results: Results, console: Console) -> None:
+    """Rates with ratios, what the daemons spent, and what failed."""
+    for place in results.places:
+        console.print(f"\n[bold]{escape(place.directory)}[/] ({escape(place.filesystem)})")
+        for heading, rows in groupby(place.rows, key=lambda row: row.heading):
+            width = _TITLE_WIDTH if console.width >= 160 else _NARROW
+            console.print(rates_table(results, heading, list(rows), width))
+        console.print(costs_table(results, place))
+        for line in failure_lines(place):
+            console.print(line)
+
+
+def rates_table(results: Results, heading: str, rows: list[Row], width: int = _NARROW) -> Table:
+    """One workload."""
+    table = Table(
+        title=f"{escape(heading)} [dim](median, half the spread; x: {escape(results.focus)} against it)[/]",
+        title_justify="left",
+        title_style="",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("", max_width=width)
+    for name in results.subjects:
+        table.add_column(escape(name), justify="right", style="bold" if name == results.focus else "")
+    for row in rows:
+        title = escape(row.title) + (f"\n[dim]{escape(row.note)}[/]" if row.note else "")
+        cells = [cell_text(row, row.subjects[name], focus=name == results.focus) for name in results.subjects]
+        table.add_row(title, *cells)
+    return table
+
+
+def costs_table(results: Results, place: Place) -> Table:
+    """Processor time of the daemons."""
+    table = Table(title="processor time of the daemon", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("")
+    names = [name for name in results.subjects if name != "plain"]
+    for name in names:
+        table.add_column(escape(name), justify="right")
+    for row in place.rows:
+        if row.unit is not Unit.MEMORY:
+            table.add_row(escape(row.title), *(cost_text(row, row.subjects[name]) for name in names))
+    return table
+
+
+def failure_lines(place: Place) -> list[str]:
+    """Who failed at what, and why; one line for all that one turn did not give."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in place.rows:
+        for name, entry in row.subjects.items():
+            if entry.failed is not None and entry.failed != "not measured":
+                found.setdefault((name, entry.failed), []).append(row.title)
+    return [
+        f"[yellow]failed[/]: {escape(name)}: {escape(', '.join(titles))}: {escape(reason)}"
+        for (name, reason), titles in found.items()
+    ]

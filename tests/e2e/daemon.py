@@ -45,7 +45,7 @@ def main(order: str) -> None:
         os.umask(0)
         vault.announce(str(mountpoint))
         vault.start()
-        engine.run(vault, mountpoint, options, lambda: os.write(1, b"ready\n"))
+        engine.run(vault, mountpoint, options, lambda *_: os.write(1, b"ready\n"))
 
 
 if __name__ == "__main__":

@@ -108,6 +108,16 @@ class Mounted:
 
     def start(self) -> None:
         """Start the daemon and wait until the mount answers."""
+        self._begin()
+        self._wait_until_ready()
+
+    def start_and_kill(self, seconds: float) -> None:
+        """Start a daemon that is killed after so long, whatever it is doing by then."""
+        self._begin()
+        time.sleep(seconds)
+        self.kill()
+
+    def _begin(self) -> None:
         spec = self.spec
         options = ",".join(part for part in (f"engine={spec.engine}", spec.options) if part)
         order = {
@@ -128,7 +138,6 @@ class Mounted:
                 cwd=PROJECT,
                 env=environment,
             )
-        self._wait_until_ready()
 
     def _wait_until_ready(self) -> None:
         assert self._process is not None and self._process.stdout is not None

@@ -161,6 +161,14 @@ def test_what_cryptfs_did_not_make_is_left_alone(vault: BareVault) -> None:
     assert snapshot(vault.vault_dir) == state
 
 
+def test_an_unfinished_journal_is_replayed_before_a_repair(vault: BareVault) -> None:
+    (vault.vault_dir / "cryptfs.journal.a").write_bytes(b"no record")
+    assert kinds(check(vault)) == [Kind.UNFINISHED_JOURNAL]
+    repair(vault)
+    assert not (vault.vault_dir / "cryptfs.journal.a").exists()
+    assert kinds(check(vault)) == []
+
+
 def test_names_are_kept_even_where_two_are_alike(vault: BareVault) -> None:
     """A name that was damaged in its hidden part decrypts to the same as the one beside it."""
     where = vault.make_directory(b"twins")

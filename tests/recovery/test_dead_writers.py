@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ class Remains:
         self.path = vault.backing(NAME)
         self.records = self.path.read_bytes()[HEADER_SIZE:]
 
-    def leave(self, records: bytes, flags: int = NO_FLAGS, **fields: int) -> None:
+    def leave(self, records: bytes, flags: int = NO_FLAGS, **fields: Any) -> None:
         """Write a header that is not CLEAN, and these records behind it."""
         header = self.vault.header(NAME).changed(flags=flags, **fields)  # type: ignore[arg-type]
         self.path.write_bytes(self.vault.context.pack_header(header) + records)

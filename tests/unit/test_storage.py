@@ -123,7 +123,7 @@ def test_failed_rmdir_puts_the_record_back(
     rmdir = os.rmdir
 
     def late(name: str, *, dir_fd: int) -> None:
-        (directory / "newcomer").write_bytes(b"")
+        (tmp_path / name / "newcomer").write_bytes(b"")
         rmdir(name, dir_fd=dir_fd)
 
     monkeypatch.setattr(os, "rmdir", late)

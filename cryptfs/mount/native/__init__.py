@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from cryptfs.mount.native.device import open_mount
 from cryptfs.mount.native.requests import Requests
 from cryptfs.mount.native.session import Session
 from cryptfs.mount.options import MountOptions
+from cryptfs.mount.session import EngineReady
 from cryptfs.vfs.vault import Vault
 
 
-def run(vault: Vault, mountpoint: Path, options: MountOptions, on_ready: Callable[[], None]) -> None:
+def run(vault: Vault, mountpoint: Path, options: MountOptions, on_ready: EngineReady) -> None:
     """Mount a vault and serve it until it is unmounted.
 
     Args:   mountpoint: absolute.   on_ready: called once, when requests are answered.
@@ -22,7 +22,7 @@ def run(vault: Vault, mountpoint: Path, options: MountOptions, on_ready: Callabl
     fd = open_mount(options.fsname or str(vault.vault_dir), mountpoint, options)
     requests = Requests(vault, options)
     try:
-        session = Session(fd, requests, options, on_ready)
+        session = Session(fd, requests, options, lambda: on_ready(requests.statistics))
         session.negotiate()
         os.set_blocking(fd, False)  # so that one call reads a request or says that there is none
         session.serve()

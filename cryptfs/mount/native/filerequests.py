@@ -8,7 +8,7 @@ import struct
 
 from cryptfs.mount.native import structs
 from cryptfs.mount.native.directories import DirectoryHandle
-from cryptfs.mount.native.handlers import Handlers, Payload, Request, error
+from cryptfs.mount.native.handlers import LARGE, Handlers, Payload, Request, error
 from cryptfs.mount.native.nodes import HeldFile
 from cryptfs.vfs import ranges
 from cryptfs.vfs.directory import SELF, Unnamed
@@ -100,13 +100,18 @@ class FileHandlers(Handlers):
 
     def read(self, request: Request) -> Payload:
         """Read straight into the reply."""
-        fh, offset, size, *_ = structs.READ_IN.unpack_from(request.body)
+        fh, offset, size, _, _, _, _ = structs.READ_IN.unpack_from(request.body)
+        file = self._files[fh]
+        if size >= LARGE:
+            request.make_way()
         room = request.room[:size]
-        return room[: self._files[fh].read_into(offset, room)]
+        got = file.read_into(offset, room)
+        self.statistics.bytes_read += got
+        return room if got == size else room[:got]
 
     def write(self, request: Request) -> Payload:
         """Write straight from the request."""
-        fh, offset, size, write_flags, *_ = structs.WRITE_IN.unpack_from(request.body)
+        fh, offset, size, write_flags, _, _, _ = structs.WRITE_IN.unpack_from(request.body)
         data = request.body[structs.WRITE_IN.size :]
         if len(data) != size:
             raise struct.error("the request holds another number of bytes than it says")
@@ -114,6 +119,7 @@ class FileHandlers(Handlers):
         if write_flags & structs.WRITE_CACHE and file.state.kept_mtime_ns is None:
             file.state.keep_mtime()
         done = file.write(offset, data)
+        self.statistics.bytes_written += done
         # What comes from the page cache was written before, or through a mapping, which takes nothing away.
         if not write_flags & structs.WRITE_CACHE and (
             write_flags & structs.WRITE_KILL_SUIDGID or file.state.may_have_capability

@@ -13,6 +13,7 @@ from cryptfs.mount.native.directories import DirectoryHandle
 from cryptfs.mount.native.nodes import Node, NodeTable
 from cryptfs.mount.native.setattr import AttributeSetter
 from cryptfs.mount.options import MountOptions
+from cryptfs.mount.statistics import Statistics
 from cryptfs.vfs.acls import Acls, Inherited
 from cryptfs.vfs.attributes import Attributes, Caller
 from cryptfs.vfs.directory import Directory, Place
@@ -27,6 +28,7 @@ Handle = TypeVar("Handle")
 
 _pack_entry, _pack_attr_out = structs.ENTRY.pack, structs.ATTRIBUTES.pack
 
+LARGE = 256 * 1024  # bytes of a read or write that is worth a second thread beside it
 _VALID_FOR = 86_400  # seconds: nobody else changes the vault
 
 
@@ -34,14 +36,16 @@ class Request:
     """One request after another of one thread, as the handlers see it.
 
     body: what follows the header.   room: for a large reply.
+    make_way: to be called before reading LARGE bytes or more. For a request that is so large it has been.
     """
 
-    __slots__ = ("body", "gid", "nodeid", "room", "uid")
+    __slots__ = ("body", "gid", "make_way", "nodeid", "room", "uid")
 
-    def __init__(self, room: memoryview) -> None:
+    def __init__(self, room: memoryview, make_way: Callable[[], None]) -> None:
         self.nodeid = self.uid = self.gid = 0
         self.body = room[:0]
         self.room = room
+        self.make_way = make_way
 
 
 Handler = Callable[[Request], Payload]
@@ -73,6 +77,7 @@ class Handlers:
         vault.tree.context.noatime = "noatime" in options.extra
         vault.tree.context.nodiratime = "noatime" in options.extra or "nodiratime" in options.extra
         self.nodes = NodeTable(vault.tree)
+        self.statistics = Statistics("native", {op: op.name.lower() for op in structs.Op}, self._gauges)
         self._shared = options.allow_other
         self._kernel_owns_mtime = options.writeback
         self._files: Handles[OpenFile] = Handles()
@@ -96,6 +101,22 @@ class Handlers:
             xattrs=options.xattrs,
             writeback=options.writeback,
         )
+
+    def _gauges(self) -> dict[str, dict[str, int]]:
+        """For Statistics: what is there now."""
+        counts = self.statistics.counts
+        misses = self.nodes.opened_directories
+        return {
+            "open": {
+                "files": len(self._files),
+                "directories": len(self._directories),
+                "nodes": len(self.nodes),
+            },
+            "directory_cache": {
+                "hits": max(0, sum(counts[op] for op in structs.BY_NAME) - misses),
+                "misses": misses,
+            },
+        }
 
     def _caller(self, request: Request) -> Caller | None:
         return Caller(request.uid, request.gid) if self._shared else None

@@ -117,6 +117,7 @@ class NodeTable:
         self._next_id = ROOT_ID + 1
         self._open_directories: dict[int, Node] = {}
         self._renumbered: deque[Node] = deque()
+        self.opened_directories = 0  # how often, since the mount began
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -179,6 +180,7 @@ class NodeTable:
                 if len(self._open_directories) >= MAX_OPEN_DIRECTORIES:
                     self._close_oldest()
                 node.directory = found
+                self.opened_directories += 1
                 self._open_directories[node.nodeid] = node
         return found
 

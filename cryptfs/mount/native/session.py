@@ -20,7 +20,7 @@ from collections.abc import Callable
 from cryptfs.errors import MountError
 from cryptfs.mount.errno_map import errno_of
 from cryptfs.mount.native import structs
-from cryptfs.mount.native.handlers import Request
+from cryptfs.mount.native.handlers import LARGE, Request
 from cryptfs.mount.native.requests import Requests
 from cryptfs.mount.native.structs import Cap, Op
 from cryptfs.mount.options import MountOptions
@@ -33,7 +33,6 @@ _BUFFER_SIZE = MAX_REQUEST + 4096  # headers stand before the data
 _MAX_BACKGROUND = 64
 _CONGESTION = 48
 _DEFAULT_THREADS = 16
-_LARGE = 256 * 1024  # bytes of a read or write that is worth a second thread beside it
 _SMALL_REPLY = 1024  # bytes that are cheaper to copy than to pass as a second piece
 _SPIN = 0.0001  # seconds that a thread looks for the next request before it sleeps
 _MAX_SPINS = 16
@@ -50,15 +49,14 @@ WANTED = (
 # Looked up once, not in every request.
 _HEADER_SIZE, _unpack = structs.IN_HEADER.size, structs.IN_HEADER.unpack_from
 _REPLY_SIZE, _pack_reply = structs.OUT_HEADER.size, structs.OUT_HEADER.pack
-_READ = int(Op.READ)
 
 
 class _Worker:
     """One thread that serves requests, with its buffers."""
 
-    def __init__(self) -> None:
+    def __init__(self, make_way: Callable[[], None]) -> None:
         self.buffer = memoryview(bytearray(_BUFFER_SIZE))
-        self.request = Request(memoryview(bytearray(MAX_REQUEST)))
+        self.request = Request(memoryview(bytearray(MAX_REQUEST)), make_way)
         self.served = 0
         self.reading = False  # the device, or about to
         self.busy = False
@@ -81,6 +79,8 @@ class Session:
         self._fd = fd
         self._requests = requests
         self._handlers = requests.handlers
+        self._counts = requests.statistics.counts
+        self._failed = requests.statistics.failed
         self._options = options
         self._on_ready = on_ready
         self._ended = False
@@ -147,7 +147,7 @@ class Session:
                 return
             if len(self._workers) >= self._max_workers:
                 return
-            worker = _Worker()
+            worker = _Worker(self._make_way)
             self._workers.append(worker)
             self._active.append(worker)
             number = len(self._workers)
@@ -214,6 +214,11 @@ class Session:
         """Whether another thread takes the next request. Ask with the lock held, or for a hint."""
         return any(worker.reading for worker in self._active)
 
+    def _make_way(self) -> None:
+        """Before a large request: let another thread read the device meanwhile."""
+        if not self._somebody_reads():
+            self._add_worker()
+
     def _park_if_surplus(self, worker: _Worker) -> None:
         with self._lock:
             if not self._somebody_reads() or len(self._active) == 1 or self._ended:
@@ -261,15 +266,15 @@ class Session:
             log.error("a request of %d bytes says that it has %d", len(view), length)
             self._reply(unique, errno.EIO, b"")
             return
-        large = length >= _LARGE or (opcode == _READ and _read_size(view) >= _LARGE)
-        if large and not self._somebody_reads():
-            self._add_worker()
+        if length >= LARGE:
+            self._make_way()
         request.body = view[_HEADER_SIZE:]
         handler = self._handlers.get(opcode)
         if handler is None:
             if opcode != Op.DESTROY:
                 self._reply(unique, errno.ENOSYS, b"")
             return
+        self._counts[opcode] += 1
         try:
             payload = handler(request)
         except OSError as error:
@@ -288,6 +293,8 @@ class Session:
                 self._reply(unique, 0, payload)
 
     def _reply(self, unique: int, code: int, payload: bytes | memoryview) -> None:
+        if code:
+            self._failed(code)
         header = _pack_reply(_REPLY_SIZE + len(payload), -code, unique)
         try:
             if len(payload) < _SMALL_REPLY:
@@ -299,11 +306,3 @@ class Session:
                 return  # the loop meets the same
             if error.errno != errno.ENOENT:  # the caller was interrupted and is gone
                 log.error("a reply was refused by the kernel: %s", error.strerror)
-
-
-def _read_size(view: memoryview) -> int:
-    """How much a READ request asks for; 0 where it is too short to say."""
-    if len(view) < structs.IN_HEADER.size + structs.READ_IN.size:
-        return 0
-    size: int = structs.READ_IN.unpack_from(view, structs.IN_HEADER.size)[2]
-    return size

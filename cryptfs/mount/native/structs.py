@@ -63,6 +63,12 @@ class Op(IntEnum):
     STATX = 52
 
 
+BY_NAME = (
+    Op.LOOKUP, Op.SYMLINK, Op.MKNOD, Op.MKDIR, Op.UNLINK, Op.RMDIR, Op.RENAME, Op.RENAME2, Op.LINK, Op.CREATE,
+)  # fmt: skip
+"""Requests that name an entry of a directory."""
+
+
 class Cap(IntFlag):
     """INIT flags (`flags`, then `flags2` from bit 32 on)."""
 

@@ -1,0 +1,163 @@
+"""`cryptfs status`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import rich_click as click
+
+from cryptfs.cli.output import answer_json, console
+from cryptfs.cli.params import PLACE, debug_option
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_MOST = 12  # kinds of operations that are shown to a person
+
+
+def ask(mountpoint: Path) -> dict[str, Any]:
+    """What the daemon of a mount says of itself; the shape of `status --json`.
+
+    Raises: MountError: no vault is mounted there, or its daemon does not answer.
+    """
+    from cryptfs.errors import MountError
+    from cryptfs.mount.mounts import mount_at
+    from cryptfs.mount.statistics import ask_status
+
+    mount = mount_at(mountpoint)
+    if mount is None or not mount.is_cryptfs:
+        raise MountError(f"{mountpoint}: no vault is mounted there")
+    return ask_status(mount)
+
+
+def bytes_text(size: float) -> str:
+    """'812 B', '4.2 KiB', '1.3 GiB': three figures are enough for a person."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def duration_text(seconds: float) -> str:
+    """'42 s', '3 min 5 s', '2 h 10 min', '4 d 1 h'."""
+    whole = int(seconds)
+    for size, unit, small, small_size in (
+        (86_400, "d", "h", 3600),
+        (3600, "h", "min", 60),
+        (60, "min", "s", 1),
+    ):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // small_size} {small}"
+    return f"{whole} s"
+
+
+def _rate(now: float, before: float | None, seconds: float, *, size: bool = False) -> str:
+    """What was added a second since the look before; '' at the first look."""
+    if before is None or seconds <= 0:
+        return ""
+    rate = (now - before) / seconds
+    return f"{bytes_text(rate)}/s" if size else f"{rate:,.0f}/s"
+
+
+def _rows(found: dict[str, Any], before: dict[str, Any] | None) -> Iterator[tuple[str, str, str]]:
+    """(what, how much since the mount began, how much a second now)."""
+    past = before or {"operations": {}, "errors": {}, "bytes": {}}
+    seconds = found["uptime_seconds"] - past.get("uptime_seconds", 0.0)
+
+    def rate(group: str, name: str, *, size: bool = False) -> str:
+        known = None if before is None else past[group].get(name, 0)
+        return _rate(found[group][name], known, seconds, size=size)
+
+    for name in ("read", "written"):
+        yield f"bytes {name}", bytes_text(found["bytes"][name]), rate("bytes", name, size=True)
+    for name, count in list(found["operations"].items())[:_MOST]:
+        yield name, f"{count:,}", rate("operations", name)
+    if (rest := sum(list(found["operations"].values())[_MOST:])) > 0:
+        yield "other operations", f"{rest:,}", ""
+    for name, count in found["errors"].items():
+        yield f"error {name}", f"{count:,}", rate("errors", name)
+
+
+def _heading(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    state = " (read-only)" if found["read_only"] else ""
+    yield "mounted on", found["mountpoint"] + state
+    yield "vault", found["vault"]
+    yield "daemon", f"process {found['pid']}, engine {found['engine']}, cryptfs {found['version']}"
+    processor = f"{found['processor_seconds']:.1f} s of processor time"
+    yield "up for", f"{duration_text(found['uptime_seconds'])}, {processor}"
+    memory = found["memory"]
+    if memory:
+        yield (
+            "memory",
+            f"{bytes_text(memory['resident'])} resident, {bytes_text(memory['highest'])} at its highest",
+        )
+    yield "open", ", ".join(f"{count:,} {name}" for name, count in found["open"].items())
+    cache = found.get("directory_cache", {})
+    if looked := sum(cache.values()):
+        yield "directories", f"{cache['hits'] / looked:.1%} of {looked:,} looks found theirs open already"
+
+
+def render(found: dict[str, Any], before: dict[str, Any] | None = None) -> RenderableType:
+    """For a person. before: the look before this one, for what happens now."""
+    from rich.console import Group
+    from rich.table import Table
+
+    heading = Table.grid(padding=(0, 2))
+    for name, value in _heading(found):
+        heading.add_row(f"{name}:", value)
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=before is not None)
+    table.add_column("")
+    table.add_column("in all", justify="right")
+    table.add_column("now", justify="right")
+    for row in _rows(found, before):
+        table.add_row(*row)
+    return Group(heading, "", table)
+
+
+def watch(mountpoint: Path, interval: float, *, as_json: bool) -> None:
+    """Look again and again until the mount is gone or somebody presses Ctrl-C."""
+    found, before = ask(mountpoint), None
+    if as_json:
+        while True:
+            click.echo(json.dumps(found))
+            time.sleep(interval)
+            found = ask(mountpoint)
+    from rich.live import Live
+
+    with Live(render(found), console=console(), auto_refresh=False) as live:
+        while True:
+            live.update(render(found, before), refresh=True)
+            time.sleep(interval)
+            found, before = ask(mountpoint), found
+
+
+@click.command()
+@click.argument("mountpoint", type=PLACE, metavar="MOUNTPOINT")
+@click.option("-w", "--watch", "watching", is_flag=True, help="Show it live, until Ctrl-C.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(0.1, 3600),
+    default=1.0,
+    metavar="SECONDS",
+    help="How often --watch looks.  [default: 1]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; with --watch a line for each look.")
+@debug_option
+def status(mountpoint: Path, watching: bool, interval: float, as_json: bool) -> None:
+    """Show what the mount at MOUNTPOINT has done: operations, bytes, errors, open files, memory.
+
+    Only root and the user who mounted it are told. No name of a file is shown.
+    """
+    if watching:
+        with contextlib.suppress(KeyboardInterrupt):  # how it is meant to end
+            watch(mountpoint, interval, as_json=as_json)
+    elif as_json:
+        answer_json(ask(mountpoint))
+    else:
+        console().print(render(ask(mountpoint)))

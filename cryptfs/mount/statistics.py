@@ -1,0 +1,203 @@
+"""What a mount has done so far, and how `cryptfs status` gets to know it.
+
+The engines increment plain numbers, without a lock: a line of theirs a request, and CPython hands its lock
+to no other thread within `numbers[i] += 1`. On a Python without that lock a count may miss one now and then.
+
+Asked for is over a unix socket in the abstract namespace, whose name holds the mount's device number. So
+there is no file to place, to protect or to leave behind. Both sides ask the kernel who the other is: the
+daemon answers its own user and root alone, and the command believes only who may serve that mount. What is
+told are numbers; no name of a file is among them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from cryptfs.errors import MountError
+from cryptfs.mount.mounts import Mount
+from cryptfs.version import VERSION
+
+log = logging.getLogger("cryptfs.mount")
+
+_OPCODES = 64  # one more than the highest that an engine counts
+_ADDRESS = "\0cryptfs-status/{device}"
+_CREDENTIALS = struct.Struct("=iII")  # pid uid gid: struct ucred of unix(7)
+_ANSWER_SECONDS = 5.0
+_SEND_SECONDS = 1.0
+_MAX_ANSWER = 1 << 20
+_STATUS = Path("/proc/self/status")
+
+
+class Statistics:
+    """The numbers of one mount.
+
+    Args: engine: its name.   names: of the opcodes that are counted.
+          gauges: asked when somebody wants to know; counts of what is there now.
+    """
+
+    def __init__(
+        self,
+        engine: str,
+        names: Mapping[int, str],
+        gauges: Callable[[], dict[str, dict[str, int]]] = dict,
+    ) -> None:
+        self.engine = engine
+        self.counts = [0] * _OPCODES  # requests, by opcode
+        self.errors: dict[int, int] = {}  # by errno
+        self.bytes_read = 0
+        self.bytes_written = 0
+        self._names = dict(names)
+        self._gauges = gauges
+        self._started = time.monotonic()
+
+    def failed(self, code: int) -> None:
+        """One request was answered with an errno."""
+        self.errors[code] = self.errors.get(code, 0) + 1
+
+    def snapshot(self) -> dict[str, Any]:
+        """Everything now, fit for JSON. Sizes are bytes; operations and errors are sorted, the most first."""
+        counts = [(self._names.get(opcode, str(opcode)), count) for opcode, count in enumerate(self.counts)]
+        errors = [(errno.errorcode.get(code, str(code)), count) for code, count in list(self.errors.items())]
+        times = os.times()
+        return {
+            "engine": self.engine,
+            "uptime_seconds": round(time.monotonic() - self._started, 3),
+            "operations": _most_first(counts),
+            "errors": _most_first(errors),
+            "bytes": {"read": self.bytes_read, "written": self.bytes_written},
+            **self._gauges(),
+            "memory": _memory(),
+            "processor_seconds": round(times.user + times.system, 2),
+        }
+
+
+def _most_first(counts: list[tuple[str, int]]) -> dict[str, int]:
+    return {name: count for name, count in sorted(counts, key=lambda each: -each[1]) if count}
+
+
+def _memory() -> dict[str, int]:
+    """Resident bytes of this process, now and at its highest; {} where the system does not tell."""
+    names = {"VmRSS": "resident", "VmHWM": "highest"}
+    with contextlib.suppress(OSError):
+        lines = [line.split() for line in _STATUS.read_text().splitlines()]
+        return {names[key[:-1]]: int(rest[0]) * 1024 for key, *rest in lines if key[:-1] in names}
+    return {}
+
+
+# ---- over the socket
+
+
+def _address(device: str) -> str:
+    return _ADDRESS.format(device=device)
+
+
+def _peer(connection: socket.socket) -> tuple[int, int]:
+    """Process and user at the other end, as the kernel knows them."""
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid, uid, _ = _CREDENTIALS.unpack(raw)
+    return pid, uid
+
+
+class StatusServer:
+    """Answers who may know with the statistics of one mount, from a thread of its own.
+
+    Args:   mount: as the kernel lists it.
+    Raises: OSError: there is such a socket already, or the system has none of this kind.
+    """
+
+    def __init__(self, mount: Mount, statistics: Statistics) -> None:
+        if not hasattr(socket, "SO_PEERCRED"):
+            raise OSError(errno.ENOSYS, "this system does not tell who asks over a socket")
+        self._mount = mount
+        self._statistics = statistics
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._socket.bind(_address(mount.device))
+            self._socket.listen(4)
+        except OSError:
+            self._socket.close()
+            raise
+        self._thread = threading.Thread(target=self._serve, name="cryptfs-status", daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                return  # closed
+            with connection, contextlib.suppress(OSError):
+                self._answer(connection)
+
+    def _answer(self, connection: socket.socket) -> None:
+        _, uid = _peer(connection)
+        if uid not in (0, os.geteuid()):
+            return
+        connection.settimeout(_SEND_SECONDS)
+        connection.sendall(json.dumps(self._describe()).encode())
+
+    def _describe(self) -> dict[str, Any]:
+        mount = self._mount
+        return {
+            "mountpoint": mount.mountpoint,
+            "vault": mount.source,
+            "read_only": mount.read_only,
+            "pid": os.getpid(),
+            "version": VERSION,
+            **self._statistics.snapshot(),
+        }
+
+    def close(self) -> None:
+        """Answer nobody any more."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)  # wakes the thread
+        self._socket.close()
+        self._thread.join(_SEND_SECONDS)
+
+
+def ask_status(mount: Mount) -> dict[str, Any]:
+    """What the daemon of a mount says about itself; see Statistics.snapshot.
+
+    Raises: MountError: it does not answer, or not to this user.
+    """
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(_ANSWER_SECONDS)
+            connection.connect(_address(mount.device))
+            if _peer(connection)[1] != _owner(mount):
+                raise MountError(f"{mount.mountpoint}: somebody else answers in place of its daemon")
+            raw = _receive(connection)
+    except TimeoutError:
+        raise MountError(f"{mount.mountpoint}: its daemon does not answer") from None
+    except (OSError, AttributeError):
+        raise MountError(
+            f"{mount.mountpoint}: no daemon answers for it: it has died, is of an older cryptfs, or runs in "
+            "another container"
+        ) from None
+    if not raw:
+        raise MountError(f"{mount.mountpoint}: its daemon answers only root and the user who mounted it")
+    found: dict[str, Any] = json.loads(raw)
+    return found
+
+
+def _owner(mount: Mount) -> int:
+    """The user who mounted it, as the kernel's options say."""
+    return next((int(each[8:]) for each in mount.options if each.startswith("user_id=")), 0)
+
+
+def _receive(connection: socket.socket) -> bytes:
+    raw = b""
+    while len(raw) < _MAX_ANSWER and (piece := connection.recv(65536)):
+        raw += piece
+    return raw

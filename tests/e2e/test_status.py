@@ -1,0 +1,103 @@
+"""`cryptfs status` on real mounts."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import cryptfs
+from cryptfs.mount.background import MountedVault
+from cryptfs.mount.mounts import mount_at
+from cryptfs.mount.statistics import ask_status
+from tests.e2e.mounting import PROJECT
+
+pytestmark = pytest.mark.skipif(not Path("/dev/fuse").exists(), reason="needs /dev/fuse")
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(PROJECT)}
+
+
+@pytest.fixture(params=["native", "fusepy"])
+def mounted(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MountedVault]:
+    cryptfs.Vault.create(tmp_path / "vault", b"tests only", kdf_memory=64 << 20)
+    (tmp_path / "place").mkdir()
+    options = cryptfs.MountOptions(engine=request.param)
+    with cryptfs.mount_vault(tmp_path / "vault", tmp_path / "place", b"tests only", options) as made:
+        yield made
+
+
+def status(mounted: MountedVault, *options: str) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-m", "cryptfs", "status", str(mounted.mountpoint), *options]
+    return subprocess.run(words, capture_output=True, text=True, timeout=60, check=False, env=ENVIRONMENT)
+
+
+def test_it_tells_what_was_done_and_no_name(mounted: MountedVault, request: pytest.FixtureRequest) -> None:
+    (mounted.mountpoint / "unmistakable").write_bytes(b"x" * 100_000)
+    done = status(mounted, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["pid"] == mounted.pid
+    assert found["engine"] == request.node.callspec.params["mounted"]
+    assert found["mountpoint"] == str(mounted.mountpoint)
+    assert found["operations"]["create"] == 1
+    assert found["bytes"]["written"] == 100_000
+    assert found["memory"]["resident"] > 1 << 20
+    assert "unmistakable" not in done.stdout
+    with (mounted.mountpoint / "unmistakable").open("rb"):
+        assert json.loads(status(mounted, "--json").stdout)["open"]["files"] == 1
+
+
+def test_a_person_reads_a_page(mounted: MountedVault) -> None:
+    (mounted.mountpoint / "file").write_bytes(b"x" * 4096)
+    done = status(mounted)
+    assert done.returncode == 0, done.stderr
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    assert f"mounted on: {mounted.mountpoint}" in lines
+    assert "bytes written 4.0 KiB" in lines
+
+
+def test_watching_ends_with_the_mount(mounted: MountedVault) -> None:
+    words = [sys.executable, "-m", "cryptfs", "status", str(mounted.mountpoint)]
+    with subprocess.Popen(
+        [*words, "--watch", "--interval", "0.1", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+    ) as watcher:
+        assert watcher.stdout is not None and watcher.stderr is not None
+        looks = [json.loads(watcher.stdout.readline())["uptime_seconds"] for _ in range(3)]
+        mounted.unmount()
+        assert watcher.wait(30) == 10
+        assert "no vault is mounted there" in watcher.stderr.read()
+    assert looks == sorted(looks) and looks[0] < looks[2]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_another_user_is_told_nothing(mounted: MountedVault) -> None:
+    mount = mount_at(mounted.mountpoint)
+    assert mount is not None
+    assert ask_status(mount)["pid"] == mounted.pid
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setgroups([])
+            os.setresgid(64003, 64003, 64003)
+            os.setresuid(64003, 64003, 64003)
+            ask_status(mount)
+            os.write(writer, b"told")
+        except Exception as error:  # noqa: BLE001 - whatever it is, the parent compares its text
+            os.write(writer, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        said = pipe.read()
+    os.waitpid(child, 0)
+    assert "answers only root and the user who mounted it" in said

@@ -1,0 +1,508 @@
+"""The redo log when something fails: nothing that was acknowledged is lost, and nothing old comes back."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from pathlib import Path
+
+import pytest
+
+from cryptfs.storage.journal import JOURNAL_NAMES
+from cryptfs.storage.libc import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE
+from cryptfs.vfs import lengths, ranges, replay
+from cryptfs.vfs.redo import RedoLog
+from tests.recovery.faults import Faults
+from tests.recovery.scenes import (
+    CHUNK,
+    LOGGED,
+    NAME,
+    OLD,
+    POWER,
+    PROCESS,
+    SyncCalls,
+    journal_of,
+    journal_sync_fails,
+    redo_of,
+    replaced,
+    state_of,
+    vault_with,
+    writer,
+)
+from tests.support import KIB, BareVault, pattern
+
+PUNCH = FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE
+NEW = pattern(CHUNK, 2)
+NEWER = pattern(CHUNK, 3)
+
+
+def broken_vault(vault_dir: Path) -> BareVault:
+    """The journal holds NEW for chunk 0, and could not be synced."""
+    vault = vault_with(vault_dir)
+    vault.put(b"other", OLD)
+    file = writer(vault)
+    file.write(0, NEW)
+    with journal_sync_fails(vault, errno.EIO) as failed:
+        with pytest.raises(OSError) as raised:
+            vault.tree.sync_file(file, data_only=True)
+        assert raised.value.errno == errno.EIO
+        vault.tree.sync_file(file, data_only=True)  # it was told once
+        assert len(failed) == 1
+    assert redo_of(vault).broken
+    vault.tree.release(file)
+    return vault
+
+
+def test_after_a_failed_sync_of_the_journal_its_records_do_not_come_back(tmp_path: Path) -> None:
+    vault = broken_vault(tmp_path / "vault")
+    assert vault.get(NAME) == replaced(OLD, 0, NEW)
+    file = writer(vault)
+    file.write(0, NEWER)
+    vault.tree.sync_file(file, data_only=False)
+    vault.die_and_reopen()
+    assert vault.get(NAME) == replaced(OLD, 0, NEWER)
+    vault.close()
+
+
+def test_after_a_failed_sync_of_the_journal_a_shrink_stays(tmp_path: Path) -> None:
+    vault = broken_vault(tmp_path / "vault")
+    file = writer(vault)
+    file.truncate(100)
+    file.write(100, b"behind the new end")
+    vault.die_and_reopen()
+    assert vault.get(NAME) == NEW[:100] + b"behind the new end"
+    vault.close()
+
+
+def test_after_a_failed_sync_of_the_journal_a_hole_stays(tmp_path: Path) -> None:
+    vault = broken_vault(tmp_path / "vault")
+    ranges.allocate(writer(vault), PUNCH, 0, CHUNK)
+    vault.die_and_reopen()
+    assert vault.get(NAME) == replaced(OLD, 0, bytes(CHUNK))
+    vault.close()
+
+
+def test_after_a_failed_sync_of_the_journal_the_unmount_ends_the_session(tmp_path: Path) -> None:
+    vault = broken_vault(tmp_path / "vault")
+    vault.put(b"other", NEWER)
+    vault.checkpoint()
+    assert vault.tree.files.closed_count == 0  # nothing waits for a journal that is no more used
+    vault.reopen()
+    assert not set(JOURNAL_NAMES) & set(os.listdir(vault.vault_dir))
+    assert vault.get(NAME) == replaced(OLD, 0, NEW)
+    assert vault.get(b"other") == NEWER
+    assert vault.header(NAME).is_clean
+    vault.close()
+
+
+def test_a_failed_sync_while_the_journal_takes_turns_counts_as_well(tmp_path: Path) -> None:
+    """The kernel reports it once: a later fdatasync that succeeds says nothing."""
+    vault = vault_with(tmp_path / "vault")
+    file = writer(vault)
+    file.write(0, NEW)
+    current = journal_of(vault)._fds[journal_of(vault).turn]
+    fdatasync = os.fdatasync
+    failed: list[int] = []
+
+    def sync(fd: int) -> None:
+        if fd == current and not failed:
+            failed.append(fd)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        fdatasync(fd)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fdatasync", sync)
+        vault.checkpoint()
+    assert failed
+    assert redo_of(vault).broken
+    file.write(0, NEWER)
+    vault.tree.sync_file(file, data_only=True)
+    vault.die_and_reopen()
+    assert vault.get(NAME) == replaced(OLD, 0, NEWER)
+    vault.close()
+
+
+@pytest.mark.parametrize("durability", LOGGED)
+def test_a_shrink_that_could_not_be_synced_is_not_redone_later(durability: object, tmp_path: Path) -> None:
+    """Its record is in the journal; what is written behind the end afterwards must not be cut by it."""
+    for failing in range(6):
+        vault = vault_with(tmp_path / f"vault {failing}", durability=durability)  # type: ignore[arg-type]
+        file = writer(vault)
+        file.write(0, NEW)
+        content = replaced(OLD, 0, NEW)
+        calls = 0
+
+        def sync(fd: int, failing: int = failing) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == failing + 1:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "fdatasync", sync)
+            try:
+                file.truncate(CHUNK + 50)
+                content = content[: CHUNK + 50]
+            except OSError:
+                content = content[: file.state.size]
+        more = pattern(3 * CHUNK, 5)
+        file.write(len(content), more)
+        vault.die_and_reopen()
+        assert vault.get(NAME) == content + more
+        vault.close()
+
+
+@pytest.mark.parametrize("durability", LOGGED)
+def test_a_shrink_that_failed_in_place_is_not_redone_later(durability: object, tmp_path: Path) -> None:
+    for failing in range(12):
+        vault = vault_with(tmp_path / f"vault {failing}", durability=durability)  # type: ignore[arg-type]
+        file = writer(vault)
+        faults = Faults(at=failing, error=errno.EIO)
+        with faults.on_disk():
+            try:
+                file.truncate(CHUNK + 50)
+            except OSError:
+                assert faults.failed
+        content = OLD[: file.state.size]
+        assert file.read(0, len(OLD)) == content
+        more = pattern(3 * CHUNK, 5)
+        file.write(len(content), more)
+        vault.die_and_reopen()
+        assert vault.get(NAME) == content + more
+        vault.close()
+
+
+@pytest.mark.parametrize("durability", LOGGED)
+def test_a_punch_that_the_filesystem_refused_is_not_redone(
+    durability: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(fd: int, mode: int, offset: int, length: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(lengths, "fallocate", refuse)
+    monkeypatch.setattr(replay, "fallocate", refuse)
+    vault = vault_with(tmp_path / "vault", durability=durability)  # type: ignore[arg-type]
+    file = writer(vault)
+    with pytest.raises(OSError):
+        ranges.allocate(file, PUNCH, CHUNK, 2 * CHUNK)
+    vault.die_and_reopen()
+    assert vault.get(NAME) == OLD
+    vault.close()
+
+
+@pytest.mark.parametrize("durability", LOGGED)
+def test_a_punch_is_redone_where_the_filesystem_cannot_punch(
+    durability: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The vault may have been copied there; sealed content must go all the same."""
+    vault = vault_with(tmp_path / "vault", durability=durability)  # type: ignore[arg-type]
+    file = writer(vault)
+    with monkeypatch.context() as patch:
+        patch.setattr(lengths, "fallocate", lambda *_: None)  # killed right before
+        ranges.allocate(file, PUNCH, CHUNK, 2 * CHUNK)
+
+    def refuse(fd: int, mode: int, offset: int, length: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(replay, "fallocate", refuse)
+    vault.die_and_reopen()
+    assert vault.get(NAME) == replaced(OLD, CHUNK, bytes(2 * CHUNK))
+    vault.close()
+
+
+class _FullJournal:
+    """No room for another record, or for a journal at all."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, vault: BareVault) -> None:
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        redo = redo_of(vault)
+        if redo.journal is None:
+            patch.setattr(redo, "_started", full)
+        else:
+            patch.setattr(redo.journal, "append", full)
+
+
+@pytest.mark.parametrize("durability", LOGGED)
+@pytest.mark.parametrize("begun", [False, True], ids=["no room for a journal", "none for a record"])
+def test_on_a_full_disk_an_overwrite_fails_and_losing_content_works(
+    begun: bool, durability: object, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    vault = vault_with(tmp_path / "vault", durability=durability)  # type: ignore[arg-type]
+    for name in (b"shrunk", b"emptied", b"gone"):
+        vault.put(name, OLD)
+    vault.reopen()
+    content = OLD
+    if begun:
+        with vault.opened(NAME) as file:
+            file.write(0, NEW)
+        content = replaced(OLD, 0, NEW)
+    with pytest.MonkeyPatch.context() as patch:
+        _FullJournal(patch, vault)
+        with vault.opened(NAME) as file:
+            with pytest.raises(OSError) as raised:
+                file.write(CHUNK, NEWER)
+            assert raised.value.errno == errno.ENOSPC
+            assert file.read(0, len(OLD)) == content
+        for name, size in ((b"shrunk", CHUNK + 7), (b"emptied", 0)):
+            file = writer(vault, name)
+            file.truncate(size)
+            assert file.read(0, len(OLD)) == OLD[:size]
+        vault.tree.unlink(vault.root, b"gone")
+    copied = vault.get(NAME)
+    assert copied == content
+    # There is room again: what is overwritten now is as safe as ever.
+    file = writer(vault, b"shrunk")
+    file.write(0, NEWER)
+    vault.die_and_reopen()
+    assert vault.get(NAME) == content
+    assert vault.get(b"shrunk") == replaced(OLD[: CHUNK + 7], 0, NEWER)
+    assert vault.get(b"emptied") == b""
+    assert b"gone" not in vault.names()
+    vault.close()
+
+
+@pytest.mark.parametrize("durability", LOGGED)
+def test_content_that_went_without_the_journal_does_not_come_back(
+    durability: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A record from before the disk was full must not undo a shrink or a punch that left none."""
+    vault = vault_with(tmp_path / "vault", durability=durability)  # type: ignore[arg-type]
+    vault.put(b"holes", OLD)
+    vault.reopen()
+    shrunk, holes = writer(vault), writer(vault, b"holes")
+    for file in (shrunk, holes):
+        file.write(CHUNK, NEW + NEWER)
+        vault.tree.sync_file(file, data_only=True)
+    with monkeypatch.context() as patch:
+        _FullJournal(patch, vault)
+        shrunk.truncate(CHUNK + 10)
+        ranges.allocate(holes, PUNCH, CHUNK, CHUNK)
+    vault.die_and_reopen()
+    assert vault.get(NAME) == OLD[:CHUNK] + NEW[:10]
+    assert vault.get(b"holes") == replaced(OLD, CHUNK, bytes(CHUNK) + NEWER)
+    vault.close()
+
+
+def test_overwritten_chunks_after_a_shrink_without_the_journal_are_logged(tmp_path: Path) -> None:
+    """A header that names no journal must name it before a record counts for the file."""
+    vault = vault_with(tmp_path / "vault")
+    with pytest.MonkeyPatch.context() as patch:
+        _FullJournal(patch, vault)
+        file = writer(vault)
+        file.truncate(3 * CHUNK)
+    assert vault.header(NAME).journal_id != redo_of(vault).journal_id
+    file.write(0, NEW)
+    assert vault.header(NAME).journal_id == redo_of(vault).journal_id
+    assert file.state.overlay
+    vault.die_and_reopen()
+    assert vault.get(NAME) == replaced(OLD[: 3 * CHUNK], 0, NEW)
+    vault.close()
+
+
+@pytest.mark.parametrize("durability", LOGGED)
+def test_a_growth_that_failed_is_not_redone(durability: object, tmp_path: Path) -> None:
+    """Its record holds a longer last chunk than the file kept; a shorter one written later must stand."""
+    for failing in range(8):
+        vault = vault_with(tmp_path / f"vault {failing}", OLD[:1000], durability)  # type: ignore[arg-type]
+        file = writer(vault)
+        faults = Faults(at=failing, error=errno.ENOSPC)
+        with faults.on_disk():
+            try:
+                file.write(500, pattern(300 * KIB, 7))
+            except OSError:
+                assert faults.failed
+        content = file.read(0, 400 * KIB)
+        file.write(len(content), b"appended")
+        vault.die_and_reopen()
+        assert vault.get(NAME) == content + b"appended"
+        vault.close()
+
+
+@pytest.mark.parametrize("durability", LOGGED)
+def test_a_first_write_that_failed_is_not_redone(durability: object, tmp_path: Path) -> None:
+    """As before, of a file that was empty: the gap before the data is filled, then the data fails."""
+    for failing in range(10):
+        vault = BareVault(tmp_path / f"vault {failing}", durability=durability)  # type: ignore[arg-type]
+        file = vault.tree.create(vault.root, NAME, os.O_RDWR, 0o600)
+        faults = Faults(at=failing, error=errno.ENOSPC)
+        with faults.on_disk():
+            try:
+                file.write(100, pattern(300 * KIB, 7))
+            except OSError:
+                assert faults.failed
+        content = file.read(0, 400 * KIB)
+        file.write(0, b"a later write")
+        vault.die_and_reopen()
+        assert vault.get(NAME) == replaced(content, 0, b"a later write")
+        vault.close()
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
+def test_what_cannot_be_brought_home_waits_in_the_journal(
+    code: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At a checkpoint, at the unmount: the next mount has it all."""
+    vault = vault_with(tmp_path / "vault")
+    vault.put(b"other", OLD)
+    for name in (NAME, b"other"):
+        with vault.opened(name) as file:
+            file.write(0, NEW)
+            file.write(len(OLD), NEWER)
+    expected = replaced(replaced(OLD, 0, NEW), len(OLD), NEWER)
+    failing = os.stat(vault.backing(NAME)).st_ino
+    pwritev = os.pwritev
+
+    def write(fd: int, pieces: list[bytes], offset: int) -> int:
+        if os.fstat(fd).st_ino == failing:
+            raise OSError(code, os.strerror(code))
+        return pwritev(fd, pieces, offset)
+
+    with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.ERROR):
+        patch.setattr(os, "pwritev", write)
+        vault.checkpoint()
+        assert vault.get(NAME) == expected
+        vault.close()
+        assert "the journal stays" in caplog.text
+    assert set(JOURNAL_NAMES) <= set(os.listdir(vault.vault_dir))
+    vault._start(read_only=False)
+    assert vault.get(NAME) == expected
+    assert vault.get(b"other") == expected
+    vault.close()
+    assert not set(JOURNAL_NAMES) & set(os.listdir(vault.vault_dir))
+
+
+def test_a_pending_growth_that_finds_no_room_can_be_cut_off(tmp_path: Path) -> None:
+    """On a full disk a file gets shorter, whatever waits for its place."""
+    vault = vault_with(tmp_path / "vault")
+    file = writer(vault)
+    file.write(0, NEW)
+    file.write(len(OLD), pattern(5 * CHUNK, 6))
+    limit = vault.backing(NAME).stat().st_size
+    pwritev = os.pwritev
+
+    def write(fd: int, pieces: list[bytes], offset: int) -> int:
+        if os.fstat(fd).st_ino == file.state.key[1] and offset + sum(map(len, pieces)) > limit:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return pwritev(fd, pieces, offset)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "pwritev", write)
+        file.truncate(2 * CHUNK + 100)
+    content = replaced(OLD, 0, NEW)[: 2 * CHUNK + 100]
+    assert file.read(0, len(OLD)) == content
+    vault.die_and_reopen()
+    assert vault.get(NAME) == content
+    vault.close()
+
+
+@pytest.mark.parametrize("name", JOURNAL_NAMES)
+def test_a_journal_that_cannot_be_made_leaves_nothing(name: str, tmp_path: Path) -> None:
+    vault = vault_with(tmp_path / "vault")
+    before = sorted(os.listdir(vault.vault_dir))
+    opened, calls = os.open, 0
+
+    def refuse(path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        nonlocal calls
+        if path == name:
+            calls += 1
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+        return opened(path, flags, mode, dir_fd=dir_fd)
+
+    with pytest.MonkeyPatch.context() as patch, vault.opened(NAME) as file:
+        patch.setattr(os, "open", refuse)
+        with pytest.raises(OSError) as raised:
+            file.write(0, NEW)
+        assert raised.value.errno == errno.EDQUOT
+        assert calls
+    assert sorted(os.listdir(vault.vault_dir)) == before
+    assert vault.get(NAME) == OLD
+    with vault.opened(NAME) as file:
+        file.write(0, NEW)
+    vault.reopen()
+    assert vault.get(NAME) == replaced(OLD, 0, NEW)
+    vault.close()
+
+
+def test_a_truncate_to_zero_whose_sync_fails_leaves_a_file_that_reads(tmp_path: Path) -> None:
+    vault = vault_with(tmp_path / "vault")
+    file = writer(vault)
+
+    def fail(fd: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with pytest.MonkeyPatch.context() as patch:
+        file.read(0, 1)
+        redo_of(vault).naming()
+        patch.setattr(os, "fdatasync", fail)
+        with pytest.raises(OSError):
+            file.truncate(0)
+    content = file.read(0, len(OLD))
+    assert content in (b"", OLD)
+    file.write(0, NEW)
+    assert file.read(0, CHUNK) == NEW
+    vault.tree.release(file)
+    vault.reopen()
+    assert vault.get(NAME) == replaced(content, 0, NEW)
+    vault.close()
+
+
+def test_a_session_whose_end_cannot_be_written_is_replayed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    vault = vault_with(tmp_path / "vault")
+    with vault.opened(NAME) as file:
+        file.write(0, NEW)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch, caplog.at_level(logging.ERROR):
+        patch.setattr("cryptfs.vfs.redo.write_sessions_file", refuse)
+        vault.close()
+    assert "the journal stays" in caplog.text
+    vault._start(read_only=False)
+    assert vault.get(NAME) == replaced(OLD, 0, NEW)
+    vault.close()
+
+
+def test_a_long_path_is_found_without_it(tmp_path: Path) -> None:
+    """Cipher paths of more than 4096 bytes do not fit into a record."""
+    vault = BareVault(tmp_path / "vault", durability=POWER)
+    directory = vault.root
+    for _ in range(25):
+        directory = vault.make_directory(b"d" * 150, directory)
+    vault.put(NAME, OLD, directory)
+    vault.checkpoint()
+    with vault.opened(NAME, os.O_RDWR, directory) as file:
+        assert len(os.fsencode(file.state.cipher_path)) > 4096
+        file.write(0, NEW)
+    vault.die_and_reopen()
+    directory = vault.root
+    for _ in range(25):
+        directory = vault.tree.directory(directory, b"d" * 150)
+    assert vault.get(NAME, directory) == replaced(OLD, 0, NEW)
+    vault.close()
+
+
+def test_a_crash_at_level_process_needs_no_syncs(tmp_path: Path) -> None:
+    vault = vault_with(tmp_path / "vault", durability=PROCESS)
+    calls = SyncCalls()
+    with calls.recorded(), vault.opened(NAME) as file:
+        file.write(0, NEW)
+        file.truncate(CHUNK + 5)
+        file.truncate(0)
+    assert calls.take() == []
+    vault.close()
+
+
+def test_state_of_a_broken_log_is_that_of_the_class(tmp_path: Path) -> None:
+    """A guard for the helpers above: the file's state is the one that the log knows."""
+    vault = broken_vault(tmp_path / "vault")
+    file = writer(vault)
+    assert state_of(vault) is file.state
+    assert isinstance(redo_of(vault), RedoLog)
+    vault.tree.release(file)
+    vault.close()
