@@ -143,7 +143,7 @@ def request_target() -> Target:
     vault.put(b"file", pattern(10_000))
     vault.tree.make_directory(vault.root, b"directory", 0o755)
     requests = Requests(cast(Vault, vault), parse_options("allow_other"))
-    request = Request(memoryview(bytearray((1 << 20) + 4096)))
+    request = Request(memoryview(bytearray((1 << 20) + 4096)), lambda: None)
     samples = list(_request_samples())
 
     def run(data: bytes) -> None:

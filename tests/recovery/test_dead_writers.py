@@ -31,7 +31,7 @@ class Remains:
 
     def leave(self, records: bytes, flags: int = NO_FLAGS, **fields: Any) -> None:
         """Write a header that is not CLEAN, and these records behind it."""
-        header = self.vault.header(NAME).changed(flags=flags, **fields)  # type: ignore[arg-type]
+        header = self.vault.header(NAME).changed(flags=flags, **fields)
         self.path.write_bytes(self.vault.context.pack_header(header) + records)
 
     def cut(self, plain_size: int) -> int:
