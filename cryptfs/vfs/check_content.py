@@ -133,7 +133,7 @@ class ContentCheck:
 
         def is_bad() -> bool:
             nonlocal report
-            mounted = self._reporter.is_mounted()
+            mounted = self._reporter.was_mounted  # `seems` asks anew where there is something to tell
             waiting = None if mounted else self._journal_id
             report = check_length(self._context, fd, open_files=mounted, journal_id=waiting)
             if report.awaits_replay:
