@@ -24,6 +24,8 @@ from cryptfs.core.journal import (
     unpack_record,
 )
 from cryptfs.core.keys import Subkeys, file_content_key, passphrase_key
+from cryptfs.core.manifest import HEADER_SIZE as MANIFEST_HEADER
+from cryptfs.core.manifest import SEALED_BLOCK_SIZE, ManifestCipher, ManifestReader
 from cryptfs.core.names import (
     LONG_PREFIX,
     MAX_NAME_SIZE,
@@ -82,6 +84,7 @@ def subkeys(inputs: Inputs) -> Inputs:
         "xattrs": keys.xattrs_key,
         "journal": keys.journal_key,
         "config": keys.config_key,
+        "manifest": keys.manifest_key,
     }
     return {
         "subkeys": {purpose: subkey.hex() for purpose, subkey in by_purpose.items()},
@@ -350,6 +353,31 @@ def replay_vault(inputs: Inputs) -> Inputs:
     return {"contents": contents} | open_sessions(inputs | {"raw": raw.hex()})
 
 
+def read_manifest(inputs: Inputs) -> Inputs:
+    """Every record of a manifest, with the head's fields."""
+    raw, block = _hex(inputs, "raw"), SEALED_BLOCK_SIZE
+    cipher = ManifestCipher.of_header(_keys(inputs), _hex(inputs, "vault_id"), raw[:MANIFEST_HEADER])
+    starts = range(MANIFEST_HEADER, max(len(raw), MANIFEST_HEADER + 1), block)
+    reader = ManifestReader(
+        cipher.open(index, raw[start : start + block], last=start + block >= len(raw))
+        for index, start in enumerate(starts)
+    )
+    records = [
+        {name: value.hex() if isinstance(value, bytes) else value for name, value in record._asdict().items()}
+        for record in reader.records()
+    ]
+    head, tail = reader.head, reader.tail
+    assert tail is not None
+    return {
+        "config_generation": head.config_generation,
+        "config_mac": head.config_mac.hex(),
+        "sessions": head.sessions,
+        "created": head.created,
+        "records": records,
+        "skipped": tail.skipped,
+    }
+
+
 OPERATIONS: dict[str, Callable[[Inputs], Inputs]] = {
     "subkeys": subkeys,
     "passphrase_key": derive_passphrase_key,
@@ -367,4 +395,5 @@ OPERATIONS: dict[str, Callable[[Inputs], Inputs]] = {
     "open_journal_record": open_journal_record,
     "open_sessions": open_sessions,
     "replay_vault": replay_vault,
+    "read_manifest": read_manifest,
 }

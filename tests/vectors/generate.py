@@ -15,6 +15,7 @@ from tests.vectors import (
     scenarios_files,
     scenarios_journal,
     scenarios_lengths,
+    scenarios_manifest,
     scenarios_replays,
     scenarios_tree,
 )
@@ -39,6 +40,7 @@ def all_vectors() -> dict[str, str]:
         "journal": scenarios_journal.journal_scenarios(),
         "sessions": scenarios_journal.sessions_scenarios(),
         "replays": scenarios_replays.replay_scenarios(),
+        "manifest": scenarios_manifest.manifest_scenarios(),
     }
     return {
         f"{folder}/{name}.json": json.dumps(vector.as_json(), indent=1, ensure_ascii=False) + "\n"

@@ -11,7 +11,7 @@ CHUNK_SIZE = 4096
 SHORT = b"twenty-one bytes here"
 _PURPOSES = (
     *("content", "header", "hdrmac", "namemac", "namestrm"),
-    *("dirs", "links", "xattrs", "journal", "config"),
+    *("dirs", "links", "xattrs", "journal", "config", "manifest"),
 )
 
 
