@@ -148,11 +148,11 @@ def verify(
     with _opened(manifest) as file, _look_at(ctx, vault, source) as opened:
         from cryptfs.vfs.witness import Verification
 
-        verification: Verification
         with _progress(None) as update:
             verification = Verification(opened, file, update)
-        with _progress(verification.entries_then) as update:
-            verification.watch(update)
+        with contextlib.closing(verification):
+            with _progress(verification.entries_then) as update:
+                verification.look(update)
             if as_json:
                 _answer_json(verification)
             else:

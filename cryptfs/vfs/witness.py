@@ -118,17 +118,16 @@ class Verification:
     """Compares a vault with a manifest.
 
     Args:   manifest: open for reading, at its beginning; it is read twice.
-            progress: called with the number of entries read from it; see `watch`.
+            progress: called with the number of entries read from it.
     Raises: ManifestError: it is none, damaged, cut, or of another vault.   OSError.
     """
 
     def __init__(self, vault: Vault, manifest: IO[bytes], progress: Progress) -> None:
         self._vault = vault
         self._manifest = manifest
-        self._progress = progress
         self._names = NameCipher(vault.context.keys)
         self._old_directories: Directories = {}
-        self._new_directories: Directories = {}
+        self._seen: Observation | None = None
         self.counts: Counter[Change] = Counter()
         self.totals = Totals(0, 0, [])
         self.entries_then = self.skipped_then = 0
@@ -141,10 +140,6 @@ class Verification:
                 self._old_directories.setdefault(record.key[:DIR_ID_SIZE], (record.place[:DIR_ID_SIZE], name))
         assert reader.tail is not None
         self.entries_then, self.skipped_then = reader.tail.records, reader.tail.skipped
-
-    def watch(self, progress: Progress) -> None:
-        """Report the progress of `run` to somebody else."""
-        self._progress = progress
 
     def _reader(self) -> ManifestReader:
         self._manifest.seek(0)
@@ -162,29 +157,43 @@ class Verification:
                 return
             index, sealed = index + 1, following
 
+    def look(self, progress: Progress) -> None:
+        """Look at the vault: the part that takes long. progress: called with the number of entries so far.
+
+        Raises: OSError: no room for what was seen.
+        """
+        seen = self._seen = Observation(self._vault.context, self._vault.descriptor, progress)
+        seen.look()
+
+    def close(self) -> None:
+        """Give back what `look` holds."""
+        if self._seen is not None:
+            self._seen.close()
+            self._seen = None
+
     def run(self) -> Iterator[Finding]:
-        """Look at the vault; every finding, the worst first. Fills counts and totals."""
+        """Every finding, the worst first, after `look`. Fills counts and totals."""
         for finding in self._whole():
             self.counts[finding.change] += 1
             yield finding
-        with closing(Observation(self._vault.context, self._vault.descriptor, self._progress)) as seen:
-            seen.look()
-            self._new_directories = seen.directories
-            with Sorter() as found:
-                unsettled = 0
+        seen = self._seen
+        if seen is None:
+            raise ValueError("look first")
+        unsettled = 0
 
-                def new() -> Iterator[Seen]:
-                    nonlocal unsettled
-                    for each in seen.seen():
-                        unsettled += each.record.kind == Object.FILE and not each.record.settled
-                        yield each
+        def new() -> Iterator[Seen]:
+            nonlocal unsettled
+            for each in seen.seen():
+                unsettled += each.record.kind == Object.FILE and not each.record.settled
+                yield each
 
-                for each in compare(self._reader().records(), new()):
-                    self.counts[each.change] += 1
-                    if each.change is not Change.CHANGED:
-                        found.add(_packed(each))
-                self.totals = Totals(seen.count, unsettled, seen.skipped)
-                yield from self._in_order(found)
+        with Sorter() as found:
+            for each in compare(self._reader().records(), new()):
+                self.counts[each.change] += 1
+                if each.change is not Change.CHANGED:
+                    found.add(_packed(each))
+            self.totals = Totals(seen.count, unsettled, seen.skipped)
+            yield from self._in_order(found, seen.directories)
 
     def _whole(self) -> Iterator[Finding]:
         """What can be said of the vault as a whole."""
@@ -200,7 +209,7 @@ class Verification:
             detail = f"{over} sessions are over, the manifest knows {head.sessions}"
             yield Finding(Change.ROLLED_BACK, None, None, detail, SESSIONS_NAME)
 
-    def _in_order(self, found: Sorter) -> Iterator[Finding]:
+    def _in_order(self, found: Sorter, directories: Directories) -> Iterator[Finding]:
         """Findings by rank and place. What went and what came at one place are one."""
         gone: Compared | None = None
         damaged = set()
@@ -210,7 +219,7 @@ class Verification:
                 if each.change is Change.ADDED and each.place == gone.place:
                     each = self._joined(gone, each)
                 else:
-                    yield self._finding(gone)
+                    yield self._finding(gone, directories)
                 gone = None
             if each.change is Change.DAMAGED and each.place:
                 damaged.add(each.place)
@@ -220,9 +229,9 @@ class Verification:
                 else:
                     gone = each
             elif each.change is not Change.CHANGED:
-                yield self._finding(each)
+                yield self._finding(each, directories)
         if gone is not None:
-            yield self._finding(gone)
+            yield self._finding(gone, directories)
 
     def _joined(self, gone: Compared, come: Compared) -> Compared:
         """What went and what came at one place. An empty file gets its file_id with its first byte."""
@@ -232,9 +241,9 @@ class Verification:
         self.counts[change] += 1
         return come._replace(change=change)
 
-    def _finding(self, each: Compared) -> Finding:
+    def _finding(self, each: Compared, now: Directories) -> Finding:
         then = each.change in (Change.DELETED, Change.UNLINKED)
-        path = self._path(self._old_directories if then else self._new_directories, each.place, each.name)
+        path = self._path(self._old_directories if then else now, each.place, each.name)
         was = self._path(self._old_directories, each.old_place, each.old_name) if each.old_place else None
         return Finding(each.change, path, was, each.detail, each.cipher_path)
 

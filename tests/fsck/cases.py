@@ -327,7 +327,9 @@ CASES = [
         "stray directory", lambda v: path_of(v, b"docs").rename(v.vault_dir / "docs (copy)"), [Kind.STRAY], {}
     ),
     Case(
-        "orphaned journal", lambda v: (path_of(v, DOCS) / "cryptfs.journal").touch(), [Kind.ORPHANED_JOURNAL]
+        "orphaned journal",
+        lambda v: (path_of(v, DOCS) / "cryptfs.journal.a").touch(),
+        [Kind.ORPHANED_JOURNAL],
     ),
     Case(
         "list of sessions",

@@ -53,7 +53,9 @@ class Witnessed:
         file = io.BytesIO(self.manifest if manifest is None else manifest)
         with self.look() as look:
             verification = Verification(look, file, lambda _: None)
-            findings = list(verification.run())
+            with contextlib.closing(verification):
+                verification.look(lambda _: None)
+                findings = list(verification.run())
         return findings, +verification.counts, verification.totals
 
     def findings(self) -> dict[tuple[str, bytes | None], str]:
