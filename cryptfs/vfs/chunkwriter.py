@@ -186,12 +186,16 @@ class ChunkWriter:
 
     def _reserve(self, first: int, size: int) -> None:
         """Room for records that go to their places later, so that they find some. Raises: OSError."""
-        start = self._geometry.record_offset(first)
+        start, fd = self._geometry.record_offset(first), self._state.fd
         try:
-            fallocate(self._state.fd, FALLOC_KEEP_SIZE, start, size)
+            fallocate(fd, FALLOC_KEEP_SIZE, start, size)
         except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
+            if error.errno in (errno.EOPNOTSUPP, errno.ENOSYS):
+                return
+            if error.errno != errno.ENOSPC:
                 raise
+            os.fsync(fd)  # ext4 gives nobody what was freed before it has brought that to disk
+            fallocate(fd, FALLOC_KEEP_SIZE, start, size)
 
     def _store_straight(self, first: int, records: memoryview, old_edges: list[tuple[int, bytes]]) -> None:
         """Write records, and the header before them where it must say first that the file changes.

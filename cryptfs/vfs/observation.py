@@ -35,9 +35,10 @@ from cryptfs.storage.backing import O_NOATIME, open_backing, read_fully
 from cryptfs.storage.dirs import open_directory
 from cryptfs.vfs.context import FileContext
 from cryptfs.vfs.records import digest_of_records
+from cryptfs.vfs.roles import Role
 from cryptfs.vfs.spill import Sorter
 from cryptfs.vfs.symlinks import long_target_id, open_links_directory, read_long_target
-from cryptfs.vfs.walk import Role, WalkedDirectory, WalkedEntry, Walker
+from cryptfs.vfs.walk import WalkedDirectory, WalkedEntry, Walker
 
 _TRIES = 3  # readings of a file that changes meanwhile
 _XATTR_PREFIX = "user.cryptfs."
