@@ -17,7 +17,6 @@ from cryptfs.storage.libc import fallocate
 from tests.crash.history import FileHistory
 from tests.crash.program import Operation, Program, Promise
 
-
 MAX_OPEN = 24
 
 
