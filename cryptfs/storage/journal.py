@@ -21,6 +21,7 @@ from cryptfs.storage.vaultdir import put_aside
 
 JOURNAL_NAMES = ("cryptfs.journal.a", "cryptfs.journal.b")
 _ROOM = memoryview(bytes(1024 * 1024))  # written ahead: syncing a file that grew costs several times as much
+_RESERVE = bytes(16 * 1024)  # of each file, from its beginning: drop_records gives it back on a full disk
 PackHead = Callable[[int], bytes]
 PackRecord = Callable[[int, int], Sequence[bytes | memoryview]]
 
@@ -46,10 +47,10 @@ class Journal:
         self._synced_seq = 0
         self.failed = False  # a sync failed: the kernel says so once, and forgets what it could not write
         self._fds: list[int] = []
-        self._sizes = [HEAD_SIZE] * len(JOURNAL_NAMES)
+        self._sizes = [HEAD_SIZE + len(_RESERVE)] * len(JOURNAL_NAMES)
         try:
             for name in JOURNAL_NAMES:
-                self._fds.append(create_small(vault_fd, name, pack_head(1), 0o600))
+                self._fds.append(create_small(vault_fd, name, pack_head(1) + _RESERVE, 0o600))
             if durable:
                 for fd in self._fds:
                     os.fdatasync(fd)

@@ -26,7 +26,7 @@ from tests.e2e.mounting import PROJECT, Mounted, MountSpec, scratch_directory
 SEED = int(os.environ.get("CRYPTFS_CRASH_SEED", "0"))
 CUTS = int(os.environ.get("CRYPTFS_CRASH_CUTS", "4"))
 SECONDS = float(os.environ.get("CRYPTFS_CRASH_CUT_SECONDS", "3"))
-SIZE = 64 << 20
+SIZE = 192 << 20  # two journals of 16 MiB among it
 PROGRAMS = 2
 FILE_SIZE = 200 << 10
 SPEC = MountSpec("native", chunk_size=4096)
@@ -74,7 +74,7 @@ def work(device: RecordingDevice, mount: Mounted, scratch: Path, seed: int) -> l
     try:
         for _ in range(CUTS):
             time.sleep(dice.uniform(0.2, 2 * SECONDS / CUTS))
-            assert writer.poll() is None, "the programs ended: something failed"
+            assert writer.poll() is None, [log.read_text().splitlines()[-1] for log in logs]
             done = [counted(log, "done") for log in logs]
             place = device.moment()
             asked = [counted(log, "asked") for log in logs]

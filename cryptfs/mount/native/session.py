@@ -164,13 +164,27 @@ class Session:
                 return
             if len(self._workers) >= self._max_workers:
                 return
-            worker = _Worker(self._make_way)
-            self._workers.append(worker)
-            self._active.append(worker)
-            number = len(self._workers)
-            thread = threading.Thread(target=self._loop, args=(worker,), name=f"cryptfs-{number}")
-            self._threads.append(thread)
-        thread.start()
+            try:
+                self._start_worker()
+            except (MemoryError, RuntimeError):  # there can be no more threads
+                if not self._threads:
+                    raise
+                self._max_workers = len(self._threads)
+                log.warning("no room for more than %d threads", self._max_workers)
+
+    def _start_worker(self) -> None:
+        worker = _Worker(self._make_way)
+        number = len(self._workers) + 1
+        thread = threading.Thread(target=self._loop, args=(worker,), name=f"cryptfs-{number}")
+        self._workers.append(worker)
+        self._active.append(worker)
+        try:
+            thread.start()
+        except BaseException:
+            self._workers.remove(worker)
+            self._active.remove(worker)
+            raise
+        self._threads.append(thread)
 
     def _loop(self, worker: _Worker) -> None:
         worker.parked.acquire()
