@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -75,6 +76,12 @@ def utimensat(dir_fd: int, name: str, times: Times, *, follow: bool = False) -> 
 def futimens(fd: int, times: Times) -> None:
     """Set the times of an open file."""
     _check(_futimens, fd, _pack_times(*times))
+
+
+def restore_mtime(fd: int, mtime_ns: int) -> None:
+    """Put back the time of change after a write that is no change; somebody else's file keeps the new one."""
+    with contextlib.suppress(PermissionError):
+        futimens(fd, (0, UTIME_OMIT, *divmod(mtime_ns, 10**9)))
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:

@@ -17,7 +17,7 @@ from cryptfs.core.geometry import HEADER_SIZE
 from cryptfs.core.header import NO_FLAGS, NO_JOURNAL, FileHeader, HeaderFlag
 from cryptfs.errors import HeaderError, IntegrityError
 from cryptfs.storage.backing import O_NOATIME, read_fully, reopen, write_fully
-from cryptfs.storage.libc import UTIME_OMIT, Times, futimens
+from cryptfs.storage.libc import UTIME_OMIT, Times, futimens, restore_mtime
 from cryptfs.vfs.context import FileContext
 from cryptfs.vfs.recovery import recovered_size
 from cryptfs.vfs.writemarks import WriteMarks
@@ -328,7 +328,7 @@ class FileState(WriteMarks):
         self._marks += 1
         raised = header.changed(journal_floor=floor)
         write_fully(self.fd, (self.context.pack_header(raised),), 0)
-        futimens(self.fd, (0, UTIME_OMIT, *divmod(mtime, 10**9)))
+        restore_mtime(self.fd, mtime)
         self.set_header(raised)
 
     def write_clean(self) -> None:
@@ -386,5 +386,5 @@ class FileState(WriteMarks):
             )
         mtime = os.fstat(fd).st_mtime_ns if self.kept_mtime_ns is None else self.kept_mtime_ns
         write_fully(fd, (self.context.pack_header(clean),), 0)
-        futimens(fd, (0, UTIME_OMIT, *divmod(mtime, 10**9)))
+        restore_mtime(fd, mtime)
         self.set_header(clean)

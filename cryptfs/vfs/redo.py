@@ -39,7 +39,7 @@ from cryptfs.core.journal import (
 from cryptfs.core.keys import JOURNAL_ID_SIZE, Subkeys
 from cryptfs.storage.backing import write_fully
 from cryptfs.storage.journal import JOURNAL_NAMES, Journal, drop_records
-from cryptfs.storage.libc import UTIME_NOW, UTIME_OMIT, futimens, syncfs
+from cryptfs.storage.libc import UTIME_NOW, UTIME_OMIT, futimens, restore_mtime, syncfs
 from cryptfs.storage.sessions import write_sessions_file
 
 if TYPE_CHECKING:
@@ -292,7 +292,7 @@ class RedoLog:
             write_fully(state.fd, pieces, geometry.record_offset(indices[start]))
             start = stop
         with contextlib.suppress(PermissionError):  # the file is somebody else's
-            futimens(state.fd, (0, UTIME_OMIT, *divmod(before.st_mtime_ns, 10**9)))
+            restore_mtime(state.fd, before.st_mtime_ns)
             mode = os.fstat(state.fd).st_mode
             if mode != before.st_mode and mode | before.st_mode & _SET_ID == before.st_mode:
                 os.fchmod(state.fd, stat.S_IMODE(before.st_mode))  # writing took set-id bits away

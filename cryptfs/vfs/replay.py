@@ -36,7 +36,7 @@ from cryptfs.core.journal import (
 from cryptfs.errors import ChunkError, IntegrityError
 from cryptfs.storage.backing import open_backing, read_fully, write_fully
 from cryptfs.storage.journal import JOURNAL_NAMES, drop_records, remove_journal
-from cryptfs.storage.libc import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, UTIME_OMIT, fallocate, futimens, syncfs
+from cryptfs.storage.libc import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, fallocate, restore_mtime, syncfs
 from cryptfs.storage.sessions import mark_unsettled, read_sessions_file, write_sessions_file
 from cryptfs.vfs.context import FileContext
 from cryptfs.vfs.filefinder import FileFinder
@@ -289,7 +289,7 @@ class _Replayer:
                 else:
                     self._report.ignored += 1
             if redone:
-                futimens(fd, (0, UTIME_OMIT, *divmod(before.st_mtime_ns, 10**9)))
+                restore_mtime(fd, before.st_mtime_ns)
                 os.fsync(fd)
                 self._report.files += 1
                 self._report.records += redone

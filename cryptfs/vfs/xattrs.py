@@ -20,7 +20,7 @@ from cryptfs.core.names import LONG_PREFIX, MAX_NAME_SIZE, DirectoryNames, NameC
 from cryptfs.core.smallvalues import xattr_aad
 from cryptfs.errors import NameError_
 from cryptfs.storage.backing import open_backing, reopen
-from cryptfs.storage.libc import UTIME_OMIT, futimens
+from cryptfs.storage.libc import restore_mtime
 from cryptfs.vfs.attributes import backing_stat
 from cryptfs.vfs.directory import NO_NAME, Directory, DirectoryOpener, Unnamed, printable
 from cryptfs.vfs.filestate import FileState
@@ -211,4 +211,4 @@ class Xattrs:
             if state.header is None or state.header_is_planned:
                 mtime = os.fstat(state.fd).st_mtime_ns  # the content stays as it is
                 state.write_header(state.context.new_header().changed(flags=HeaderFlag.CLEAN))
-                futimens(state.fd, (0, UTIME_OMIT, *divmod(mtime, 10**9)))
+                restore_mtime(state.fd, mtime)
