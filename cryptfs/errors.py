@@ -8,6 +8,7 @@
         DirectoryRecordError  a directory record
       VaultError              the vault as a whole; shown to a person, with what to do next
         NotAVaultError  UnsupportedFormatError  WrongPassphraseError  VaultConfigError  VaultLockedError
+        ManifestError
       MountError              the mountpoint or FUSE itself; shown to a person
       ReadOnlyVaultError      a change to a vault that is mounted read-only (EROFS)
       NameTooLongError        a name or symlink target that no vault can hold (ENAMETOOLONG)
@@ -85,6 +86,10 @@ class VaultConfigError(VaultError):
 
 class VaultLockedError(VaultError):
     """Another mount holds the vault; the message says who."""
+
+
+class ManifestError(VaultError):
+    """A manifest of `cryptfs snapshot` is none, is damaged or cut, or belongs to another vault."""
 
 
 class MountError(CryptfsError):

@@ -29,6 +29,8 @@ class ExitCode(IntEnum):
     DAMAGE = 26
     UNSUPPORTED_FORMAT = 27
     VAULT_LOCKED = 40
+    ROLLED_BACK = 41
+    MANIFEST_INVALID = 42
     INTERRUPTED = 130
     BROKEN_PIPE = 141
 
@@ -49,6 +51,8 @@ MEANINGS = {
     ExitCode.DAMAGE: "something in the vault does not authenticate",
     ExitCode.UNSUPPORTED_FORMAT: "the vault needs a newer cryptfs",
     ExitCode.VAULT_LOCKED: "the vault is in use by another mount",
+    ExitCode.ROLLED_BACK: "something in the vault was rolled back, replaced or copied (verify)",
+    ExitCode.MANIFEST_INVALID: "the manifest is damaged, cut, or of another vault",
     ExitCode.INTERRUPTED: "interrupted by Ctrl-C",
     ExitCode.BROKEN_PIPE: "whoever read the output went away",
 }
@@ -95,6 +99,7 @@ EXIT_CODES: dict[type[BaseException], ExitCode] = {
     errors.WrongPassphraseError: ExitCode.WRONG_PASSPHRASE,
     errors.VaultConfigError: ExitCode.CONFIG_INVALID,
     errors.VaultLockedError: ExitCode.VAULT_LOCKED,
+    errors.ManifestError: ExitCode.MANIFEST_INVALID,
     errors.MountError: ExitCode.MOUNTPOINT,
     errors.ReadOnlyVaultError: ExitCode.OTHER,
     errors.NameTooLongError: ExitCode.OTHER,

@@ -131,7 +131,8 @@ class _Text:
             style = "bold red" if found["error"] else "yellow"
             self._line(f"{_findings_text(found)}. Nothing was changed.", style)
             if tally.repairable:
-                self._line(f"To repair what can be repaired: cryptfs fsck --repair {shell_word(vault)}")
+                options = "--repair --deep" if deep else "--repair"
+                self._line(f"To repair what can be repaired: cryptfs fsck {options} {shell_word(vault)}")
         if not deep:
             self._line("The content of files was not read through; --deep does that.", "dim")
 
@@ -201,13 +202,15 @@ def _counts_text(counts: Counts, *, deep: bool) -> str:
 
 
 @contextlib.contextmanager
-def _progress(vault: Vault, answer: Console, *, deep: bool) -> Iterator[Callable[[Counts], None]]:
+def _progress(
+    vault: Vault, answer: Console, *, deep: bool, as_json: bool
+) -> Iterator[Callable[[Counts], None]]:
     """A bar on stderr, on a terminal only; gives what has to be called as counts change.
 
-    Where the answer goes to a terminal, too, it is drawn there, below what is printed.
+    Where the answer goes to a terminal, too, it is drawn there, below what is printed; not into JSON.
     """
     screen = console(stderr=True)
-    if not screen.is_terminal:
+    if not screen.is_terminal or (as_json and answer.is_terminal):
         yield lambda _: None
         return
     if answer.is_terminal:
@@ -285,13 +288,17 @@ def fsck(
     harden_process()
     passphrase = read_passphrase(source)
     from cryptfs.vfs.check import check_vault
+    from cryptfs.vfs.redo import Durability
     from cryptfs.vfs.vault import Vault, lock_holder
 
-    with Vault.unlock(absolute(vault), passphrase, read_only=not repair, lock=repair) as opened:
+    unlocked = Vault.unlock(
+        absolute(vault), passphrase, read_only=not repair, lock=repair, durability=Durability.OFF
+    )
+    with unlocked as opened:
         del passphrase
         mounted = not repair and lock_holder(opened.vault_dir) is not None
         screen = console()
-        with _progress(opened, screen, deep=deep) as on_progress:
+        with _progress(opened, screen, deep=deep, as_json=as_json) as on_progress:
             check = check_vault(opened, deep=deep, repair=repair, on_progress=on_progress)
             if as_json:
                 answer = _Json(names=not no_names)

@@ -23,6 +23,7 @@ from cryptfs.cli.mount import mount, umount
 from cryptfs.cli.mounthelper import HELPER_NAMES, helper_arguments
 from cryptfs.cli.params import Settings, debug_option
 from cryptfs.cli.passwd import passwd
+from cryptfs.cli.snapshot import snapshot, verify
 from cryptfs.cli.speed import speed
 from cryptfs.cli.status import status
 from cryptfs.errors import CryptfsError
@@ -57,7 +58,7 @@ def cli() -> None:
     """An encrypted directory (the vault) that mounts as an ordinary one (on the mountpoint)."""
 
 
-for _command in (init, mount, umount, info, status, fsck, passwd, speed, completion):
+for _command in (init, mount, umount, info, status, fsck, passwd, snapshot, verify, speed, completion):
     cli.add_command(_command)
 
 

@@ -32,6 +32,7 @@ class Kind(IntEnum):
     JOURNAL_RECORD = 8
     JOURNAL_HEAD = 9
     SESSIONS = 10
+    MANIFEST = 11
 
 
 def aad_prefix(kind: Kind) -> bytes:

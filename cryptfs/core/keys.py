@@ -40,6 +40,7 @@ class Subkeys:
     xattrs_key: bytes = field(repr=False)
     journal_key: bytes = field(repr=False)
     config_key: bytes = field(repr=False)
+    manifest_key: bytes = field(repr=False)
     root_dir_id: bytes = field(repr=False)
 
     @classmethod
@@ -56,6 +57,7 @@ class Subkeys:
             xattrs_key=derive(masterkey, b"xattrs"),
             journal_key=derive(masterkey, b"journal"),
             config_key=derive(masterkey, b"config"),
+            manifest_key=derive(masterkey, b"manifest"),
             root_dir_id=derive(masterkey, b"rootdir", size=DIR_ID_SIZE),
         )
 

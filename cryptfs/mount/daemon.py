@@ -26,6 +26,7 @@ from typing import NoReturn
 import cryptfs.errors
 from cryptfs.errors import CryptfsError, MountError
 from cryptfs.mount.repeats import RepeatFilter
+from cryptfs.mount.resources import claim_resources
 
 log = logging.getLogger("cryptfs.mount")
 
@@ -192,6 +193,7 @@ def _run_body(body: Callable[[Ready], None], target: LogTarget, writer: int) -> 
         os.chdir("/")
         os.umask(0)
         harden_process()
+        claim_resources()
         configure_logging(target, daemon=True)
         body(ready)
         if not reported:

@@ -8,7 +8,6 @@ operation on an open file; fh is the number of a handle, or None; fi is libfuse'
 from __future__ import annotations
 
 import errno
-import functools
 import itertools
 import os
 import re
@@ -16,7 +15,7 @@ import stat
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any
 
 from cryptfs.mount.errno_map import errno_of
 from cryptfs.mount.libfuse import mfusepy
@@ -24,6 +23,7 @@ from cryptfs.mount.native.structs import Op
 from cryptfs.mount.options import MountOptions
 from cryptfs.mount.paths import PathResolver
 from cryptfs.mount.statistics import Statistics
+from cryptfs.mount.translation import translated
 from cryptfs.storage.libc import Times
 from cryptfs.vfs import ranges
 from cryptfs.vfs.attributes import (
@@ -38,38 +38,12 @@ from cryptfs.vfs.filestate import FileKey
 from cryptfs.vfs.openfile import OpenFile
 from cryptfs.vfs.vault import Vault
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
 _HIDDEN = re.compile(r"\.fuse_hidden[0-9a-f]{8}([0-9a-f]{8})")
 """What libfuse renames an open file to before it is unlinked or replaced: inode and counter."""
 _HIDDEN_AT_ONCE = 64  # how far its counter may be out of order
 
 _RELEASE_SECONDS = 1.0
 """How long after its release libfuse may still take a file for open."""
-
-
-_SETTERS = ("chmod", "chown", "utimens", "truncate")  # one request to the kernel
-
-
-def translated(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
-    """Count it, and raise an OSError with the right errno: mfusepy would make EINVAL of others."""
-    opcode = Op.SETATTR if method.__name__ in _SETTERS else Op[method.__name__.upper()]
-
-    @functools.wraps(method)
-    def wrapper(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        self.statistics.counts[opcode] += 1
-        try:
-            return method(self, *args, **kwargs)
-        except OSError as error:
-            self.statistics.failed(error.errno or errno.EIO)
-            raise
-        except Exception as error:  # noqa: BLE001 - the one place; errno_of logs what is unforeseen
-            code = errno_of(error)
-            self.statistics.failed(code)
-            raise OSError(code, os.strerror(code)) from None
-
-    return wrapper
 
 
 class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
@@ -413,5 +387,12 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
 
     @translated
     def lseek(self, fh: int, offset: int, whence: int) -> int:
-        """SEEK_DATA and SEEK_HOLE."""
-        return ranges.seek(self._handles[fh], offset, whence)
+        """SEEK_DATA and SEEK_HOLE.
+
+        Of a file that is being written the kernel may hold data back, and nothing here can make it write:
+        refused once, it takes all of every file as data from then on.
+        """
+        file = self._handles[fh]
+        if self.kernel_owns_mtime and file.state.writable:
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        return ranges.seek(file, offset, whence)

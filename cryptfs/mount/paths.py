@@ -37,17 +37,21 @@ class PathResolver:
 
     def directory(self, path: str) -> Directory:
         """The open directory of a path without a slash at its end; '' is the root."""
-        known = self._directories.get(path)
-        if known is not None:
-            return known
-        parent, _, name = path.rpartition("/")
-        if len(name) > 255:
-            raise NameTooLongError("a name on the path is over the limit of 255 bytes")
-        found = self._tree.directory(self.directory(parent), name.encode("latin-1"))
-        with self._lock:
-            if len(self._directories) >= MAX_OPEN_DIRECTORIES:
-                self._forget_oldest()
-            self._directories[path] = found
+        at = path
+        names: list[str] = []  # below it, the lowest first
+        while (found := self._directories.get(at)) is None:
+            at, _, name = at.rpartition("/")
+            if len(name) > 255:
+                raise NameTooLongError("a name on the path is over the limit of 255 bytes")
+            names.append(name)
+        while names:  # not by recursion: a path can have two thousand names
+            name = names.pop()
+            found = self._tree.directory(found, name.encode("latin-1"))
+            at = f"{at}/{name}"
+            with self._lock:
+                if len(self._directories) >= MAX_OPEN_DIRECTORIES:
+                    self._forget_oldest()
+                self._directories[at] = found
         return found
 
     def _forget_oldest(self) -> None:

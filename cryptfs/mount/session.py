@@ -25,6 +25,7 @@ from cryptfs.mount.daemon import LogTarget, Ready, configure_logging, harden_pro
 from cryptfs.mount.holders import describe_holders, find_holders
 from cryptfs.mount.mounts import Mount, absolute, detach, is_stale, mount_at
 from cryptfs.mount.options import MountOptions
+from cryptfs.mount.resources import claim_resources
 from cryptfs.mount.statistics import Statistics, StatusServer
 
 log = logging.getLogger("cryptfs.mount")
@@ -148,6 +149,7 @@ def mount_foreground(
     Raises: MountError: FUSE refuses.
     """
     harden_process()
+    claim_resources()
     configure_logging(target, daemon=False)
     old_umask = os.umask(0)
     try:

@@ -16,6 +16,7 @@ from cryptfs.errors import IntegrityError
 O_NOATIME: int = getattr(os, "O_NOATIME", 0)  # Linux only
 OPEN_FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 DIRECTORY_FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+HELD_FILE_FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 # How open fails on links, sockets, directories, and devices without driver or permission.
 _SPECIAL_ERRNOS = (errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.ENODEV, errno.EACCES, errno.EPERM)
 

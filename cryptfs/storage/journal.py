@@ -21,7 +21,7 @@ from cryptfs.storage.vaultdir import put_aside
 
 JOURNAL_NAMES = ("cryptfs.journal.a", "cryptfs.journal.b")
 _ROOM = memoryview(bytes(1024 * 1024))  # written ahead: syncing a file that grew costs several times as much
-_RESERVE = bytes(16 * 1024)  # of each file, from its beginning: `empty_journal` gives it back on a full disk
+_RESERVE = bytes(16 * 1024)  # of each file, from its beginning: drop_records gives it back on a full disk
 PackHead = Callable[[int], bytes]
 PackRecord = Callable[[int, int], Sequence[bytes | memoryview]]
 
@@ -150,20 +150,6 @@ class Journal:
         self._fds.clear()
 
 
-def empty_journal(vault_fd: int) -> None:
-    """Give back the room of a journal all of whose records are on disk in their places; the heads stay.
-
-    Raises: IntegrityError, OSError.
-    """
-    for name in JOURNAL_NAMES:
-        with contextlib.suppress(FileNotFoundError):
-            fd, st = open_backing(vault_fd, name, os.O_WRONLY)
-            try:
-                os.ftruncate(fd, min(st.st_size, HEAD_SIZE))
-            finally:
-                os.close(fd)
-
-
 def remove_journal(vault_fd: int) -> None:
     """Remove the files of a journal, those that are there. A directory in their place is put aside."""
     for name in JOURNAL_NAMES:
@@ -175,3 +161,16 @@ def remove_journal(vault_fd: int) -> None:
             if error.errno not in (errno.EISDIR, errno.EPERM):  # POSIX has EPERM
                 raise
             put_aside(vault_fd, name)
+
+
+def drop_records(vault_fd: int, kept: str) -> None:
+    """Cut a journal down to one file with its head, after a replay: that makes room on a full disk."""
+    for name in JOURNAL_NAMES:
+        if name != kept:
+            with contextlib.suppress(OSError):  # whatever it is, remove_journal deals with it
+                os.unlink(name, dir_fd=vault_fd)
+    fd, _ = open_backing(vault_fd, kept, os.O_WRONLY)
+    try:
+        os.ftruncate(fd, HEAD_SIZE)
+    finally:
+        os.close(fd)

@@ -1,19 +1,21 @@
-"""The file `cryptfs.sessions`: which sessions are over, and which ended without an unmount.
+"""The file `cryptfs.sessions`: which sessions are over, and which ended without an unmount; and the mark that
+files are to be settled after one of those.
 
 Source: docs/FORMAT.md, section 10.
 """
 
 from __future__ import annotations
 
-import errno
+import os
+import stat
 
 from cryptfs.core.journal import MAX_SESSIONS_SIZE
 from cryptfs.errors import IntegrityError
 from cryptfs.storage.backing import read_small
-from cryptfs.storage.journal import empty_journal
 from cryptfs.storage.vaultdir import replace_file
 
 SESSIONS_NAME = "cryptfs.sessions"
+UNSETTLED_NAME = "cryptfs.unsettled"
 
 
 def read_sessions_file(vault_fd: int) -> bytes | None:
@@ -28,16 +30,21 @@ def read_sessions_file(vault_fd: int) -> bytes | None:
 
 
 def write_sessions_file(vault_fd: int, content: bytes) -> None:
-    """Replace the file atomically, when all that the journal holds is on disk in its place.
+    """Replace the file atomically. Raises: OSError."""
+    replace_file(vault_fd, SESSIONS_NAME, content)
 
-    On a full disk the journal gives back its room for that: else the vault could not be mounted to make any.
 
-    Raises: OSError.
+def mark_unsettled(vault_fd: int, journal_name: str) -> None:
+    """Say that files have to be looked at, and that this journal is done with: one becomes the other.
+
+    Raises: OSError: neither is said. A disk without room is no reason for that.
     """
+    os.rename(journal_name, UNSETTLED_NAME, src_dir_fd=vault_fd, dst_dir_fd=vault_fd)
+
+
+def is_unsettled(vault_fd: int) -> bool:
+    """Whether files have to be looked at."""
     try:
-        replace_file(vault_fd, SESSIONS_NAME, content)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        empty_journal(vault_fd)
-        replace_file(vault_fd, SESSIONS_NAME, content)
+        return stat.S_ISREG(os.stat(UNSETTLED_NAME, dir_fd=vault_fd, follow_symlinks=False).st_mode)
+    except FileNotFoundError:
+        return False

@@ -6,7 +6,8 @@ thread-locals are empty each time: every 4 KiB read would allocate anew, and tak
 
 from __future__ import annotations
 
-KEPT_BUFFERS = 4  # of each size; more may be in use at once and are dropped when given back
+KEPT_BUFFERS = 16  # of each size, one a request thread; more may be in use and are dropped afterwards
+KEPT_BYTES = 32 << 20  # of each size
 _SMALLEST_SHIFT = 15
 _LARGEST_KEPT_SHIFT = 22
 
@@ -34,5 +35,12 @@ class BufferPool:
         """Give back what take returned (whole, not a slice)."""
         shift = len(buffer).bit_length() - 1
         kept = self._free.get(shift)
-        if kept is not None and len(buffer) == 1 << shift and len(kept) < KEPT_BUFFERS:
+        if kept is None or len(buffer) != 1 << shift:
+            return
+        if len(kept) < KEPT_BUFFERS and len(kept) << shift < KEPT_BYTES:
             kept.append(buffer)
+
+    def drop(self) -> None:
+        """Keep none of those that are free now."""
+        for kept in self._free.values():
+            kept.clear()

@@ -18,11 +18,12 @@ from collections.abc import Callable, Generator, Iterator
 
 from cryptfs.core.aead import Kind as AadKind
 from cryptfs.core.config import CONFIG_NAME
+from cryptfs.core.journal import Sessions
 from cryptfs.core.names import SIDECAR_SUFFIX
-from cryptfs.errors import DirectoryRecordError
+from cryptfs.errors import DirectoryRecordError, IntegrityError
 from cryptfs.storage.dirs import is_long
 from cryptfs.storage.journal import JOURNAL_NAMES
-from cryptfs.storage.sessions import SESSIONS_NAME
+from cryptfs.storage.sessions import SESSIONS_NAME, UNSETTLED_NAME, read_sessions_file
 from cryptfs.storage.vaultdir import LOCK_NAME, lock_holder
 from cryptfs.vfs.check_content import ContentCheck, in_lost_found
 from cryptfs.vfs.check_directories import (
@@ -36,13 +37,16 @@ from cryptfs.vfs.check_small import LinkCheck, Owner
 from cryptfs.vfs.context import FileContext
 from cryptfs.vfs.findings import Counts, Finding, Kind, State
 from cryptfs.vfs.lost_found import LOST_FOUND
-from cryptfs.vfs.repair import Repairer, replay_before_repair
+from cryptfs.vfs.repair import Repairer
+from cryptfs.vfs.replay import unfinished_journal_id
 from cryptfs.vfs.reporter import Reporter, reason_of
+from cryptfs.vfs.roles import Role
 from cryptfs.vfs.symlinks import LINKS_DIRECTORY, is_long_target_id, open_links_directory
 from cryptfs.vfs.vault import Vault
-from cryptfs.vfs.walk import Role, WalkedDirectory, WalkedEntry, Walker
+from cryptfs.vfs.walk import WalkedDirectory, WalkedEntry, Walker
 
-JOURNAL_PREFIX = "cryptfs.journal"
+_JOURNAL_PREFIX = "cryptfs.journal"
+_ROOT_FILES = (CONFIG_NAME, LOCK_NAME, SESSIONS_NAME, UNSETTLED_NAME, *JOURNAL_NAMES)
 
 
 class VaultCheck:
@@ -67,6 +71,7 @@ class VaultCheck:
     ) -> None:
         self.counts = Counts()
         self._context = context
+        self._vault_fd = vault_fd
         self._on_progress = on_progress
         self._repairer = repairer
         self._reporter = Reporter(repairer, is_mounted)
@@ -78,6 +83,7 @@ class VaultCheck:
             walker.name_cipher.of_xattrs(),
             self._reporter,
             self.counts,
+            journal_id=lambda: unfinished_journal_id(context, vault_fd),
             deep=deep,
             workers=workers,
             on_progress=on_progress,
@@ -257,15 +263,23 @@ class VaultCheck:
 
     def _internal(self, entry: WalkedEntry) -> Iterator[Finding]:
         name, mode, found = entry.entry_name, entry.st.st_mode, self._reporter.found
-        expected = {CONFIG_NAME: stat.S_IFREG, LOCK_NAME: stat.S_IFREG, LINKS_DIRECTORY: stat.S_IFDIR}
-        expected |= dict.fromkeys((*JOURNAL_NAMES, SESSIONS_NAME), stat.S_IFREG)
-        if not entry.directory.is_root or name not in expected:
-            journal = name.startswith(JOURNAL_PREFIX)
+        ours = name in _ROOT_FILES or name == LINKS_DIRECTORY
+        if not entry.directory.is_root or not ours:
+            journal = name.startswith(_JOURNAL_PREFIX)
             yield found(Kind.ORPHANED_JOURNAL if journal else Kind.UNKNOWN_INTERNAL, entry)
-        elif stat.S_IFMT(mode) != expected[name]:
+        elif stat.S_IFMT(mode) != (stat.S_IFDIR if name == LINKS_DIRECTORY else stat.S_IFREG):
             yield found(Kind.SPECIAL_FILE, entry)
         elif name in JOURNAL_NAMES and not self._reporter.is_mounted():
             yield found(Kind.UNFINISHED_JOURNAL, entry)
+        elif name == SESSIONS_NAME and self._reporter.seems(self._sessions_are_bad):
+            yield found(Kind.SESSIONS, entry, "", lambda repairer: repairer.remove_own(entry))
+
+    def _sessions_are_bad(self) -> bool:
+        try:
+            raw = read_sessions_file(self._vault_fd)
+        except (IntegrityError, OSError):
+            return True
+        return raw is not None and Sessions.unpack(raw, self._context.keys) is None
 
     # ---- what can be told only at the end
 
@@ -299,12 +313,12 @@ def check_vault(
 ) -> VaultCheck:
     """A check of an unlocked vault.
 
-    Args: vault: to be repaired, with its lock and not read-only; else best unlocked without its lock.
+    Args: vault: to be repaired, with its lock, not read-only, and without a redo log, which would hold
+                 files open; else best unlocked without its lock.
     """
     repairer = None
     if repair:
         vault.tree.require_writable()
-        replay_before_repair(vault.tree)
         repairer = Repairer(vault.tree, vault.descriptor)
     return VaultCheck(
         vault.context,

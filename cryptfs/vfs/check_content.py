@@ -57,6 +57,7 @@ class ContentCheck:
 
     Args: names: NameCipher.of_xattrs.   deep: open every chunk.   workers: threads; None: one for each core.
           on_progress: called whenever counts have changed.
+          journal_id: of a journal that waits for its replay where the vault is not mounted.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class ContentCheck:
         reporter: Reporter,
         counts: Counts,
         *,
+        journal_id: Callable[[], bytes | None],
         deep: bool,
         workers: int | None,
         on_progress: Callable[[Counts], None],
@@ -74,6 +76,8 @@ class ContentCheck:
         self._names = names
         self._reporter = reporter
         self._counts = counts
+        self._journal_id_now = journal_id
+        self._journal_id = journal_id()
         self._deep = deep
         self._on_progress = on_progress
         self._pool = DeepPool(workers)
@@ -119,7 +123,7 @@ class ContentCheck:
     def _opens_chunks(self, file: _OpenFile) -> bool:
         """A cut file is about to get holes, so whether its zeroed chunks are damage has to be seen before."""
         report = file.report
-        if report.header is None or not report.size or file.seen_before:
+        if report.header is None or not report.size or file.seen_before or report.awaits_replay:
             return False
         return self._deep or (self._reporter.repairs and report.has(Kind.FILE_CUT))
 
@@ -129,7 +133,14 @@ class ContentCheck:
 
         def is_bad() -> bool:
             nonlocal report
-            report = check_length(self._context, fd, open_files=self._reporter.is_mounted())
+            mounted = self._reporter.was_mounted  # `seems` asks anew where there is something to tell
+            waiting = None if mounted else self._journal_id
+            report = check_length(self._context, fd, open_files=mounted, journal_id=waiting)
+            if report.awaits_replay:
+                now = self._journal_id_now()
+                if now != self._journal_id:  # the vault was unmounted meanwhile
+                    self._journal_id = now
+                    report = check_length(self._context, fd, open_files=mounted, journal_id=now)
             return bool(report.problems)
 
         self._reporter.seems(is_bad)

@@ -6,17 +6,18 @@ import contextlib
 import itertools
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from cryptfs.core.dirrecord import unpack_directory_record
 from cryptfs.core.geometry import HEADER_SIZE
-from cryptfs.core.names import TEMP_PREFIX
+from cryptfs.core.names import TEMP_PREFIX, DirectoryNames
 from cryptfs.core.salvage import is_adoption_mark
 from cryptfs.errors import DirectoryRecordError, HeaderError, IntegrityError, NameError_
 from cryptfs.storage.backing import read_small
 from cryptfs.storage.dirs import open_directory, read_record
 from cryptfs.vfs.context import FileContext
-from cryptfs.vfs.walk import Role, WalkedDirectory, WalkedEntry, Walker
+from cryptfs.vfs.roles import Role
+from cryptfs.vfs.walk import WalkedDirectory, WalkedEntry, Walker
 
 ADOPTION_MARK = TEMP_PREFIX + "adopt"
 """Stands in a directory whose names are being sealed anew, for as long as that takes."""
@@ -26,13 +27,12 @@ _ENOUGH = 2  # names that do not verify, and none that does, are a matter of the
 _MARK_SIZE = 32
 
 
-def sealed_names(walker: Walker, directory: WalkedDirectory) -> Iterator[WalkedEntry]:
+def sealed_names(walker: Walker, directory: WalkedDirectory) -> Generator[WalkedEntry, None, None]:
     """The entries whose names can be decrypted, verified or not."""
-    return (
-        entry
-        for entry in walker.scan(directory)
-        if entry.role is Role.ENTRY and entry.cipher_name is not None and entry.name is not None
-    )
+    with contextlib.closing(walker.scan(directory)) as found:
+        for entry in found:
+            if entry.role is Role.ENTRY and entry.cipher_name is not None and entry.name is not None:
+                yield entry
 
 
 def belongs_elsewhere(walker: Walker, directory: WalkedDirectory) -> bool:
@@ -47,21 +47,23 @@ def belongs_elsewhere(walker: Walker, directory: WalkedDirectory) -> bool:
     return seen >= _ENOUGH
 
 
-def proves(walker: Walker, directory: WalkedDirectory, dir_id: bytes, *, most: bool) -> bool:
-    """Whether this is the directory's dir_id: names in it verify with it.
+def sample_of(walker: Walker, directory: WalkedDirectory) -> list[str]:
+    """Some cipher names of the directory, to try dir_ids on."""
+    with contextlib.closing(sealed_names(walker, directory)) as found:
+        return [entry.cipher_name or "" for entry in itertools.islice(found, SAMPLED_NAMES)]
 
-    Args: most: not one name is enough, which may have come from elsewhere, but more than half of a sample.
+
+def proves(names: DirectoryNames, sample: list[str], *, most: bool) -> bool:
+    """Whether these are the names of the directory that a sample is of: some of it verify.
+
+    Args: most: not one name is enough, which may have come from elsewhere, but more than half of them.
     """
-    names = walker.name_cipher.in_directory(dir_id)
-    seen = verified = 0
-    for entry in itertools.islice(sealed_names(walker, directory), SAMPLED_NAMES):
-        seen += 1
+    verified = 0
+    for cipher_name in sample:
         with contextlib.suppress(NameError_):
-            names.open(entry.cipher_name or "")
+            names.open(cipher_name)
             verified += 1
-            if not most:
-                return True
-    return 2 * verified > seen
+    return 2 * verified > len(sample) if most else verified > 0
 
 
 def has_adoption_mark(context: FileContext, directory: WalkedDirectory) -> bool:

@@ -55,6 +55,8 @@ class FileReport:
     size:        plaintext bytes that the file has; with FILE_CUT, those that it should have.
     cipher_size: length of the backing file that was found.
     damaged:     chunks that do not open; those behind a cut are not among them.
+    recovered:   whether the size is what recovery finds, because the header does not tell it.
+    awaits_replay: whether nothing can be said before the journal is replayed.
     """
 
     cipher_size: int
@@ -63,6 +65,8 @@ class FileReport:
     size: int = 0
     problems: list[Problem] = field(default_factory=list)
     damaged: list[ChunkRange] = field(default_factory=list)
+    recovered: bool = False
+    awaits_replay: bool = False
 
     def has(self, kind: Kind) -> bool:
         """Whether this is wrong with the file."""
@@ -80,10 +84,13 @@ class FileReport:
         self.problems.append(Problem(kind, detail))
 
 
-def check_length(context: FileContext, fd: int, *, open_files: bool) -> FileReport:
+def check_length(
+    context: FileContext, fd: int, *, open_files: bool, journal_id: bytes | None = None
+) -> FileReport:
     """Look at header and length of a backing file. Writes nothing.
 
     Args: open_files: the vault is mounted, so that a file may be open and need no settling.
+          journal_id: of a journal that waits for its replay: files that it may apply to cannot be judged.
     """
     report = FileReport(os.fstat(fd).st_size)
     if not report.cipher_size:
@@ -96,13 +103,18 @@ def check_length(context: FileContext, fd: int, *, open_files: bool) -> FileRepo
         return report
     report.header = header
     report.content_key = context.content_key_of(header)
+    if journal_id is not None and header.journal_id == journal_id:
+        report.awaits_replay = True
+        report.size = header.size
+        report.add(Kind.NOT_SETTLED, "it can be judged when the journal has been replayed")
+        return report
     try:
         _find_size(context, fd, report, header)
     except HeaderError as error:
         report.size = header.size_min
         report.add(Kind.FILE_CUT, error.reason)
         return report
-    if not header.is_clean or header.is_void:
+    if report.recovered:
         if not open_files:
             report.add(Kind.NOT_SETTLED, f"{report.size} bytes are intact")
         return report
@@ -115,12 +127,16 @@ def check_length(context: FileContext, fd: int, *, open_files: bool) -> FileRepo
 
 
 def _find_size(context: FileContext, fd: int, report: FileReport, header: FileHeader) -> None:
+    """As FileState finds it: a file that was closed shortly before a crash may be short without being cut."""
     if header.is_void:
-        report.size = 0
-    elif header.is_clean:
+        report.size, report.recovered = 0, True
+        return
+    short = report.cipher_size < context.geometry.cipher_size(header.size)
+    if header.is_clean and not (short and header.journal_id in context.crashed):
         report.size = header.size
-    else:
-        report.size = recovered_size(context, fd, header, report.content_key, report.cipher_size)
+        return
+    report.size = recovered_size(context, fd, header, report.content_key, report.cipher_size)
+    report.recovered = True
 
 
 def chunks_present(context: FileContext, report: FileReport) -> int:

@@ -6,12 +6,14 @@ Everything here runs with the FileState's lock held, between the two steps of it
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Sequence
 
 from cryptfs.core.geometry import ChunkSpan
 from cryptfs.errors import ChunkError, HeaderError
 from cryptfs.storage.backing import read_fully, write_fully
+from cryptfs.storage.libc import FALLOC_KEEP_SIZE, fallocate
 from cryptfs.vfs.filestate import FileState
 from cryptfs.vfs.redo import SMALL_GROWTH
 
@@ -164,6 +166,8 @@ class ChunkWriter:
                         state.raise_floor(state.last_seq + 1)
                 raise
             return
+        if grows or state.sparse:
+            self._reserve(first, len(records))
         waiting = len(state.overlay) * geometry.record_size
         if not grows or len(records) + waiting <= SMALL_GROWTH:
             redo.log_write(state, first, records)
@@ -179,6 +183,19 @@ class ChunkWriter:
         redo.apply(state)
         if kept < len(records):
             self._store_straight(first + kept // geometry.record_size, records[kept:], [])
+
+    def _reserve(self, first: int, size: int) -> None:
+        """Room for records that go to their places later, so that they find some. Raises: OSError."""
+        start, fd = self._geometry.record_offset(first), self._state.fd
+        try:
+            fallocate(fd, FALLOC_KEEP_SIZE, start, size)
+        except OSError as error:
+            if error.errno in (errno.EOPNOTSUPP, errno.ENOSYS):
+                return
+            if error.errno != errno.ENOSPC:
+                raise
+            os.fsync(fd)  # ext4 gives nobody what was freed before it has brought that to disk
+            fallocate(fd, FALLOC_KEEP_SIZE, start, size)
 
     def _store_straight(self, first: int, records: memoryview, old_edges: list[tuple[int, bytes]]) -> None:
         """Write records, and the header before them where it must say first that the file changes.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import weakref
 
 from cryptfs.core.dirrecord import unpack_directory_record
 from cryptfs.core.keys import Subkeys
@@ -16,7 +18,29 @@ SELF = b""
 NO_NAME = "(no name)"
 """Cipher path of a file without a name, for messages."""
 
-_CACHED_NAMES = 4096
+_CACHED_NAMES = 4096  # of one directory
+_COUNTED = 64  # a directory counts its names in steps of so many
+MAX_CACHED_NAMES = 65_536  # of all directories that are open, some 250 bytes each
+
+
+class CachedNames:
+    """How many names all directories of a vault remember. With too many, all of them begin anew."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._count = 0
+        self._large: weakref.WeakSet[Directory] = weakref.WeakSet()
+
+    def grown(self, directory: Directory) -> None:
+        """A directory has come to remember _COUNTED names more."""
+        with self._lock:
+            self._count += _COUNTED
+            self._large.add(directory)
+            if self._count <= MAX_CACHED_NAMES:
+                return
+            large, self._large, self._count = self._large, weakref.WeakSet(), 0
+        for other in large:
+            other.forget_names()
 
 
 def printable(name: str) -> str:
@@ -33,13 +57,16 @@ class Directory:
     meets a descriptor that was closed, or used again, behind its back.
     """
 
-    __slots__ = ("__weakref__", "_entry_names", "_names", "cipher_path", "dir_id", "fd")
+    __slots__ = ("__weakref__", "_cached", "_entry_names", "_names", "cipher_path", "dir_id", "fd")
 
-    def __init__(self, fd: int, dir_id: bytes, names: DirectoryNames, cipher_path: str) -> None:
+    def __init__(
+        self, fd: int, dir_id: bytes, names: DirectoryNames, cipher_path: str, cached: CachedNames
+    ) -> None:
         self.fd = fd
         self.dir_id = dir_id
         self.cipher_path = cipher_path
         self._names = names
+        self._cached = cached
         self._entry_names: dict[bytes, str] = {SELF: "."}
 
     def __del__(self) -> None:
@@ -69,9 +96,17 @@ class Directory:
         return name
 
     def _remember(self, name: bytes, entry_name: str) -> None:
-        if len(self._entry_names) >= _CACHED_NAMES:
-            self._entry_names = {SELF: "."}
-        self._entry_names[name] = entry_name
+        names = self._entry_names
+        if len(names) >= _CACHED_NAMES:
+            self.forget_names()
+            names = self._entry_names
+        names[name] = entry_name
+        if not len(names) % _COUNTED:
+            self._cached.grown(self)
+
+    def forget_names(self) -> None:
+        """Remember no names: they are sealed again when they are asked for."""
+        self._entry_names = {SELF: "."}
 
     def path_of(self, entry_name: str) -> str:
         """The cipher path of an entry, for messages."""
@@ -105,6 +140,7 @@ class DirectoryOpener:
     def __init__(self, keys: Subkeys) -> None:
         self._keys = keys
         self._cipher = NameCipher(keys)
+        self._cached = CachedNames()
 
     @property
     def name_cipher(self) -> NameCipher:
@@ -114,7 +150,8 @@ class DirectoryOpener:
     def root(self, vault_fd: int) -> Directory:
         """The root directory; its dir_id follows from the masterkey."""
         dir_id = self._keys.root_dir_id
-        return Directory(open_directory(vault_fd, "."), dir_id, self._cipher.in_directory(dir_id), "")
+        names = self._cipher.in_directory(dir_id)
+        return Directory(open_directory(vault_fd, "."), dir_id, names, "", self._cached)
 
     def child(self, parent: Directory, name: bytes) -> Directory:
         """Open a subdirectory.
@@ -140,4 +177,4 @@ class DirectoryOpener:
         except OSError:
             os.close(fd)
             raise
-        return Directory(fd, dir_id, self._cipher.in_directory(dir_id), path)
+        return Directory(fd, dir_id, self._cipher.in_directory(dir_id), path, self._cached)

@@ -14,14 +14,13 @@ from collections.abc import Iterator, Mapping
 from cryptfs.core.geometry import HEADER_SIZE
 from cryptfs.core.header import FileHeader
 from cryptfs.errors import HeaderError
-from cryptfs.storage.backing import DIRECTORY_FLAGS, read_fully, reopen
+from cryptfs.storage.backing import DIRECTORY_FLAGS, HELD_FILE_FLAGS, read_fully, reopen
 from cryptfs.storage.dirs import open_for_listing, scan
 from cryptfs.vfs.context import FileContext
 
 log = logging.getLogger(__name__)
 
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
-_HELD_FILE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class FileFinder:
@@ -40,7 +39,7 @@ class FileFinder:
 
         Raises: OSError: it may be there, and cannot be opened.
         """
-        held_fd = self._hold(path, _HELD_FILE)
+        held_fd = self._hold(path, HELD_FILE_FLAGS)
         if held_fd is None:
             return None
         try:
@@ -97,7 +96,7 @@ class FileFinder:
     def _peek(self, path: bytes) -> bytes:
         """The file_id at a path, b"" where it cannot be read."""
         try:
-            held_fd = self._hold(path, _HELD_FILE)
+            held_fd = self._hold(path, HELD_FILE_FLAGS)
             if held_fd is None:
                 return b""
             try:

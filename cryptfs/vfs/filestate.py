@@ -11,6 +11,7 @@ import fcntl
 import logging
 import os
 import threading
+from collections.abc import Iterator
 
 from cryptfs.core.geometry import HEADER_SIZE
 from cryptfs.core.header import NO_FLAGS, NO_JOURNAL, FileHeader, HeaderFlag
@@ -19,13 +20,14 @@ from cryptfs.storage.backing import O_NOATIME, read_fully, reopen, write_fully
 from cryptfs.storage.libc import UTIME_OMIT, Times, futimens
 from cryptfs.vfs.context import FileContext
 from cryptfs.vfs.recovery import recovered_size
+from cryptfs.vfs.writemarks import WriteMarks
 
 log = logging.getLogger(__name__)
 
 FileKey = tuple[int, int]  # device, inode
 
 
-class FileState:
+class FileState(WriteMarks):
     """One backing file that is open.
 
     size:     plaintext bytes; what the file has now, whatever the header says.
@@ -38,6 +40,7 @@ class FileState:
     """
 
     def __init__(self, context: FileContext, key: FileKey, fd: int, *, writable: bool, path: str) -> None:
+        super().__init__()
         self.context = context
         self.key = key
         self.fd = fd
@@ -61,25 +64,9 @@ class FileState:
         self.last_seq = 0  # of the file's last journal record
         self.durable_size = 0
         self.synced = False
-        # Writes to the backing file are counted, to know what a sync covered. What happened before it was
-        # opened may be on disk or not, so the count begins with one.
-        self._marks = 1
-        self._data_mark = 1
-        self._header_mark = 0
-        self._synced_mark = 0
         self._floor_due = 0  # the journal_floor that the header must have before the file changes again
 
     # ---- what is on disk
-
-    def mark_data(self) -> None:
-        """The content of the backing file, or its length, is about to change."""
-        self._marks += 1
-        self._data_mark = self._marks
-
-    @property
-    def header_is_durable(self) -> bool:
-        """Whether the header is on disk as the redo log needs it."""
-        return self._header_mark <= self._synced_mark
 
     @property
     def has_durable_content(self) -> bool:
@@ -109,14 +96,11 @@ class FileState:
             self.sync_backing(data_only=data_only)
             return
         with self.lock:
-            size = self.size
+            self.synced = True  # before it is: what is cut meanwhile is cut in order, too
             if redo.broken:
                 redo.apply(self)
         redo.commit(self)
         self.sync_backing(data_only=data_only)
-        with self.lock:
-            if redo.durable and self.key in redo.grown:  # the journal has the rest of it
-                self.durable_size = max(self.durable_size, min(size, self.size))
 
     def adopt(self, fd: int, *, writable: bool) -> None:
         """Take over a further descriptor of the file: used where it can write and the present cannot.
@@ -244,40 +228,35 @@ class FileState:
         if cipher_size <= expected:
             return
         log.warning("%s: %d bytes trimmed (%s)", self.cipher_path, cipher_size - expected, what)
-        fd = self._writing_fd()
-        if fd is not None:
-            try:
+        with self._writing_fd() as fd:
+            if fd is not None:
                 os.ftruncate(fd, expected)
-            finally:
-                self._done_writing(fd)
 
     def _settle(self) -> None:
         """After its writer died, make the length that was found the authentic one."""
         log.warning(
             "%s: was being written when its writer ended; %d bytes are intact", self.cipher_path, self.size
         )
-        fd = self._writing_fd()
-        if fd is None:
-            self._unsettled = self.header
-            return
-        try:
-            self._write_clean(fd)
-        finally:
-            self._done_writing(fd)
+        with self._writing_fd() as fd:
+            if fd is None:
+                self._unsettled = self.header
+            else:
+                self._write_clean(fd)
 
-    def _writing_fd(self) -> int | None:
-        if self.context.read_only:
-            return None
+    @contextlib.contextmanager
+    def _writing_fd(self) -> Iterator[int | None]:
+        """A descriptor that can write for a moment, None where there is none: the next writer will do it."""
+        fd = None
         if self.writable:
-            return self.fd
+            fd = self.fd
+        elif not self.context.read_only:
+            with contextlib.suppress(OSError):
+                fd = reopen(self.fd, os.O_RDWR)
         try:
-            return reopen(self.fd, os.O_RDWR)
-        except OSError:
-            return None  # no right to write: the next writer will do it
-
-    def _done_writing(self, fd: int) -> None:
-        if fd != self.fd:
-            os.close(fd)
+            yield fd
+        finally:
+            if fd is not None and fd != self.fd:
+                os.close(fd)
 
     def header_for_change(self, *, size_min: int | None = None, sparse: bool = False) -> FileHeader | None:
         """The header that must be on disk before the file changes, or None where it already is.
@@ -330,11 +309,6 @@ class FileState:
         write_fully(self.fd, (self.context.pack_header(header),), 0)
         self.set_header(header)
 
-    def mark_header(self) -> None:
-        """The header is about to be written."""
-        self._marks += 1
-        self._header_mark = self._marks
-
     def raise_floor(self, floor: int) -> None:
         """Say in the header that earlier records of the journal do not count any more.
 
@@ -384,6 +358,16 @@ class FileState:
         if times[3] != UTIME_OMIT:
             self.kept_mtime_ns = None
 
+    def outlive_crash(self) -> None:
+        """A file that was closed before a crash: from now on, it is as long as it says."""
+        with self.lock:
+            header = self.header
+            if header is None or not header.is_clean or header.journal_id not in self.context.crashed:
+                return
+            with self._writing_fd() as fd:
+                if fd is not None:
+                    self._write_clean(fd)
+
     def _write_clean(self, fd: int) -> None:
         header = self.header
         assert header is not None  # a file that is not clean has one
@@ -392,7 +376,8 @@ class FileState:
             size=self.size, size_min=self.size, flags=flags, journal_id=NO_JOURNAL, journal_floor=0
         )
         redo = self.context.redo
-        if redo is not None and redo.durable and self._data_mark > self._synced_mark:
+        here = redo is not None and redo.durable and self._is_of_this_session(header)
+        if here and self._data_mark > self._synced_mark:
             # Not known to be on disk: if the power goes in this session, it may end shorter than this.
             clean = clean.changed(
                 size_min=min(self.size, self.durable_size),

@@ -48,6 +48,7 @@ class Kind(StrEnum):
     LEFTOVER = "leftover"
     UNFINISHED_JOURNAL = "unfinished-journal"
     ORPHANED_JOURNAL = "orphaned-journal"
+    SESSIONS = "sessions"
     SPECIAL_FILE = "special-file"
     STRAY = "stray"
     FOREIGN = "foreign"
@@ -147,10 +148,15 @@ DESCRIPTIONS = {
     Kind.UNFINISHED_JOURNAL: Description(
         _INFO,
         "The vault was not closed in order; writes that were under way are in its journal.",
-        "",
+        "Replay it, as the next mount does.",
     ),
     Kind.ORPHANED_JOURNAL: Description(
         _WARNING, "A journal where none belongs. Nobody reads it; it is left alone.", ""
+    ),
+    Kind.SESSIONS: Description(
+        _WARNING,
+        "The list of sessions is damaged; files that a crash left short may be taken for cut.",
+        "Remove it; the next mount makes a new one.",
     ),
     Kind.SPECIAL_FILE: Description(
         _ERROR, "Something that is no regular file stands where one of the vault's own files belongs.", ""

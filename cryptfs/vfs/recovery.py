@@ -5,6 +5,10 @@ Source: docs/FORMAT.md, section 4 ("Recovery").
 
 from __future__ import annotations
 
+import errno
+import os
+
+from cryptfs.core.geometry import ChunkGeometry
 from cryptfs.core.header import FileHeader
 from cryptfs.errors import ChunkError, HeaderError
 from cryptfs.storage.backing import read_fully
@@ -49,7 +53,32 @@ def recovered_size(context: FileContext, fd: int, header: FileHeader, key: bytes
                 # The chunk holds bytes from before. A shrink that was interrupted left it shorter.
                 return header.size_min if authenticates(last, kept) else size
             size = geometry.chunk_start(last)
+            if not holes:
+                size = _without_hole(fd, geometry, size, header.size_min)
         return size
     finally:
         context.buffers.give(sealed)
         context.buffers.give(plain)
+
+
+def _without_hole(fd: int, geometry: ChunkGeometry, size: int, size_min: int) -> int:
+    """The size without the chunks at its end that lie in a hole of the backing file: none of them opens.
+
+    A file can be made as long as an off_t in one call. To look at each chunk of that would take for ever.
+    """
+    end = geometry.record_offset(geometry.chunk_count(size))
+
+    def nothing_from(chunk_index: int) -> bool:
+        try:
+            return os.lseek(fd, geometry.record_offset(chunk_index), os.SEEK_DATA) >= end
+        except OSError as error:
+            return error.errno == errno.ENXIO
+
+    low, high = geometry.chunk_count(size_min), geometry.chunk_count(size)
+    while low < high:
+        middle = (low + high) // 2
+        if nothing_from(middle):
+            high = middle
+        else:
+            low = middle + 1
+    return min(size, max(geometry.chunk_start(high), size_min))

@@ -38,7 +38,7 @@ from cryptfs.core.journal import (
 )
 from cryptfs.core.keys import JOURNAL_ID_SIZE, Subkeys
 from cryptfs.storage.backing import write_fully
-from cryptfs.storage.journal import Journal
+from cryptfs.storage.journal import JOURNAL_NAMES, Journal, drop_records
 from cryptfs.storage.libc import UTIME_NOW, UTIME_OMIT, futimens, syncfs
 from cryptfs.storage.sessions import write_sessions_file
 
@@ -121,6 +121,10 @@ class RedoLog:
         head = JournalHead(self._number, self.journal_id, first_seq, os.fstat(self._vault_fd).st_ino)
         return head.pack(self._keys, os.urandom(SMALL_NONCE_SIZE))
 
+    def forget_crashed(self) -> None:
+        """Every file that a crash left was settled."""
+        self._sessions = Sessions(self._sessions.last)
+
     def end(self) -> None:
         """After all files were closed: the session is over, and its journal goes.
 
@@ -138,6 +142,7 @@ class RedoLog:
                 return
             if self.durable:
                 syncfs(self._vault_fd)
+            drop_records(self._vault_fd, JOURNAL_NAMES[0])
             ended = self._sessions.ended(self._number)
             write_sessions_file(self._vault_fd, ended.pack(self._keys, os.urandom(SMALL_NONCE_SIZE)))
             journal.remove()

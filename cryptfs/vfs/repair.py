@@ -28,21 +28,15 @@ from cryptfs.vfs.findings import Finding, Kind, Severity, escaped
 from cryptfs.vfs.lost_found import LostAndFound, numbered
 from cryptfs.vfs.repair_directories import DirectoryMender
 from cryptfs.vfs.repair_files import FileMender, Place
+from cryptfs.vfs.roles import Role
 from cryptfs.vfs.symlinks import open_links_directory, read_target
 from cryptfs.vfs.tree import VaultTree
-from cryptfs.vfs.walk import Role, WalkedDirectory, WalkedEntry, Walker
+from cryptfs.vfs.walk import WalkedDirectory, WalkedEntry, Walker
 from cryptfs.vfs.xattrs import open_attribute
 
 _READ_BEYOND = 2 * MAX_CIPHER_NAME
 _SHOWN_OF_NAME = 8
 _MAX_NOTED = 4096
-
-
-def replay_before_repair(tree: VaultTree) -> None:
-    """Finish the writes that are in the journal, so that nothing is repaired that was only unfinished.
-
-    The hook for vfs/replay.py; until there is a journal, there is nothing to do.
-    """
 
 
 class Repairer:

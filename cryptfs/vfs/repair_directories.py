@@ -21,10 +21,17 @@ from cryptfs.core.salvage import adoption_mark, dir_id_candidates
 from cryptfs.errors import DirectoryRecordError, IntegrityError
 from cryptfs.storage.backing import create_small, read_small
 from cryptfs.storage.dirs import is_long, open_directory, read_record, rename_exclusive, temp_name
-from cryptfs.vfs.check_directories import ADOPTION_MARK, directory_id, proves, sealed_names
+from cryptfs.vfs.check_directories import (
+    ADOPTION_MARK,
+    directory_id,
+    proves,
+    sample_of,
+    sealed_names,
+)
 from cryptfs.vfs.lost_found import LostAndFound
+from cryptfs.vfs.roles import Role
 from cryptfs.vfs.tree import VaultTree
-from cryptfs.vfs.walk import Role, WalkedDirectory, WalkedEntry, Walker
+from cryptfs.vfs.walk import WalkedDirectory, WalkedEntry, Walker
 
 _SIBLINGS = 10_000  # records of other directories that are tried
 _KEPT_RECORDS = 64  # each holds its directory open
@@ -51,12 +58,13 @@ class DirectoryMender:
 
     def mend_record(self, walker: Walker, directory: WalkedDirectory) -> str:
         """Give a directory a record that holds; says what was done."""
-        if not any(True for _ in sealed_names(walker, directory)):
+        sample = sample_of(walker, directory)
+        if not sample:
             dir_id = self._spare_of_parent(directory) or os.urandom(DIR_ID_SIZE)
             self._replace_record(walker, directory, dir_id)
             return "made a new record; there were no names to keep"
         for dir_id, own in self._candidates(directory):
-            if proves(walker, directory, dir_id, most=not own):
+            if proves(walker.name_cipher.in_directory(dir_id), sample, most=not own):
                 self._replace_record(walker, directory, dir_id)
                 return "restored the record as it was"
         dir_id = os.urandom(DIR_ID_SIZE)
@@ -153,8 +161,9 @@ class DirectoryMender:
             fd = open_directory(entry.directory.fd, sibling.entry_name)
             found = WalkedDirectory(fd, sibling.cipher_path, None, verified=False)
             walker.read_record(found)
-            empty = found.dir_id is None and not any(True for _ in sealed_names(walker, found))
-            if found.dir_id != dir_id and (empty or proves(walker, found, dir_id, most=True)):
+            sample = sample_of(walker, found)
+            proven = proves(walker.name_cipher.in_directory(dir_id), sample, most=True)
+            if found.dir_id != dir_id and (proven or (not sample and found.dir_id is None)):
                 self._keep_old_record(found, dir_id)
                 os.rename(entry.entry_name, RECORD_NAME, src_dir_fd=entry.directory.fd, dst_dir_fd=fd)
                 return True

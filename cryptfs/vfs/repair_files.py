@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from cryptfs.core.geometry import HEADER_SIZE
-from cryptfs.core.header import NO_FLAGS, FileHeader, HeaderFlag
+from cryptfs.core.header import NO_FLAGS, NO_JOURNAL, FileHeader, HeaderFlag
 from cryptfs.core.salvage import salvage_header
 from cryptfs.errors import ChunkError, HeaderError
 from cryptfs.storage.backing import read_fully, reopen, write_fully
@@ -82,7 +82,10 @@ class FileMender:
 
     def _write_clean(self, fd: int, report: FileReport, header: FileHeader, mtime_ns: int) -> None:
         flags = (header.flags & HeaderFlag.SPARSE if report.size else NO_FLAGS) | HeaderFlag.CLEAN
-        clean = header.changed(size=report.size, size_min=report.size, flags=flags)
+        clean = header.changed(
+            size=report.size, size_min=report.size, flags=flags, journal_id=NO_JOURNAL, journal_floor=0
+        )
+        os.fdatasync(fd)  # a header that names no journal promises that its file is on disk
         write_fully(fd, (self._context.pack_header(clean),), 0)
         futimens(fd, (0, UTIME_OMIT, *divmod(mtime_ns, 10**9)))
         report.header = clean

@@ -35,9 +35,9 @@ from cryptfs.core.journal import (
 )
 from cryptfs.errors import ChunkError, IntegrityError
 from cryptfs.storage.backing import open_backing, read_fully, write_fully
-from cryptfs.storage.journal import JOURNAL_NAMES, remove_journal
+from cryptfs.storage.journal import JOURNAL_NAMES, drop_records, remove_journal
 from cryptfs.storage.libc import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, UTIME_OMIT, fallocate, futimens, syncfs
-from cryptfs.storage.sessions import read_sessions_file, write_sessions_file
+from cryptfs.storage.sessions import mark_unsettled, read_sessions_file, write_sessions_file
 from cryptfs.vfs.context import FileContext
 from cryptfs.vfs.filefinder import FileFinder
 
@@ -89,6 +89,23 @@ def has_journal(vault_fd: int) -> bool:
     return any(name in present for name in JOURNAL_NAMES)
 
 
+def unfinished_journal_id(context: FileContext, vault_fd: int) -> bytes | None:
+    """The journal_id of the journal that is there, running or to be replayed. Writes nothing."""
+    newest: JournalHead | None = None
+    for name in JOURNAL_NAMES:
+        try:
+            fd = open_backing(vault_fd, name, os.O_RDONLY)[0]
+        except (OSError, IntegrityError):
+            continue
+        try:
+            head = _read_head(context, fd)
+        finally:
+            os.close(fd)
+        if head is not None and (newest is None or head.number > newest.number):
+            newest = head
+    return None if newest is None else newest.journal_id
+
+
 def replay(context: FileContext, vault_fd: int) -> Sessions:
     """Replay the journal of a vault, if there is one, and remove it. The vault's lock must be held.
 
@@ -99,15 +116,15 @@ def replay(context: FileContext, vault_fd: int) -> Sessions:
     sessions = read_sessions(context, vault_fd)
     if not has_journal(vault_fd):
         return sessions
-    fds = []
+    names: dict[int, str] = {}  # by descriptor
     try:
         for name in JOURNAL_NAMES:
             fd = _open_journal(vault_fd, name)
             if fd is not None:
-                fds.append(fd)
-        sessions = _replay_files(context, vault_fd, fds, sessions)
+                names[fd] = name
+        sessions = _replay_files(context, vault_fd, names, sessions)
     finally:
-        for fd in fds:
+        for fd in names:
             os.close(fd)
     remove_journal(vault_fd)
     os.fsync(vault_fd)
@@ -129,20 +146,23 @@ def _open_journal(vault_fd: int, name: str) -> int | None:
     return fd
 
 
-def _replay_files(context: FileContext, vault_fd: int, fds: list[int], sessions: Sessions) -> Sessions:
-    heads = {fd: _read_head(context, fd) for fd in fds}
+def _replay_files(context: FileContext, vault_fd: int, names: dict[int, str], sessions: Sessions) -> Sessions:
+    heads = {fd: _read_head(context, fd) for fd in names}
     known = [head for head in heads.values() if head is not None]
     if not known:
         log.warning("a journal without a valid head is ignored and removed")
         return sessions
     newest = max(known, key=lambda head: head.number)
     if newest.number <= sessions.last:
-        log.warning("a journal of session %d, which is over, is ignored and removed", newest.number)
+        if newest.journal_id in sessions.crashed:  # a replay was killed at its very end
+            mark_unsettled(vault_fd, names[next(fd for fd, head in heads.items() if head is newest)])
+        else:
+            log.warning("a journal of session %d, which is over, is ignored and removed", newest.number)
         return sessions
     valid = {
         fd: head for fd, head in heads.items() if head is not None and head.journal_id == newest.journal_id
     }
-    if len(valid) < len(fds):
+    if len(valid) < len(names):
         log.warning("a journal file that is damaged or of another session is ignored and removed")
     found = [each for fd, head in valid.items() for each in _records(context, fd, head)]
     oldest = min(head.first_seq for head in valid.values())
@@ -153,8 +173,11 @@ def _replay_files(context: FileContext, vault_fd: int, fds: list[int], sessions:
         report.records, report.files, report.ignored, report.lost,
     )  # fmt: skip
     syncfs(vault_fd)  # what that session wrote straight to files, too: from now on it counts as on disk
+    kept = names[next(iter(valid))]
+    drop_records(vault_fd, kept)
     sessions = sessions.ended(newest.number, [newest.journal_id])
     write_sessions_file(vault_fd, sessions.pack(context.keys, os.urandom(SMALL_NONCE_SIZE)))
+    mark_unsettled(vault_fd, kept)
     return sessions
 
 

@@ -27,7 +27,16 @@ class Reporter:
 
     def __init__(self, repairer: Repairer | None, is_mounted: Callable[[], bool]) -> None:
         self._repairer = repairer
-        self.is_mounted = is_mounted
+        self._is_mounted = is_mounted
+        self.was_mounted = is_mounted()
+
+    def is_mounted(self) -> bool:
+        """Whether the vault is mounted now; not to be asked for each file, since it touches the vault's lock.
+
+        What it was when somebody asked last is in was_mounted.
+        """
+        self.was_mounted = self._is_mounted()
+        return self.was_mounted
 
     @property
     def repairs(self) -> bool:

@@ -15,9 +15,10 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from cryptfs.errors import IntegrityError, NameError_
-from cryptfs.storage.backing import open_backing, reopen
+from cryptfs.storage.backing import HELD_FILE_FLAGS, open_backing, reopen
 from cryptfs.storage.dirs import holds_plaintext, is_long, open_for_listing, scan
 from cryptfs.storage.libc import Times, syncfs
+from cryptfs.storage.sessions import is_unsettled
 from cryptfs.vfs.attributes import (
     Attributes,
     Caller,
@@ -31,6 +32,7 @@ from cryptfs.vfs.context import FileContext
 from cryptfs.vfs.directory import NO_NAME, SELF, Directory
 from cryptfs.vfs.entries import EntryOperations
 from cryptfs.vfs.openfile import OpenFile
+from cryptfs.vfs.unsettled import Unsettled
 
 log = logging.getLogger(__name__)
 
@@ -61,9 +63,12 @@ class VaultTree(EntryOperations):
         if context.redo is not None:
             self.checkpointer = Checkpointer(self.files, context.redo)
             context.make_room = self.checkpointer.make_room
+        self.unsettled = Unsettled(context, self.files, vault_fd) if is_unsettled(vault_fd) else None
 
     def start(self) -> None:
         """After daemonising: start the threads."""
+        if self.unsettled is not None:
+            self.unsettled.start()
         if self.checkpointer is not None:
             self.checkpointer.start()
 
@@ -82,7 +87,23 @@ class VaultTree(EntryOperations):
                 return Attributes(st, self.symlinks.size(directory, name, st))
             found = plain_attributes(st, self.context)
             if self._homecomings() == seen:
-                return found
+                break
+        if self.unsettled is not None and stat.S_ISREG(st.st_mode):
+            with contextlib.suppress(OSError):
+                held_fd = os.open(directory.entry_name(name), HELD_FILE_FLAGS, dir_fd=directory.fd)
+                try:
+                    return self._settled(self.unsettled, held_fd, found, directory.entry_name(name))
+                finally:
+                    os.close(held_fd)
+        return found
+
+    def _settled(self, unsettled: Unsettled, held_fd: int, found: Attributes, path: str) -> Attributes:
+        """After a crash: the attributes of a regular file with the size that it has for certain."""
+        if unsettled.over:
+            self.unsettled = None
+            return found
+        size = unsettled.plain_size(held_fd, found.st, path)
+        return found if size is None else Attributes(found.st, size)
 
     def stat_descriptor(self, fd: int) -> Attributes:
         """Attributes of what an O_PATH descriptor holds, whatever it is."""
@@ -93,7 +114,10 @@ class VaultTree(EntryOperations):
                 return Attributes(st, self.symlinks.size_open(fd, st))
             found = plain_attributes(st, self.context)
             if self._homecomings() == seen:
-                return found
+                break
+        if self.unsettled is not None and stat.S_ISREG(st.st_mode):
+            return self._settled(self.unsettled, fd, found, NO_NAME)
+        return found
 
     def _homecomings(self) -> int:
         """Differs where a pending growth reached its file meanwhile: stat and RedoLog.grown may not agree."""
@@ -322,6 +346,8 @@ class VaultTree(EntryOperations):
 
     def close(self) -> None:
         """Settle open files, bring what is pending to disk, and end the session."""
+        if self.unsettled is not None:
+            self.unsettled.stop()
         if self.checkpointer is not None:
             self.checkpointer.stop()
         self.files.close()

@@ -125,9 +125,9 @@ class Vault:
     ) -> Vault:
         """Unlock a vault and take its lock. After a crash its journal is replayed.
 
-
-        Args:   lock: False takes no lock and writes nothing at all, for a look at a vault that somebody may
-                      have mounted; only with read_only.
+        Args:   durability: what a crash of what may not damage.
+                lock: False takes no lock, replays no journal and writes nothing at all, for a look at a vault
+                      that somebody may have mounted; only with read_only.
         Raises: NotAVaultError, UnsupportedFormatError, VaultConfigError.
                 VaultLockedError: somebody else has it; the message says who.
                 WrongPassphraseError.

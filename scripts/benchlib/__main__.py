@@ -157,7 +157,8 @@ def main() -> int:
     report.show(found, console)
     for note in found.notes:
         console.print(f"[yellow]failed[/]: {note}")
-    met = targets.show(found, console) if found.places else True
+    judged = any(verdict.met is not None for verdict in targets.judge(found))
+    met = targets.show(found, console) if judged or options.targets else True
     if options.json is not None:
         results.save(found, options.json)
     if options.plots is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -14,10 +15,11 @@ def in_parallel(
     work: Callable[[int], float],
     prepare: Callable[[int], None] = lambda number: None,
     start: Callable[[], None] = lambda: None,
-) -> list[float]:
-    """Run `work(number)` in so many processes, all let go at once; what each returned.
+) -> tuple[list[float], float]:
+    """Run `work(number)` in so many processes, all let go at once.
 
-    Args:   prepare: each does it before, untimed.   start: called here when all are ready.
+    Args:    prepare: each does it before, untimed.   start: called here when all are ready.
+    Returns: what each returned, and the seconds from letting them go to the last answer.
     Raises: ChildProcessError: one failed; the text says how.
     """
     gate, opener = os.pipe()
@@ -28,18 +30,21 @@ def in_parallel(
             _receive(pipe)  # ready
         start()
     finally:
+        begun = time.perf_counter()
         os.close(opener)  # lets them go, or ends them
     results, problems = [], []
-    for pid, pipe in children:
+    for _, pipe in children:
         try:
             results.append(float(_receive(pipe)))
         except ChildProcessError as error:
             problems.append(error)
+    seconds = time.perf_counter() - begun
+    for pid, pipe in children:
         os.close(pipe)
         os.waitpid(pid, 0)
     if problems:
         raise problems[0]
-    return results
+    return results, seconds
 
 
 def _start(

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchlib.clients import in_parallel
 from benchlib.peers import cryptfs
 from benchlib.quantities import GIB, KIB, MIB, Sample, Unit, Workload
 from benchlib.results import Curve
@@ -26,8 +25,8 @@ from benchlib.work_data import SMALL, fill
 from benchlib.work_files import _client, make_file, read_file
 
 _MOMENT = 0.5  # seconds of one point, or one pass over what there is
-_PROBES = 200
-_SPARSE_PLACES = 2000
+_PROBES = 1000  # files
+_PLACES = 2000  # of 4 KiB, no two the same
 CHUNK_SIZES = (4 * KIB, 16 * KIB, 64 * KIB, 256 * KIB, MIB)
 
 
@@ -89,22 +88,27 @@ def file_size(run: Run, points: Sequence[int]) -> None:
                 pass
         run.note(f"read@{size}", size, time.perf_counter() - start)
         run.make_cold()
-        fd = os.open(path, os.O_RDWR)
-        _for_a_moment(
-            run,
-            f"random@{size}",
-            partial(_read_somewhere, fd, size, rng),
-        )
+        places = [page * SMALL for page in rng.sample(range(size // SMALL), min(_PLACES, size // SMALL))]
+        fd = os.open(path, os.O_RDONLY)
+        start = time.perf_counter()
+        for place in places:
+            os.pread(fd, SMALL, place)
         os.close(fd)
+        run.note(f"random@{size}", len(places), time.perf_counter() - start)
         path.unlink()
-
-
-def _read_somewhere(fd: int, size: int, rng: random.Random, _: int) -> None:
-    os.pread(fd, SMALL, rng.randrange(size // SMALL) * SMALL)
 
 
 def _read_one(fd: int, places: list[int], number: int) -> None:
     os.pread(fd, SMALL, places[number % len(places)])
+
+
+def stored_bytes(directory: Path) -> int:
+    """What the regular files of a vault take on disk; a mountpoint below it is not looked into."""
+    found = 0
+    for place, directories, names in os.walk(directory):
+        directories[:] = [each for each in directories if not os.path.ismount(os.path.join(place, each))]
+        found += sum(os.lstat(os.path.join(place, name)).st_blocks * 512 for name in names)
+    return found
 
 
 def sparse_size(run: Run, points: Sequence[int]) -> None:
@@ -113,9 +117,13 @@ def sparse_size(run: Run, points: Sequence[int]) -> None:
     content = os.urandom(SMALL)
     for size in points:
         path = run.directory / str(size)
+        before = stored_bytes(run.backing)
         fd = os.open(path, os.O_RDWR | os.O_CREAT)
         os.truncate(fd, size)
-        places = [rng.randrange(size // SMALL) * SMALL for _ in range(_SPARSE_PLACES)]
+        written = stored_bytes(run.backing) - before
+        if written > size // 2:  # the next size would fill the disk
+            raise RuntimeError(f"it makes no holes: {written >> 20} MiB were written for {size >> 20} MiB")
+        places = [rng.randrange(size // SMALL) * SMALL for _ in range(_PLACES)]
         start = time.perf_counter()
         for place in places:
             os.pwrite(fd, content, place)
@@ -198,9 +206,7 @@ def clients(run: Run, points: Sequence[int]) -> None:
         for number in range(count):
             (run.directory / str(number)).mkdir(exist_ok=True)
         work = partial(_client, run.directory, max(1, run.sizes.client_files // count), run.sizes.limit)
-        start = time.perf_counter()
-        done = sum(in_parallel(count, work))
-        run.note(f"clients@{count}", done, time.perf_counter() - start)
+        run.in_parallel(f"clients@{count}", count, work)
 
 
 _OPS, _BYTES = Unit.OPERATIONS, Unit.BYTES

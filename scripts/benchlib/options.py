@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--rounds", type=int, metavar="N", help=f"rounds; {ROUNDS} unless said")
     what.add_argument("--scale", type=float, metavar="X", help="all sizes times X")
     what.add_argument(
-        "--limit", type=float, metavar="SECONDS", help="longest time of one loop; 3 unless said"
+        "--limit", type=float, metavar="SECONDS", help="longest time of one loop; 1.5 unless said"
     )
     what.add_argument(
         "--dir", type=Path, action="append", metavar="DIRECTORY",

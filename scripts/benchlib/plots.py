@@ -6,7 +6,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from benchlib.peers import PEERS
+from benchlib.peers import PEERS, PLAIN
 from benchlib.quantities import Unit
 from benchlib.results import Curve, Place, Results, Row
 
@@ -109,14 +109,25 @@ def _draw_curves(plt: Any, curves: list[Curve], path: Path) -> None:
 
 def _draw_curve(axes: Any, curve: Curve) -> None:
     for name, points in curve.points.items():
-        if points:
+        if points and name != PLAIN:  # far above all others: it would press them flat
             xs, ys = zip(*points, strict=True)
             axes.plot(xs, ys, marker="o", markersize=3, label=name, color=_COLOURS.get(name))
     axes.set_xscale("log", base=2 if "bytes" in curve.x_label or "clients" in curve.x_label else 10)
+    axes.xaxis.set_major_formatter(lambda value, _: quantity_text(value, binary="bytes" in curve.x_label))
     axes.set_ylim(bottom=0)
     axes.set_title(curve.title, fontsize=9)
     axes.set_xlabel(curve.x_label)
     axes.set_ylabel(curve.y_label)
+
+
+def quantity_text(value: float, *, binary: bool) -> str:
+    """'64 MiB', '10 k', '16': a tick of the x axis."""
+    base, units = (1024, (" B", " KiB", " MiB", " GiB")) if binary else (1000, ("", " k", " M", " G"))
+    for unit in units[:-1]:
+        if value < base:
+            return f"{value:g}{unit}"
+        value /= base
+    return f"{value:g}{units[-1]}"
 
 
 def _write(plt: Any, figure: Any, path: Path) -> None:

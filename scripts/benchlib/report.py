@@ -13,6 +13,7 @@ from benchlib.quantities import Unit
 from benchlib.results import Entry, Place, Results, Row
 
 _TITLE_WIDTH, _NARROW = 46, 30  # columns, on a wide screen and on others
+_REASON = 100  # characters
 
 
 def value_text(unit: Unit, value: float) -> str:
@@ -61,23 +62,21 @@ def show(results: Results, console: Console) -> None:
     """Rates with ratios, what the daemons spent, and what failed."""
     for place in results.places:
         console.print(f"\n[bold]{escape(place.directory)}[/] ({escape(place.filesystem)})")
+        console.print(
+            f"median, half the spread; x: how many times as fast {escape(results.focus)} is, and its range"
+        )
         for heading, rows in groupby(place.rows, key=lambda row: row.heading):
             width = _TITLE_WIDTH if console.width >= 160 else _NARROW
-            console.print(rates_table(results, heading, list(rows), width))
+            console.print(f"\n[italic]{escape(heading)}[/]")
+            console.print(rates_table(results, list(rows), width))
         console.print(costs_table(results, place))
         for line in failure_lines(place):
             console.print(line)
 
 
-def rates_table(results: Results, heading: str, rows: list[Row], width: int = _NARROW) -> Table:
+def rates_table(results: Results, rows: list[Row], width: int = _NARROW) -> Table:
     """One workload."""
-    table = Table(
-        title=f"{escape(heading)} [dim](median, half the spread; x: {escape(results.focus)} against it)[/]",
-        title_justify="left",
-        title_style="",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("", max_width=width)
     for name in results.subjects:
         table.add_column(escape(name), justify="right", style="bold" if name == results.focus else "")
@@ -101,6 +100,11 @@ def costs_table(results: Results, place: Place) -> Table:
     return table
 
 
+def shortened(reason: str) -> str:
+    """Its beginning and its end, which say what and why; a long path in between says less."""
+    return reason if len(reason) <= _REASON else f"{reason[: _REASON // 2]} ... {reason[-_REASON // 2 :]}"
+
+
 def failure_lines(place: Place) -> list[str]:
     """Who failed at what, and why; one line for all that one turn did not give."""
     found: dict[tuple[str, str], list[str]] = {}
@@ -109,6 +113,6 @@ def failure_lines(place: Place) -> list[str]:
             if entry.failed is not None and entry.failed != "not measured":
                 found.setdefault((name, entry.failed), []).append(row.title)
     return [
-        f"[yellow]failed[/]: {escape(name)}: {escape(', '.join(titles))}: {escape(reason)}"
+        f"[yellow]failed[/]: {escape(name)}: {escape(', '.join(titles))}: {escape(shortened(reason))}"
         for (name, reason), titles in found.items()
     ]

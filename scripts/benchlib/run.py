@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TypeVar
 
+from benchlib.clients import in_parallel
 from benchlib.machine import drop_caches, forget_file, sync_filesystem
 from benchlib.quantities import GIB, MIB, Sample
 
@@ -29,7 +30,7 @@ class Sizes:
     rows: int = 100_000
     commits: int = 500
     client_files: int = 2_000
-    limit: float = 3.0
+    limit: float = 1.5
 
     def scaled(self, factor: float) -> Sizes:
         """Everything so many times as large, but for the time limit; at least 4, or 1 MiB of bytes."""
@@ -89,6 +90,12 @@ class Run:
         yield meter
         seconds = time.perf_counter() - start
         self.report(title, Sample(meter.amount, seconds, self.cpu() - cpu))
+
+    def in_parallel(self, title: str, count: int, work: Callable[[int], float]) -> None:
+        """So many clients at once; what each returns is what it has done. Starting them is not timed."""
+        cpu = self.cpu()
+        done, seconds = in_parallel(count, work)
+        self.report(title, Sample(sum(done), seconds, self.cpu() - cpu))
 
     def within(self, items: Iterable[Item], meter: Meter, each: float = 1) -> Iterator[Item]:
         """The items, until the time limit of the timed block; the meter counts those that were done."""

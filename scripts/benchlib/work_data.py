@@ -8,7 +8,6 @@ import time
 from functools import partial
 from pathlib import Path
 
-from benchlib.clients import in_parallel
 from benchlib.quantities import KIB, MIB, Quantity, Unit, Workload
 from benchlib.run import Run
 
@@ -88,8 +87,7 @@ def random_access(run: Run) -> None:
             os.close(fd)
         work = partial(_share, path, _places(run, SMALL, 2), flags, run.sizes.limit)
         run.make_cold()
-        with run.timed(f"{title}, 16 in flight") as meter:
-            meter.amount = sum(in_parallel(IN_FLIGHT, work))
+        run.in_parallel(f"{title}, 16 in flight", IN_FLIGHT, work)
     path.unlink()
 
 

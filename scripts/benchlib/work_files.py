@@ -9,7 +9,6 @@ from functools import partial
 from itertools import takewhile
 from pathlib import Path
 
-from benchlib.clients import in_parallel
 from benchlib.quantities import Quantity, Unit, Workload
 from benchlib.run import Run
 
@@ -157,8 +156,7 @@ def clients(run: Run) -> None:
         for number in range(count):
             (run.directory / str(number)).mkdir(exist_ok=True)
         work = partial(_client, run.directory, max(1, run.sizes.client_files // count), run.sizes.limit)
-        with run.timed(_clients_title(count)) as meter:
-            meter.amount = sum(in_parallel(count, work))
+        run.in_parallel(_clients_title(count), count, work)
 
 
 WORKLOADS = (

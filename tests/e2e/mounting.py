@@ -34,6 +34,7 @@ class MountSpec:
           options: a `-o` string.   libfuse: `fuse3` or `fuse`.
           tmpfs: whether vault and plain directory are on tmpfs; else on the disk.
           uid, gid: whose daemon it is; None keeps root.
+          constants: (module, name, value): what is set to another value in the daemon.
     """
 
     engine: str = "fusepy"
@@ -44,6 +45,7 @@ class MountSpec:
     tmpfs: bool = True
     uid: int | None = None
     gid: int | None = None
+    constants: tuple[tuple[str, str, int], ...] = ()
 
     def __str__(self) -> str:
         parts = [self.engine, self.cipher.partition("-")[0], f"{self.chunk_size // 1024}k"]
@@ -127,6 +129,7 @@ class Mounted:
             "options": options,
             "uid": spec.uid,
             "gid": spec.gid,
+            "constants": spec.constants,
         }
         environment = os.environ | {"PYTHONPATH": str(PROJECT), "FUSE_LIBRARY_NAME": spec.libfuse}
         with self.log_path.open("ab") as log:
@@ -152,6 +155,12 @@ class Mounted:
         if self.spec.uid is None or "allow_other" in self.spec.options:
             self.mountpoint.stat()
             assert os.path.ismount(self.mountpoint)
+
+    def nodes(self) -> int:
+        """How many nodes the daemon keeps now; of the native engine."""
+        assert self._process is not None and self._process.stdout is not None
+        self._process.send_signal(signal.SIGUSR1)
+        return int(os.read(self._process.stdout.fileno(), 64))
 
     def unmount(self) -> None:
         """Unmount, lazily if it is busy, and see the daemon end by itself, without an error."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -13,6 +14,7 @@ import pytest
 from cryptfs.errors import ReadOnlyVaultError, VaultLockedError
 from cryptfs.vfs.check import check_vault
 from cryptfs.vfs.findings import Finding, Kind, Severity
+from cryptfs.vfs.redo import Durability
 from cryptfs.vfs.vault import Vault
 from tests.e2e.mounting import PASSPHRASE, Mounted
 from tests.fsck.scene import flip
@@ -107,3 +109,27 @@ def test_a_mounted_vault_is_not_repaired(own_mount: Mounted) -> None:
         check_vault(looking, repair=True)
     with pytest.raises(ValueError, match="lock"):
         Vault.unlock(own_mount.vault_dir, PASSPHRASE.encode(), lock=False)
+
+
+def test_after_a_kill(own_mount: Mounted) -> None:
+    """No error that a replay takes away is told before it; a repair leaves a vault in order."""
+    path = own_mount.mountpoint / "file"
+    path.write_bytes(bytes(300_000))
+    own_mount.remount()
+    fd = os.open(path, os.O_RDWR)
+    for offset in range(0, 300_000, 7000):
+        os.pwrite(fd, b"overwritten", offset)
+    os.fsync(fd)
+    os.pwrite(fd, bytes(50_000), 300_000)
+    own_mount.kill()
+    with contextlib.suppress(OSError):
+        os.close(fd)
+    found = check(own_mount, deep=True)
+    assert [finding for finding in found if finding.severity is Severity.ERROR] == []
+    assert Kind.UNFINISHED_JOURNAL in {finding.kind for finding in found}
+    with Vault.unlock(own_mount.vault_dir, PASSPHRASE.encode(), durability=Durability.OFF) as vault:
+        repaired = list(check_vault(vault, deep=True, repair=True).run())
+        assert [finding for finding in repaired if finding.remains] == []
+    assert check(own_mount, deep=True) == []
+    own_mount.start()
+    assert path.read_bytes()[7000:7011] == b"overwritten"

@@ -1,8 +1,11 @@
-"""Resident memory of a daemon that has copied 2 GiB."""
+"""Resident memory of a daemon: after 2 GiB, under load, when it rests, with much open."""
 
 from __future__ import annotations
 
+import mmap
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.e2e.mounting import Mounted
@@ -10,6 +13,8 @@ from tests.e2e.mounting import Mounted
 MIB = 1 << 20
 SIZE = int(os.environ.get("CRYPTFS_E2E_MEMORY_MIB", "2048")) * MIB
 LIMIT_MIB = 150
+IDLE_LIMIT_MIB = 60
+IDLE_SECONDS = 15.0
 
 
 def memory_of(pid: int) -> dict[str, int]:
@@ -38,3 +43,58 @@ def test_memory_after_two_gibibytes(own_mount: Mounted) -> None:
     after = memory_of(own_mount.pid)
     print(f"resident memory in MiB: idle {idle}, written {written}, read back {after}")
     assert max(*written.values(), *after.values()) < LIMIT_MIB
+
+
+def test_memory_under_load_and_after_it(own_mount: Mounted) -> None:
+    names = [f"file{number}" for number in range(16)]
+    with ThreadPoolExecutor(len(names)) as threads:
+        list(threads.map(lambda name: write_and_read(own_mount.mountpoint / name), names))
+    loaded = memory_of(own_mount.pid)
+    for name in names:
+        (own_mount.mountpoint / name).unlink()
+    deadline = time.monotonic() + IDLE_SECONDS
+    while (resting := memory_of(own_mount.pid))["VmRSS"] > IDLE_LIMIT_MIB and time.monotonic() < deadline:
+        time.sleep(0.5)
+    print(f"resident memory in MiB: loaded {loaded}, later {resting}")
+    assert loaded["VmRSS"] < LIMIT_MIB
+    if own_mount.spec.engine == "native":
+        assert resting["VmRSS"] <= IDLE_LIMIT_MIB
+
+
+def write_and_read(path: Path) -> None:
+    """Requests of 1 MiB past the page cache, 48 MiB of them, and some into it."""
+    block = mmap.mmap(-1, MIB)  # aligned, as O_DIRECT wants it
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_DIRECT)
+    try:
+        for number in range(48):
+            os.pwrite(fd, block, number * MIB)
+        for number in range(48):
+            assert os.preadv(fd, [block], number * MIB) == MIB
+    finally:
+        os.close(fd)
+    with path.open("r+b") as file:
+        for _ in range(8):
+            file.write(bytes(MIB))
+
+
+def test_memory_of_many_open_directories(own_mount: Mounted) -> None:
+    before = memory_of(own_mount.pid)["VmRSS"]
+    descriptors = f"/proc/{own_mount.pid}/fd"
+    held = len(os.listdir(descriptors))
+    opened = []
+    try:
+        for number in range(3000):
+            path = own_mount.mountpoint / str(number)
+            path.mkdir()
+            opened.append(os.open(path, os.O_RDONLY | os.O_DIRECTORY))
+            if number % 10 == 0:
+                assert os.listdir(opened[-1]) == []
+        grown = memory_of(own_mount.pid)["VmRSS"] - before
+    finally:
+        for fd in opened:
+            os.close(fd)
+    deadline = time.monotonic() + IDLE_SECONDS
+    while len(os.listdir(descriptors)) > held + 2000:  # their releases are on the way; some stay open
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert grown < 60  # some kilobytes each, for the place that is known and the listing

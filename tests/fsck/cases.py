@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from cryptfs.core.dirrecord import RECORD_NAME, pack_directory_record
-from cryptfs.core.header import HeaderFlag
+from cryptfs.core.header import NO_FLAGS, HeaderFlag
 from cryptfs.core.salvage import adoption_mark
 from cryptfs.vfs.check_directories import ADOPTION_MARK
 from cryptfs.vfs.findings import Kind
@@ -100,7 +100,7 @@ def zero_and_cut(vault: BareVault) -> None:
 
 
 def cut_below_size_min(vault: BareVault) -> None:
-    rewrite_header(vault, flags=0, size=SIZE, size_min=SIZE)
+    rewrite_header(vault, flags=NO_FLAGS, size=SIZE, size_min=SIZE)
     cut_file(vault, vault.geometry.record_offset(5))
 
 
@@ -262,7 +262,7 @@ CASES = [
     Case("surplus", lambda v: append(v, b"file"), [Kind.SURPLUS]),
     Case(
         "not settled",
-        lambda v: rewrite_header(v, flags=0, size=100, size_min=100),
+        lambda v: rewrite_header(v, flags=NO_FLAGS, size=100, size_min=100),
         [Kind.NOT_SETTLED],
     ),
     Case(
@@ -330,6 +330,11 @@ CASES = [
         "orphaned journal",
         lambda v: (path_of(v, DOCS) / "cryptfs.journal.a").touch(),
         [Kind.ORPHANED_JOURNAL],
+    ),
+    Case(
+        "list of sessions",
+        lambda v: (v.vault_dir / "cryptfs.sessions").write_bytes(bytes(70)),
+        [Kind.SESSIONS],
     ),
     Case("special file", lambda v: os.mkfifo(v.vault_dir / "cryptfs.lock"), [Kind.SPECIAL_FILE]),
 ]

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import subprocess
+from pathlib import Path
 
 import pytest
 
+from cryptfs.vfs.context import FileContext
 from cryptfs.vfs.findings import DESCRIPTIONS, Kind, Severity, State
+from cryptfs.vfs.redo import Durability
 from tests.fsck.cases import CASES, DEEP, DOCS, GONE, UNREPAIRED, Case, spoil_chunks, spoil_xattr
 from tests.fsck.deaths import dying
 from tests.fsck.scene import (
     CHUNK,
+    CONTENT,
     Tree,
     bad,
     check,
@@ -222,3 +227,34 @@ def test_unreadable_directories_are_told(vault: BareVault, monkeypatch: pytest.M
     assert Kind.UNREADABLE in kinds(found)
     assert Kind.ORPHANED_TARGET not in kinds(found)  # a link in there may name it
     assert any(finding.remains for finding in found)
+
+
+def test_a_journal_that_waits_for_its_replay(tmp_path: Path) -> None:
+    """Nothing is said of files that it may still change; once it is replayed, all is well."""
+    vault = BareVault(tmp_path / "vault", durability=Durability.POWER)
+    vault.put(b"file", CONTENT)
+    vault.put(b"rest", CONTENT)
+    vault.reopen()
+    with vault.opened(b"file") as file:
+        file.write(10, b"overwritten")
+        vault.tree.sync_file(file, data_only=False)
+        file.write(len(CONTENT), pattern(3 * CHUNK, 5))
+        subprocess.run(["cp", "-a", vault.vault_dir, tmp_path / "crashed"], check=True)
+    entry = vault.entry(b"file")
+    vault.close()
+    crashed = BareVault.__new__(BareVault)
+    crashed.context = FileContext(vault.keys, vault.config, read_only=True)
+    crashed._vault_fd = os.open(tmp_path / "crashed", os.O_RDONLY | os.O_DIRECTORY)
+    state = snapshot(tmp_path / "crashed")
+    found = check(crashed)
+    assert snapshot(tmp_path / "crashed") == state
+    os.close(crashed._vault_fd)
+    crashed.context.cipher.close()
+    assert Kind.UNFINISHED_JOURNAL in kinds(found)
+    assert [finding.kind for finding in bad(found)] == [Kind.NOT_SETTLED]
+    assert bad(found)[0].cipher_path == entry
+    replayed = BareVault(tmp_path / "crashed")
+    repair(replayed)
+    assert bad(check(replayed)) == []
+    assert replayed.get(b"file")[:30] == CONTENT[:10] + b"overwritten" + CONTENT[21:30]
+    replayed.close()

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from tests.fuzz.journal_targets import JOURNAL_TARGETS
+from tests.fuzz.manifest_targets import MANIFEST_TARGETS
 from tests.fuzz.targets import CORE_TARGETS, Target
 from tests.fuzz.vault_targets import VAULT_TARGETS
 
-TARGETS: dict[str, Callable[[], Target]] = {**CORE_TARGETS, **VAULT_TARGETS}
+TARGETS: dict[str, Callable[[], Target]] = {
+    **CORE_TARGETS,
+    **JOURNAL_TARGETS,
+    **MANIFEST_TARGETS,
+    **VAULT_TARGETS,
+}

@@ -143,7 +143,7 @@ def request_target() -> Target:
     vault.put(b"file", pattern(10_000))
     vault.tree.make_directory(vault.root, b"directory", 0o755)
     requests = Requests(cast(Vault, vault), parse_options("allow_other"))
-    room = memoryview(bytearray((1 << 20) + 4096))
+    request = Request(memoryview(bytearray((1 << 20) + 4096)), lambda: None)
     samples = list(_request_samples())
 
     def run(data: bytes) -> None:
@@ -152,12 +152,14 @@ def request_target() -> Target:
         handler = requests.handlers.get(OPCODES[data[0] % len(OPCODES)])
         if handler is None:
             return
-        nodeid = (structs.ROOT_ID, 2, 3, 0, 2**64 - 1)[data[1] % 5]
+        request.nodeid = (structs.ROOT_ID, 2, 3, 0, 2**64 - 1)[data[1] % 5]
+        request.body = memoryview(data)[2:]
+        request.uid, request.gid = os.getuid(), os.getgid()
         try:
-            reply = handler(Request(nodeid, memoryview(data)[2:], os.getuid(), os.getgid(), room))
+            reply = handler(request)
         except FORESEEN:
             return
-        assert reply is None or len(reply) <= len(room)
+        assert isinstance(reply, int | None) or len(reply) <= len(request.room)
 
     def close_all() -> None:
         requests.close()

@@ -17,8 +17,9 @@ from cryptfs.vfs.redo import Durability, RedoLog
 from tests.support import KIB, BareVault, pattern
 
 CHUNK = 4 * KIB
-NAME = b"file"
+NAME, OTHER = b"file", b"other"
 OLD = pattern(4 * CHUNK + 1000, 1)
+NEW, NEWER = pattern(CHUNK, 2), pattern(CHUNK, 3)
 POWER, PROCESS = Durability.POWER, Durability.PROCESS
 LOGGED = (POWER, PROCESS)
 
@@ -126,3 +127,18 @@ class SyncCalls:
         """Those since the last time."""
         taken, self.calls = self.calls, []
         return taken
+
+
+def pending_vault(vault_dir: Path) -> BareVault:
+    """Two files with two records each that are in the journal only."""
+    vault = vault_with(vault_dir)
+    vault.put(OTHER, OLD)
+    vault.reopen()
+    for name in (NAME, OTHER):
+        file = writer(vault, name)
+        file.write(0, NEW)
+        file.write(2 * CHUNK, NEWER)
+    return vault
+
+
+PENDING = replaced(replaced(OLD, 0, NEW), 2 * CHUNK, NEWER)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ class Remains:
 
     def leave(self, records: bytes, flags: int = NO_FLAGS, **fields: Any) -> None:
         """Write a header that is not CLEAN, and these records behind it."""
-        header = replace(self.vault.header(NAME), flags=flags, **fields)
+        header = self.vault.header(NAME).changed(flags=flags, **fields)
         self.path.write_bytes(self.vault.context.pack_header(header) + records)
 
     def cut(self, plain_size: int) -> int:
@@ -87,6 +86,21 @@ def test_zeroed_tail(remains: Remains) -> None:
     assert remains.found() == CONTENT[:CHUNK]
     remains.leave(zeroed, HeaderFlag.SPARSE, size_min=100)
     assert remains.found() == CONTENT[:CHUNK] + bytes(SIZE - CHUNK)
+
+
+@pytest.mark.parametrize("behind", [b"", b"rubbish"], ids=["nothing", "rubbish"])
+@pytest.mark.parametrize("size_min", [0, 100, CHUNK])
+def test_a_hole_of_terabytes_behind_the_end(remains: Remains, size_min: int, behind: bytes) -> None:
+    """Anybody can make a file that long in one call; opening it takes no longer for that."""
+    remains.leave(remains.records[: remains.cut(2 * CHUNK)], size_min=size_min)
+    far = 1 << 42
+    os.truncate(remains.path, far)
+    with remains.path.open("r+b") as file:
+        file.seek(far)
+        file.write(behind)
+    with remains.vault.opened(NAME, os.O_RDONLY) as opened:
+        assert opened.read(0, SIZE) == CONTENT[: 2 * CHUNK]
+    assert remains.found() == CONTENT[: 2 * CHUNK]
 
 
 def test_damage_before_an_intact_tail_stays_damage(

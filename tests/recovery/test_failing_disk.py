@@ -12,7 +12,7 @@ import pytest
 from tests.recovery.faults import Faults
 from tests.recovery.operations import CHUNK, GROWTHS, OPERATIONS, SHRINKS, WRITES, Operation
 from tests.recovery.test_killed_operations import NAME, assert_old_or_new, chunks_of, read_chunks
-from tests.support import CIPHERS, KIB, BareVault, pattern
+from tests.support import CIPHERS, KIB, BareVault, open_descriptors, pattern
 
 
 def calls_of(vault: BareVault, operation: Operation) -> int:
@@ -86,13 +86,13 @@ def test_shrinks_never_fail_into_a_wrong_length(tmp_path: Path) -> None:
 def test_error_at_the_close_reaches_the_caller_and_leaves_no_handle(tmp_path: Path) -> None:
     vault = BareVault(tmp_path / "vault")
     vault.put(NAME, b"1")
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     file = vault.tree.open(vault.root, NAME, os.O_RDWR)
     file.write(0, b"2")
     with Faults(at=0, error=errno.EIO).on_disk(), pytest.raises(OSError) as raised:
         vault.tree.release(file)
     assert raised.value.errno == errno.EIO
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_descriptors() == before
     assert not vault.tree.files._states
     assert vault.get(NAME) == b"2"  # its length is found by recovery
     vault.close()

@@ -9,7 +9,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import NamedTuple, cast
 
@@ -87,6 +87,7 @@ class FakeKernel:
     requests: Requests
     vault: BareVault
     session: Session
+    notifications: list[tuple[int, bytes]] = field(default_factory=list)
     _unique: int = 1
 
     def send(self, opcode: int, nodeid: int = ROOT, body: bytes = b"", *, length: int | None = None) -> int:
@@ -99,10 +100,14 @@ class FakeKernel:
 
     def receive(self) -> tuple[int, Reply]:
         """The next reply and the number of its request. Raises: TimeoutError."""
-        raw = self.connection.recv(_BUFFER)
-        size, code, unique = structs.OUT_HEADER.unpack_from(raw)
-        assert size == len(raw), "a reply says another length than it has"
-        return unique, Reply(-code, raw[structs.OUT_HEADER.size :])
+        while True:
+            raw = self.connection.recv(_BUFFER)
+            size, code, unique = structs.OUT_HEADER.unpack_from(raw)
+            assert size == len(raw), "a reply says another length than it has"
+            payload = raw[structs.OUT_HEADER.size :]
+            if unique:
+                return unique, Reply(-code, payload)
+            self.notifications.append((code, payload))
 
     def ask(self, opcode: int, nodeid: int = ROOT, body: bytes = b"", *, length: int | None = None) -> Reply:
         """One request and its reply."""

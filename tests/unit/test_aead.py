@@ -240,6 +240,7 @@ def test_kinds_are_those_of_the_format() -> None:
         ("JOURNAL_RECORD", 8),
         ("JOURNAL_HEAD", 9),
         ("SESSIONS", 10),
+        ("MANIFEST", 11),
     ]
 
 

@@ -189,6 +189,12 @@ def test_the_table_shows_rates_ratios_and_failures() -> None:
     assert "failed: encfs: make files: no room" in text
 
 
+def test_a_long_reason_keeps_both_ends() -> None:
+    assert report.shortened("too long: " + "x" * 500 + ": no room").startswith("too long: xxx")
+    assert report.shortened("too long: " + "x" * 500 + ": no room").endswith("xxx: no room")
+    assert report.shortened("short") == "short"
+
+
 def test_what_was_not_asked_for_is_no_failure() -> None:
     text = shown_text(some_results(a_row("mount", cryptfs=entry(1, 1.0), plain=Entry(failed="not measured"))))
     assert "failed" not in text
@@ -286,6 +292,20 @@ def test_bars_and_curves_are_drawn(tmp_path: Path) -> None:
     assert "stat, cold" in lines
     again = plots.draw(made, tmp_path / "again")
     assert again[0].read_text() == bars, "the same figures give the same file"
+
+
+@pytest.mark.parametrize(
+    ("value", "binary", "text"),
+    [
+        (512, True, "512 B"),
+        (64 << 20, True, "64 MiB"),
+        (100 << 30, True, "100 GiB"),
+        (10_000, False, "10 k"),
+        (16, False, "16"),
+    ],
+)
+def test_ticks_of_an_axis(value: float, binary: bool, text: str) -> None:
+    assert plots.quantity_text(value, binary=binary) == text
 
 
 # ---- the machine and the command line

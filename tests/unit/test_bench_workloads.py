@@ -188,7 +188,8 @@ def test_what_one_client_meets_reaches_the_parent() -> None:
 
     with pytest.raises(ChildProcessError, match="No such file"):
         in_parallel(3, work)
-    assert sorted(in_parallel(3, float)) == [0, 1, 2]
+    done, seconds = in_parallel(3, float)
+    assert (sorted(done), seconds > 0) == ([0, 1, 2], True)
 
 
 def test_clients_start_together_after_they_are_prepared(tmp_path: Path) -> None:
@@ -207,7 +208,8 @@ def test_curves_have_a_point_for_each_size(
     spec: curves.CurveSpec, tmp_path: Path, material: Material, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(curves, "_MOMENT", 0.01)
-    monkeypatch.setattr(curves, "_SPARSE_PLACES", 5)
+    monkeypatch.setattr(curves, "_PLACES", 5)
+    monkeypatch.setattr(curves, "_PROBES", 5)
     witness = Witness(tmp_path / "place", material, lambda _: None)
     points = spec.points[:2]
     outcome = Outcome()
@@ -225,6 +227,22 @@ def test_big_points_come_only_when_asked_for() -> None:
     assert max(spec.chosen(1.0, big=True)) == 1_000_000
     assert spec.chosen(0.0, big=False) == [10, 100]
     assert max(each.points[-1] for each in curves.SPECS) == 100 << 30
+
+
+def test_who_makes_no_holes_is_not_asked_for_a_large_one(
+    tmp_path: Path, material: Material, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    witness = Witness(tmp_path / "place", material, lambda _: None)
+    sizes = []
+
+    def truncate(fd: int, size: int) -> None:
+        sizes.append(size)
+        os.write(fd, b"x" * size)
+
+    monkeypatch.setattr(os, "truncate", truncate)
+    with pytest.raises(RuntimeError, match="it makes no holes: 1 MiB were written for 1 MiB"):
+        curves.sparse_size(witness.run, [MIB, 100 << 30])
+    assert sizes == [MIB]
 
 
 def test_units_of_axes_are_rates() -> None:

@@ -26,6 +26,7 @@ KNOWN = frozenset(
             "cryptfs.tmp",
             "cryptfs.links",
             "cryptfs.sessions",
+            "cryptfs.unsettled",
             "fuse.cryptfs",
             "size_min",
         ),

@@ -16,9 +16,9 @@ MASTERKEY = b"a masterkey of exactly 32 bytes!"
 
 def test_all_subkeys_are_distinct() -> None:
     keys = dataclasses.asdict(Subkeys.from_masterkey(MASTERKEY))
-    assert len(keys) == 11
+    assert len(keys) == 12
     starts = {value[:16] for value in (*keys.values(), MASTERKEY)}
-    assert len(starts) == 12
+    assert len(starts) == 13
     assert {len(value) for name, value in keys.items() if name != "root_dir_id"} == {32}
     assert len(keys["root_dir_id"]) == 16
 

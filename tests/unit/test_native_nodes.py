@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -150,13 +152,14 @@ def test_a_reused_inode_number_is_another_file(acting: Acting, table: NodeTable)
     # filesystem is made to say it does all the same.
     old = acting.make(b"a")
     acting.remove(b"a")
-    again = table.remember(table.root, b"a", fake_stat(st_dev=old.key[0], st_ino=old.key[1]))
+    device, inode = table.file_key(old)
+    again = table.remember(table.root, b"a", fake_stat(st_dev=device, st_ino=inode))
     assert again is not old
     assert again.nodeid != old.nodeid
     assert table.get(old.nodeid) is old
     assert table.attributes(old).st.st_nlink == 0
     table.forget(old.nodeid, 1)
-    assert table.find(fake_stat(st_dev=old.key[0], st_ino=old.key[1])) is again  # not taken along
+    assert table.find(fake_stat(st_dev=device, st_ino=inode)) is again  # not taken along
 
 
 def test_a_number_that_really_comes_back(acting: Acting, table: NodeTable) -> None:
@@ -216,7 +219,7 @@ def test_kept_numbers_are_bounded(acting: Acting, table: NodeTable) -> None:
         made.append(make_link(acting, b"link %d" % number))
         acting.rename(b"link %d" % number, b"moved %d" % number)
     assert sum(node.first is not None for node in made) <= MAX_KEPT_NUMBERS
-    assert all(node.first is None and node.inode == node.key[1] for node in made[:20])
+    assert all(node.first is None and node.inode == node.key for node in made[:20])
     assert open_descriptors() - before <= MAX_KEPT_NUMBERS + 5
     for node in made:
         table.forget(node.nodeid, 1)
@@ -332,3 +335,54 @@ def test_deep_paths_without_open_directories(
     gc.collect()
     assert table.place(file)[1] == b"file"
     assert inode_of(acting, file) == file.inode
+
+
+def test_a_forgotten_directory_is_kept_for_what_is_known_below_it(acting: Acting, table: NodeTable) -> None:
+    # A file with two names, known here by the one in `a`; the kernel forgets `a` and keeps the other name.
+    top = acting.mkdir(b"top")
+    parent = acting.mkdir(b"a", top)
+    node = acting.make(b"x", parent)
+    acting.tree.link(table.directory(parent), b"x", acting.vault.root, b"y")
+    for forgotten in (parent, top):
+        table.forget(forgotten.nodeid, forgotten.lookups)
+    assert len(table) == 2  # the root and the file
+    acting.rename(b"top", b"moved")
+    again = acting.look(b"moved")
+    assert again is top
+    acting.rename(b"a", b"b", top)
+    assert table.place(node)[1] == b"x"
+    assert inode_of(acting, node) == node.inode
+    assert table.get(again.nodeid) is top
+    table.forget(top.nodeid, 1)
+    table.forget(node.nodeid, 1)
+    assert len(table) == 1
+    assert not table.root.children
+    for left in (top, parent, node):
+        assert table.find(fake_stat(st_dev=table.file_key(left)[0], st_ino=left.inode)) is None
+
+
+def test_a_kept_directory_goes_when_its_last_child_moves_away(acting: Acting, table: NodeTable) -> None:
+    parent, other = acting.mkdir(b"a"), acting.mkdir(b"b")
+    node = acting.make(b"x", parent)
+    table.forget(parent.nodeid, 1)
+    assert table.find(acting.tree.stat(acting.vault.root, b"a").st) is parent
+    acting.rename(b"x", b"x", parent, other)
+    assert table.find(acting.tree.stat(acting.vault.root, b"a").st) is None
+    assert acting.look(b"a") is not parent
+    assert table.place(node) == (table.directory(other), b"x")
+
+
+def test_paths_deeper_than_the_interpreters_stack(
+    acting: Acting, table: NodeTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_OPEN_DIRECTORIES", 4)
+    node = table.root
+    for _ in range(sys.getrecursionlimit() + 50):
+        node = acting.mkdir(b"d", node)
+    for number in range(8):
+        table.directory(acting.mkdir(b"other %d" % number))
+    assert node.directory is None
+    file = acting.make(b"file", node)
+    assert inode_of(acting, file) == file.inode
+    subprocess.run(["rm", "-r", acting.vault.vault_dir], check=True)  # pytest cannot
+    acting.vault.vault_dir.mkdir()

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cryptfs.mount.native import structs
-from cryptfs.mount.native.structs import Cap, Op, SetAttr
+from cryptfs.mount.native.structs import Cap, Notification, Op, SetAttr
 from tests.unit.native_kernel import fake_stat
 
 SIZES = {
@@ -55,6 +55,9 @@ SIZES = {
     "LSEEK_IN": 24,  # fuse_lseek_in
     "LSEEK_OUT": 8,  # fuse_lseek_out
     "COPY_FILE_RANGE_IN": 56,  # fuse_copy_file_range_in
+    "INVAL_INODE_OUT": 24,  # fuse_notify_inval_inode_out
+    "PRUNE_OUT": 16,  # fuse_notify_prune_out
+    "NODEID": 8,  # one of those behind it
     "STATX_OUT": 288 - 256,  # fuse_statx_out without its fuse_statx
     "STATX": 256,  # fuse_statx
     "DIRENT": 24,  # fuse_dirent without its name
@@ -101,6 +104,8 @@ def test_numbers_that_the_kernel_knows() -> None:
         name: value for name, value in vars(SetAttr).items() if name.isupper()
     }
     assert (structs.OPEN_KILL_SUIDGID, structs.WRITE_CACHE, structs.WRITE_KILL_SUIDGID) == (1, 1, 4)
+    assert (Notification.INVAL_INODE, Notification.PRUNE) == (2, 9)
+    assert structs.PRUNE_MINOR == 45
     assert (structs.FOPEN_KEEP_CACHE, structs.FOPEN_CACHE_DIR, structs.FSYNC_FDATASYNC) == (2, 8, 1)
 
 

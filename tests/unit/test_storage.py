@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import gc
 import os
 import stat
 import threading
@@ -24,6 +25,7 @@ from tests.support import BareVault, open_descriptors
 
 @pytest.fixture
 def dir_fd(tmp_path: Path) -> Iterator[int]:
+    gc.collect()  # what earlier tests left in reference loops
     before = open_descriptors()
     fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
     yield fd

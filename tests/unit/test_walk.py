@@ -13,7 +13,8 @@ from cryptfs.core.dirrecord import RECORD_NAME
 from cryptfs.core.names import SIDECAR_SUFFIX
 from cryptfs.vfs import walk as walk_module
 from cryptfs.vfs.directory import Directory
-from cryptfs.vfs.walk import Role, WalkedEntry, Walker, role_of
+from cryptfs.vfs.roles import Role, role_of
+from cryptfs.vfs.walk import WalkedEntry, Walker
 from tests.support import BareVault, open_descriptors
 
 LONG = b"l" * 200

@@ -5,7 +5,9 @@ A reader of whole files belongs to the vfs; the one here is the shortest that fo
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from cryptfs.core.aead import SUITES, ChunkCipher, Kind, open_small, seal_small
@@ -13,7 +15,17 @@ from cryptfs.core.config import CONFIG_NAME, config_mac, decode_config, unlock
 from cryptfs.core.dirrecord import pack_directory_record, unpack_directory_record
 from cryptfs.core.geometry import HEADER_SIZE, ChunkGeometry
 from cryptfs.core.header import FileHeader
+from cryptfs.core.journal import (
+    PREFIX_SIZE,
+    JournalHead,
+    Sessions,
+    payload_digest,
+    record_lengths,
+    unpack_record,
+)
 from cryptfs.core.keys import Subkeys, file_content_key, passphrase_key
+from cryptfs.core.manifest import HEADER_SIZE as MANIFEST_HEADER
+from cryptfs.core.manifest import SEALED_BLOCK_SIZE, ManifestCipher, ManifestReader
 from cryptfs.core.names import (
     LONG_PREFIX,
     MAX_NAME_SIZE,
@@ -32,6 +44,7 @@ from cryptfs.core.smallvalues import (
     xattr_aad,
 )
 from cryptfs.errors import ChunkError, CryptfsError, HeaderError
+from tests.support import BareVault
 
 Inputs = dict[str, Any]
 
@@ -71,6 +84,7 @@ def subkeys(inputs: Inputs) -> Inputs:
         "xattrs": keys.xattrs_key,
         "journal": keys.journal_key,
         "config": keys.config_key,
+        "manifest": keys.manifest_key,
     }
     return {
         "subkeys": {purpose: subkey.hex() for purpose, subkey in by_purpose.items()},
@@ -136,6 +150,8 @@ def open_header(inputs: Inputs) -> Inputs:
         "size_min": header.size_min,
         "generation": header.generation,
         "flags": int(header.flags),
+        "journal_id": header.journal_id.hex(),
+        "journal_floor": header.journal_floor,
     }
 
 
@@ -260,6 +276,108 @@ def unlock_vault(inputs: Inputs) -> Inputs:
     return {"masterkey": masterkey.hex(), "slot_id": slot.id}
 
 
+def open_journal_head(inputs: Inputs) -> Inputs:
+    """Unpack, and pack again with the same nonce."""
+    keys, raw = _keys(inputs), _hex(inputs, "raw")
+    head = JournalHead.unpack(raw, keys)
+    if head is None:
+        raise Refused("no head of a journal of this vault")
+    assert head.pack(keys, raw[24:48]) == raw
+    return {
+        "journal_id": head.journal_id.hex(),
+        "number": head.number,
+        "first_seq": head.first_seq,
+        "root_inode": head.root_inode,
+    }
+
+
+def open_journal_record(inputs: Inputs) -> Inputs:
+    """Unpack a record, compare its digest, and pack it again with the same nonce."""
+    keys, suite, raw = _keys(inputs), SUITES[inputs["cipher"]], _hex(inputs, "raw")
+    journal_id, offset = _hex(inputs, "journal_id"), inputs["offset"]
+    lengths = record_lengths(raw)
+    if lengths is None:
+        raise Refused("no record")
+    path_size, payload_size = lengths
+    path = raw[PREFIX_SIZE : PREFIX_SIZE + path_size]
+    payload = raw[PREFIX_SIZE + path_size :][:payload_size]
+    record = unpack_record(raw[:PREFIX_SIZE], path, keys, journal_id, offset)
+    if record is None:
+        raise Refused("the record does not open")
+    record_size = inputs["chunk_size"] + suite.overhead
+    if payload_digest(path, payload, record_size, suite.nonce_size, suite.tag_size) != record.digest:
+        raise Refused("path or payload do not have the digest")
+    assert record.pack(keys, raw[14:38], journal_id, offset, len(payload)) + payload == raw
+    return {
+        "seq": record.seq,
+        "previous": record.previous,
+        "record_operation": int(record.operation),
+        "epoch": record.epoch,
+        "file_id": record.file_id.hex(),
+        "inode": record.inode,
+        "first": record.first,
+        "size": record.size,
+        "path": record.path.hex(),
+        "payload": payload.hex(),
+    }
+
+
+def open_sessions(inputs: Inputs) -> Inputs:
+    """Unpack, and pack again with the same nonce."""
+    keys, raw = _keys(inputs), _hex(inputs, "raw")
+    sessions = Sessions.unpack(raw, keys)
+    if sessions is None:
+        raise Refused("no list of sessions of this vault")
+    assert sessions.pack(keys, raw[:24]) == raw
+    return {"last": sessions.last, "crashed": [each.hex() for each in sessions.crashed]}
+
+
+def replay_vault(inputs: Inputs) -> Inputs:
+    """Lay a vault out, unlock it, and read everything."""
+    with tempfile.TemporaryDirectory(prefix="vectors-") as place:
+        vault_dir = Path(place)
+        for name, content in inputs["files"].items():
+            (vault_dir / name).write_bytes(bytes.fromhex(content))
+        vault = BareVault(
+            vault_dir,
+            cipher=inputs["cipher"],
+            chunk_size=inputs["chunk_size"],
+            masterkey=_hex(inputs, "masterkey"),
+        )
+        try:
+            contents = {name.decode(): vault.get(name).hex() for name in vault.names()}
+        finally:
+            vault.close()
+        assert not [path for path in vault_dir.iterdir() if path.name.startswith("cryptfs.journal")]
+        raw = (vault_dir / "cryptfs.sessions").read_bytes()
+    return {"contents": contents} | open_sessions(inputs | {"raw": raw.hex()})
+
+
+def read_manifest(inputs: Inputs) -> Inputs:
+    """Every record of a manifest, with the head's fields."""
+    raw, block = _hex(inputs, "raw"), SEALED_BLOCK_SIZE
+    cipher = ManifestCipher.of_header(_keys(inputs), _hex(inputs, "vault_id"), raw[:MANIFEST_HEADER])
+    starts = range(MANIFEST_HEADER, max(len(raw), MANIFEST_HEADER + 1), block)
+    reader = ManifestReader(
+        cipher.open(index, raw[start : start + block], last=start + block >= len(raw))
+        for index, start in enumerate(starts)
+    )
+    records = [
+        {name: value.hex() if isinstance(value, bytes) else value for name, value in record._asdict().items()}
+        for record in reader.records()
+    ]
+    head, tail = reader.head, reader.tail
+    assert tail is not None
+    return {
+        "config_generation": head.config_generation,
+        "config_mac": head.config_mac.hex(),
+        "sessions": head.sessions,
+        "created": head.created,
+        "records": records,
+        "skipped": tail.skipped,
+    }
+
+
 OPERATIONS: dict[str, Callable[[Inputs], Inputs]] = {
     "subkeys": subkeys,
     "passphrase_key": derive_passphrase_key,
@@ -273,4 +391,9 @@ OPERATIONS: dict[str, Callable[[Inputs], Inputs]] = {
     "open_link": open_link,
     "open_xattr": open_xattr,
     "unlock": unlock_vault,
+    "open_journal_head": open_journal_head,
+    "open_journal_record": open_journal_record,
+    "open_sessions": open_sessions,
+    "replay_vault": replay_vault,
+    "read_manifest": read_manifest,
 }

@@ -105,6 +105,7 @@ def test_the_script_still_makes_such_vaults(tmp_path: Path) -> None:
     with Vault.unlock(tmp_path / "vault", PASSPHRASE) as vault:
         fill(vault.tree, CHUNK_SIZES[cipher])
         assert describe(vault.tree, vault.tree.root) == expected
+    with Vault.unlock(tmp_path / "vault", PASSPHRASE) as vault:  # before, the redo log may have it open
         file = vault.tree.open(vault.tree.root, b"sparse", os.O_RDONLY)
         assert file.read(0, 1) == b"s"
         assert file.state.header is not None

@@ -9,7 +9,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.vectors import examples, scenarios_config, scenarios_files, scenarios_lengths, scenarios_tree
+from tests.vectors import (
+    examples,
+    scenarios_config,
+    scenarios_files,
+    scenarios_journal,
+    scenarios_lengths,
+    scenarios_manifest,
+    scenarios_replays,
+    scenarios_tree,
+)
 
 VECTORS_DIR = Path(__file__).parent
 DOCUMENT = VECTORS_DIR.parents[1] / "docs" / "FORMAT.md"
@@ -28,6 +37,10 @@ def all_vectors() -> dict[str, str]:
         "links": scenarios_tree.link_scenarios(),
         "xattrs": scenarios_tree.xattr_scenarios(),
         "config": scenarios_config.config_scenarios(),
+        "journal": scenarios_journal.journal_scenarios(),
+        "sessions": scenarios_journal.sessions_scenarios(),
+        "replays": scenarios_replays.replay_scenarios(),
+        "manifest": scenarios_manifest.manifest_scenarios(),
     }
     return {
         f"{folder}/{name}.json": json.dumps(vector.as_json(), indent=1, ensure_ascii=False) + "\n"

@@ -21,6 +21,8 @@ from nacl.pwhash import argon2id
 
 CIPHERS = {"aegis-256": (1, 32, 32), "xchacha20-poly1305": (2, 24, 16)}  # id, nonce bytes, tag bytes
 CHUNK, HEADER, LINK, LINK_UNBOUND, XATTR_OF_FILE, XATTR_OF_DIRECTORY, SLOT = range(1, 8)
+JOURNAL_RECORD, JOURNAL_HEAD, SESSIONS = range(8, 11)
+WRITE, SHRINK, PUNCH = 1, 2, 3
 CLEAN, SPARSE, VOID = 1, 2, 4
 XATTR_CONTEXT = b"cryptfs:xattrs\0\0"
 
@@ -35,6 +37,8 @@ FILE_ID = fixed("file_id", 32)
 OTHER_FILE_ID = fixed("other file_id", 32)
 DIR_ID = fixed("dir_id", 16)
 OTHER_DIR_ID = fixed("other dir_id", 16)
+JOURNAL_ID = fixed("journal_id", 16)
+OTHER_JOURNAL_ID = fixed("other journal_id", 16)
 
 
 def flip(data: bytes, offset: int) -> bytes:
@@ -103,14 +107,18 @@ def pack_header(
     size_min: int = 0,
     generation: int = 0,
     flags: int = 0,
-    reserved: bytes = bytes(108),
+    journal_id: bytes = bytes(16),
+    journal_floor: int = 0,
+    reserved: bytes = bytes(84),
     sealed_for: bytes | None = None,
     masterkey: bytes = MASTERKEY,
 ) -> bytes:
     """A file header, section 4. sealed_for: another AAD for the state than the header's own."""
     log2 = chunk_size.bit_length() - 1
     clear = struct.pack("<7sBBBHI32s", magic, version, CIPHERS[cipher][0], log2, zeros, epoch, file_id)
-    state = struct.pack("<QQQI108s", size, size_min, generation, flags, reserved)
+    state = struct.pack(
+        "<QQQI16sQ84s", size, size_min, generation, flags, journal_id, journal_floor, reserved
+    )
     aad = bytes((HEADER, 1)) + clear if sealed_for is None else sealed_for
     body = clear + seal_small(subkey("header", masterkey), state, aad)
     return body + keyed(subkey("hdrmac", masterkey), "hdrmac", body)
@@ -210,3 +218,72 @@ def config_mac(config: dict[str, Any]) -> str:
     """The mac of a config under the masterkey of the vectors, in hex."""
     body = canonical({name: value for name, value in config.items() if name != "mac"})
     return keyed(subkey("config"), "confmac", body).hex()
+
+
+def journal_head(
+    number: int,
+    first_seq: int,
+    root_inode: int,
+    *,
+    journal_id: bytes = JOURNAL_ID,
+    padding: bytes = bytes(424),
+    masterkey: bytes = MASTERKEY,
+) -> bytes:
+    """The head of a journal file, section 10."""
+    clear = b"CRYPTFSJ" + journal_id
+    state = struct.pack("<QQQ", number, first_seq, root_inode)
+    sealed = seal_small(subkey("journal", masterkey), state, bytes((JOURNAL_HEAD, 1)) + clear)
+    return clear + sealed + padding
+
+
+def payload_digest(path: bytes, records: list[tuple[bytes, bytes, bytes]]) -> bytes:
+    """The digest of a journal record; records: nonce, ciphertext and tag of each chunk record."""
+    parts = [struct.pack("<I", len(path)), path]
+    for nonce, ciphertext, tag in records:
+        parts += [struct.pack("<I", len(nonce) + len(ciphertext) + len(tag)), nonce, tag]
+    return hashlib.blake2b(b"".join(parts), digest_size=32).digest()
+
+
+def split_records(cipher: str, chunk_size: int, payload: bytes) -> list[tuple[bytes, bytes, bytes]]:
+    """Chunk records one behind the other, taken apart."""
+    _, nonce_size, tag_size = CIPHERS[cipher]
+    size = chunk_size + nonce_size + tag_size
+    records = [payload[start : start + size] for start in range(0, len(payload), size)]
+    return [(record[:nonce_size], record[nonce_size:-tag_size], record[-tag_size:]) for record in records]
+
+
+def journal_record(
+    cipher: str,
+    chunk_size: int,
+    offset: int,
+    *,
+    seq: int,
+    operation: int,
+    first: int,
+    size: int,
+    payload: bytes = b"",
+    path: bytes = b"",
+    previous: int = 0,
+    epoch: int = 0,
+    file_id: bytes = FILE_ID,
+    inode: int = 0,
+    zeros: bytes = bytes(3),
+    journal_id: bytes = JOURNAL_ID,
+    masterkey: bytes = MASTERKEY,
+) -> bytes:
+    """A journal record, section 10."""
+    digest = payload_digest(path, split_records(cipher, chunk_size, payload))
+    fields = struct.pack(
+        "<QQB3sI32sQQQ32s", seq, previous, operation, zeros, epoch, file_id, inode, first, size, digest
+    )
+    clear = b"CRYPTFSR" + struct.pack("<HI", len(path), len(payload))
+    aad = bytes((JOURNAL_RECORD, 1)) + journal_id + struct.pack("<Q", offset) + clear
+    return clear + seal_small(subkey("journal", masterkey), fields, aad) + path + payload
+
+
+def sessions(
+    last: int, crashed: list[bytes], *, count: int | None = None, masterkey: bytes = MASTERKEY
+) -> bytes:
+    """The list of sessions, section 10; count replaces the right one."""
+    state = struct.pack("<QH", last, len(crashed) if count is None else count) + b"".join(crashed)
+    return seal_small(subkey("journal", masterkey), state, bytes((SESSIONS, 1)))

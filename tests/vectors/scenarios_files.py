@@ -11,7 +11,7 @@ CHUNK_SIZE = 4096
 SHORT = b"twenty-one bytes here"
 _PURPOSES = (
     *("content", "header", "hdrmac", "namemac", "namestrm"),
-    *("dirs", "links", "xattrs", "journal", "config"),
+    *("dirs", "links", "xattrs", "journal", "config", "manifest"),
 )
 
 
@@ -194,6 +194,17 @@ def _bad_runs(cipher: str) -> Scenarios:
     }
 
 
+_HEADER_DEFAULTS: dict[str, Any] = {
+    "epoch": 0,
+    "size": 0,
+    "size_min": 0,
+    "generation": 0,
+    "flags": 0,
+    "journal_id": bytes(16),
+    "journal_floor": 0,
+}
+
+
 def header_scenarios() -> Scenarios:
     """File headers."""
     found: Scenarios = {}
@@ -209,12 +220,34 @@ def header_scenarios() -> Scenarios:
             "void": ("Between the steps of a truncate to zero.", {"epoch": 7, "generation": 8, "flags": 4}),
             "largest": (
                 "Every field at its limit.",
-                {"epoch": 2**32 - 1, "size": 2**64 - 1, "size_min": 2**64 - 1, "generation": 2**64 - 1},
+                {
+                    "epoch": 2**32 - 1,
+                    "size": 2**64 - 1,
+                    "size_min": 2**64 - 1,
+                    "generation": 2**64 - 1,
+                    "journal_id": b"\xff" * 16,
+                    "journal_floor": 2**64 - 1,
+                },
+            ),
+            "journalled": (
+                "Being written in a session with a journal, of which records from number 12 on may apply.",
+                {"size_min": 70000, "generation": 6, "journal_id": ref.JOURNAL_ID, "journal_floor": 12},
+            ),
+            "clean-unsynced": (
+                "Closed, and of no more than 4096 bytes is it known that they are on disk.",
+                {
+                    "size": 70000,
+                    "size_min": 4096,
+                    "generation": 6,
+                    "flags": 1,
+                    "journal_id": ref.JOURNAL_ID,
+                    "journal_floor": 1,
+                },
             ),
         }
         for name, (about, fields) in states.items():
             raw = ref.pack_header(cipher, CHUNK_SIZE, **fields)  # type: ignore[arg-type]
-            results = {"epoch": 0, "size": 0, "size_min": 0, "generation": 0, "flags": 0} | fields
+            results: dict[str, Any] = _HEADER_DEFAULTS | fields  # type: ignore[operator]
             found[f"{name}-{cipher}"] = good(
                 about, "open_header", _header(cipher, raw), file_id=ref.FILE_ID, **results
             )
@@ -265,7 +298,10 @@ def _bad_headers() -> Scenarios:
         "valid-mac-zeros-set": header("Bytes 10 and 11 are not zero.", packed(zeros=1), "know"),
         "valid-mac-unknown-flag": header("Bit 3 of the flags.", packed(flags=8), "know"),
         "valid-mac-reserved-set": header(
-            "The last reserved byte is not zero.", packed(reserved=bytes(107) + b"\1"), "know"
+            "The last reserved byte is not zero.", packed(reserved=bytes(83) + b"\1"), "know"
+        ),
+        "valid-mac-floor-without-journal": header(
+            "A journal_floor, and no journal_id.", packed(journal_floor=1), "know"
         ),
         "valid-mac-state-of-other-file": header(
             "The sealed state of another header, under a valid mac.", packed(sealed_for=other_prefix), "state"

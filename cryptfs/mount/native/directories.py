@@ -48,7 +48,6 @@ class DirectoryHandle:
         self._tree = tree
         self._node = node
         self._fd = open_for_listing(directory.fd, keep_atime=tree.context.nodiratime)
-        self._buffer = ctypes.create_string_buffer(_BUFFER_SIZE)
         self._pending: list[_Record] = []  # read but not yet returned, the next one last
         self._returned = 0  # offset of the last entry that was returned
 
@@ -92,16 +91,28 @@ class DirectoryHandle:
 
     def _read_more(self) -> bool:
         """Fill `_pending` from the backing directory; False at its end."""
-        while not self._pending:
-            size = _libc.getdents64(self._fd, self._buffer, _BUFFER_SIZE)
-            if size < 0:
-                code = ctypes.get_errno()
-                raise OSError(code, os.strerror(code))
-            if size == 0:
-                return False
-            self._pending = self._decode(self._buffer.raw[:size])
-            self._pending.reverse()
+        # Not a buffer of its own: a program may have thousands of directories open, and read none.
+        pool = self._tree.context.buffers
+        buffer = pool.take(_BUFFER_SIZE)
+        try:
+            while not self._pending:
+                size = self._getdents(buffer)
+                if size == 0:
+                    return False
+                self._pending = self._decode(bytes(buffer[:size]))
+                self._pending.reverse()
+        finally:
+            pool.give(buffer)
         return True
+
+    def _getdents(self, buffer: memoryview) -> int:
+        size: int = _libc.getdents64(
+            self._fd, (ctypes.c_char * _BUFFER_SIZE).from_buffer(buffer), _BUFFER_SIZE
+        )
+        if size < 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+        return size
 
     def _decode(self, raw: bytes) -> list[_Record]:
         found = []

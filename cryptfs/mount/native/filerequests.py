@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import struct
 
 from cryptfs.mount.native import structs
 from cryptfs.mount.native.directories import DirectoryHandle
-from cryptfs.mount.native.handlers import LARGE, Handlers, Payload, Request, error
+from cryptfs.mount.native.handlers import LARGE, Handlers, Later, Payload, Request, error
 from cryptfs.mount.native.nodes import HeldFile
+from cryptfs.mount.native.structs import Notification
 from cryptfs.vfs import ranges
 from cryptfs.vfs.directory import SELF, Unnamed
 from cryptfs.vfs.openfile import OpenFile
@@ -153,9 +155,25 @@ class FileHandlers(Handlers):
         return b""
 
     def lseek(self, request: Request) -> Payload:
-        """SEEK_DATA and SEEK_HOLE."""
+        """SEEK_DATA and SEEK_HOLE.
+
+        The kernel asks without a thought for what it has not written back yet, be it data in a hole or the
+        end of the file: taken at our word, `cp --sparse` would leave that out. So it is made to write first.
+        """
         fh, offset, whence, _ = structs.LSEEK_IN.unpack_from(request.body)
-        return structs.LSEEK_OUT.pack(ranges.seek(self._files[fh], offset, whence))
+        file, nodeid = self._files[fh], request.nodeid
+
+        def seek() -> bytes:
+            return structs.LSEEK_OUT.pack(ranges.seek(file, offset, whence))
+
+        def write_back_and_seek() -> bytes:
+            with contextlib.suppress(FileNotFoundError):  # the kernel has dropped the inode: nothing to write
+                self.notify(Notification.INVAL_INODE, structs.INVAL_INODE_OUT.pack(nodeid, 0, 0))
+            return seek()
+
+        if self._kernel_owns_mtime and file.state.writable:
+            raise Later(write_back_and_seek)
+        return seek()
 
     def copy_file_range(self, request: Request) -> Payload:
         """Copy without the way through the caller: as much as fits into one reply's room."""
@@ -172,7 +190,7 @@ class FileHandlers(Handlers):
         size, _ = structs.GETXATTR_IN.unpack_from(request.body)
         (name,) = structs.take_names(request.body, structs.GETXATTR_IN.size, 1)
         if name == CAPABILITY:  # asked for once for each file that is written
-            state = self._tree.files.find_key(self.nodes.get(request.nodeid).key)
+            state = self._tree.files.find_key(self.nodes.file_key(self.nodes.get(request.nodeid)))
             if state is not None and not state.may_have_capability:
                 return errno.ENODATA
         value = self._tree.xattrs.get(*self._place(request.nodeid), name)

@@ -49,6 +49,22 @@ class Request:
 
 
 Handler = Callable[[Request], Payload]
+Notify = Callable[[int, bytes], None]
+"""Tells the kernel something unasked: the code and the payload. Raises: OSError: as the kernel answers."""
+
+
+class Later(Exception):
+    """Raised by a handler whose answer has to wait for other requests: `work` goes on in a thread of its own.
+
+    Args: work: returns the payload; must not use the request, whose memory is used again.
+    """
+
+    def __init__(self, work: Callable[[], bytes]) -> None:
+        self.work = work
+
+
+def _unconnected(code: int, payload: bytes) -> None:
+    raise error(errno.ENOTCONN)
 
 
 def error(code: int) -> OSError:
@@ -78,6 +94,7 @@ class Handlers:
         vault.tree.context.nodiratime = "noatime" in options.extra or "nodiratime" in options.extra
         self.nodes = NodeTable(vault.tree)
         self.statistics = Statistics("native", {op: op.name.lower() for op in structs.Op}, self._gauges)
+        self.notify: Notify = _unconnected
         self._shared = options.allow_other
         self._kernel_owns_mtime = options.writeback
         self._files: Handles[OpenFile] = Handles()

@@ -14,8 +14,10 @@ import contextlib
 import errno
 import os
 import stat
+import sys
 import threading
 from collections import deque
+from collections.abc import Callable
 
 from cryptfs.errors import IntegrityError
 from cryptfs.mount.native.structs import ROOT_ID
@@ -26,7 +28,11 @@ from cryptfs.vfs.tree import VaultTree
 MAX_OPEN_DIRECTORIES = 1024
 MAX_KEPT_NUMBERS = 256  # of symlinks made anew; the oldest take their new number then
 
-NodeKey = tuple[int, int]
+NodeKey = int
+"""A backing inode: its number, and the device's above it where that is not the vault's own."""
+
+
+_INODE = 2**64 - 1
 
 
 class HeldFile:
@@ -50,6 +56,7 @@ class Node:
     """One file, directory or other, that the kernel has looked up.
 
     parent, name: one of its places; meaningless while held is set.
+    children:     nodes whose parent this is; with any it is kept after the kernel has forgotten it.
     inode:        number shown to programs; stays although a symlink that is renamed is made anew.
     first:        while they differ: holds the backing file of that number, so that no other can get it.
     lookups:      references that the kernel holds.
@@ -58,6 +65,7 @@ class Node:
     """
 
     __slots__ = (
+        "children",
         "directory",
         "first",
         "held",
@@ -73,10 +81,11 @@ class Node:
     def __init__(self, nodeid: int, key: NodeKey, parent: Node | None, name: bytes) -> None:
         self.nodeid = nodeid
         self.key = key
-        self.inode = key[1]
+        self.inode = key if key <= _INODE else key & _INODE  # one object for both, nearly always
         self.parent = parent
         self.name = name
         self.lookups = 0
+        self.children = 0
         self.renamed = False
         self.held: HeldFile | None = None
         self.first: HeldFile | None = None
@@ -108,7 +117,8 @@ class NodeTable:
         self._tree = tree
         self.lock = threading.Lock()
         st = os.fstat(tree.root.fd)
-        root = Node(ROOT_ID, (st.st_dev, st.st_ino), None, SELF)
+        self._device = st.st_dev
+        root = Node(ROOT_ID, st.st_ino, None, SELF)
         root.lookups = 1
         root.directory = tree.root
         self.root = root
@@ -118,6 +128,8 @@ class NodeTable:
         self._open_directories: dict[int, Node] = {}
         self._renumbered: deque[Node] = deque()
         self.opened_directories = 0  # how often, since the mount began
+        self._full_at = sys.maxsize
+        self._on_full: Callable[[], None] | None = None
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -130,26 +142,59 @@ class NodeTable:
         return node
 
     def find(self, st: os.stat_result) -> Node | None:
-        """The node of a backing file, where the kernel knows it."""
-        return self._by_key.get((st.st_dev, st.st_ino))
+        """The node of a backing file, where one is kept."""
+        return self._by_key.get(self._key(st))
+
+    def file_key(self, node: Node) -> tuple[int, int]:
+        """Device and inode of a node's backing file."""
+        key = node.key
+        return (self._device, key) if key <= _INODE else (key >> 64, key & _INODE)
+
+    def _key(self, st: os.stat_result) -> NodeKey:
+        return st.st_ino if st.st_dev == self._device else st.st_dev << 64 | st.st_ino
 
     def remember(self, parent: Node, name: bytes, st: os.stat_result) -> Node:
         """The node of an entry that the kernel is about to be told of; counts as a lookup."""
-        key = (st.st_dev, st.st_ino)
+        key = st.st_ino if st.st_dev == self._device else st.st_dev << 64 | st.st_ino
         with self.lock:
             node = self._by_key.get(key)
             if node is None:
                 node = Node(self._next_id, key, parent, name)
                 self._next_id += 1
+                parent.children += 1
                 self._by_id[node.nodeid] = node
                 self._by_key[key] = node
-            elif node.parent is not parent or node.name != name or node.held is not None:
-                self._place(node, parent, name)
+            else:
+                if node.parent is not parent or node.name != name or node.held is not None:
+                    self._place(node, parent, name)
+                if node.lookups == 0:  # was kept for its children's sake
+                    self._by_id[node.nodeid] = node
             node.lookups += 1
+        if len(self._by_id) > self._full_at:
+            self._full()
         return node
 
     def _place(self, node: Node, parent: Node, name: bytes) -> None:
+        if node.parent is not parent:
+            parent.children += 1
+            self._leave(node)
         node.parent, node.name, node.held = parent, name, None
+
+    def _leave(self, node: Node) -> None:
+        """A node goes, or goes elsewhere: its parent may have been kept for its sake alone."""
+        parent = node.parent
+        while parent is not None:
+            parent.children -= 1
+            if parent.children or parent.lookups:
+                return
+            self._drop(parent)
+            parent = parent.parent
+
+    def _drop(self, node: Node) -> None:
+        if self._by_key.get(node.key) is node:
+            del self._by_key[node.key]
+        self._open_directories.pop(node.nodeid, None)
+        node.directory = node.held = node.first = None
 
     def forget(self, nodeid: int, lookups: int) -> None:
         """The kernel gives back references; the node goes with the last."""
@@ -161,27 +206,57 @@ class NodeTable:
             if node.lookups > 0:
                 return
             del self._by_id[nodeid]
-            if self._by_key.get(node.key) is node:
-                del self._by_key[node.key]
-            self._open_directories.pop(nodeid, None)
-            node.directory = node.held = node.first = None
+            if node.children:
+                return
+            self._drop(node)
+            parent = node.parent
+            if parent is not None and parent.lookups:
+                parent.children -= 1
+            else:
+                self._leave(node)
+
+    # ---- how many there are
+
+    def watch_size(self, limit: int, on_full: Callable[[], None]) -> None:
+        """Have `on_full` called, once, when there are more nodes than `limit`."""
+        self._on_full, self._full_at = on_full, limit
+
+    def _full(self) -> None:
+        with self.lock:
+            on_full, self._on_full, self._full_at = self._on_full, None, sys.maxsize
+        if on_full is not None:
+            on_full()
+
+    def oldest_first(self) -> list[Node]:
+        """What the kernel knows now but the root, in the order in which it was told."""
+        with self.lock:
+            return list(self._by_id.values())[1:]
 
     # ---- places
 
     def directory(self, node: Node) -> Directory:
         """The open directory of a node. Raises: OSError (ENOTDIR, ENOENT), IntegrityError."""
         found = node.directory
-        if found is None:
-            parent = node.parent
-            if parent is None or node.held is not None:
+        if found is not None:
+            return found
+        # Down from the first that is open; not by recursion: there can be thousands.
+        closed = []
+        at = node
+        while found is None:
+            if at.held is not None or at.parent is None:
                 raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-            found = self._tree.directory(self.directory(parent), node.name)
+            closed.append(at)
+            at = at.parent
+            found = at.directory
+        while closed:
+            at = closed.pop()
+            found = self._tree.directory(found, at.name)
             with self.lock:
                 if len(self._open_directories) >= MAX_OPEN_DIRECTORIES:
                     self._close_oldest()
-                node.directory = found
+                at.directory = found
                 self.opened_directories += 1
-                self._open_directories[node.nodeid] = node
+                self._open_directories[at.nodeid] = at
         return found
 
     def _close_oldest(self) -> None:
@@ -210,7 +285,7 @@ class NodeTable:
         if open_node is not None:
             return self._tree.stat_descriptor(open_node.fd)
         found = self._tree.stat(*self.place(node))
-        if (found.st.st_dev, found.st.st_ino) != node.key:
+        if self._key(found.st) != node.key:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         return found
 
@@ -254,7 +329,7 @@ class NodeTable:
             return
         with self.lock:
             self._place(node, parent, name)
-            key = (st.st_dev, st.st_ino)
+            key = self._key(st)
             if key != node.key:
                 self._by_key.pop(node.key, None)
                 node.key = key
@@ -267,12 +342,12 @@ class NodeTable:
         self._renumbered.append(node)
         if len(self._renumbered) > MAX_KEPT_NUMBERS:
             oldest = self._renumbered.popleft()
-            oldest.first, oldest.inode = None, oldest.key[1]
+            oldest.first, oldest.inode = None, oldest.key & _INODE
 
     def close(self) -> None:
         """After the mount is gone."""
         with self.lock:
-            for node in self._by_id.values():
+            for node in (*self._by_id.values(), *self._by_key.values()):
                 node.held = node.directory = node.first = None
             self._by_id.clear()
             self._by_key.clear()

@@ -46,6 +46,10 @@ class Requests(EntryHandlers, FileHandlers):
             }  # fmt: skip
         return table
 
+    def rest(self) -> None:
+        """Nobody has asked for anything for a while: keep no memory that is not needed."""
+        self._tree.context.buffers.drop()
+
     def close(self) -> None:
         """After the mount is gone."""
         for handle in self._directories.values():

@@ -20,10 +20,12 @@ from collections.abc import Callable
 from cryptfs.errors import MountError
 from cryptfs.mount.errno_map import errno_of
 from cryptfs.mount.native import structs
-from cryptfs.mount.native.handlers import LARGE, Request
+from cryptfs.mount.native.handlers import LARGE, Later, Request
+from cryptfs.mount.native.pruning import Pruner
 from cryptfs.mount.native.requests import Requests
 from cryptfs.mount.native.structs import Cap, Op
 from cryptfs.mount.options import MountOptions
+from cryptfs.mount.resources import release_memory
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +41,7 @@ _MAX_SPINS = 16
 _PAUSE = 64  # requests without looking, after it was in vain too often
 _TICK = 0.001  # seconds between two looks of the watcher
 _IDLE_TICKS = 50  # without a request, after which it sleeps
+_REST = 3.0  # seconds of sleep after which memory that nobody uses goes back
 
 WANTED = (
     Cap.ASYNC_READ | Cap.BIG_WRITES | Cap.MAX_PAGES | Cap.PARALLEL_DIROPS | Cap.ATOMIC_O_TRUNC
@@ -55,14 +58,24 @@ class _Worker:
     """One thread that serves requests, with its buffers."""
 
     def __init__(self, make_way: Callable[[], None]) -> None:
-        self.buffer = memoryview(bytearray(_BUFFER_SIZE))
-        self.request = Request(memoryview(bytearray(MAX_REQUEST)), make_way)
+        self._make_way = make_way
+        self.take_buffers()
         self.served = 0
         self.reading = False  # the device, or about to
         self.busy = False
         self.parked = threading.Lock()  # held while the thread is to wait
         self.poll: Callable[..., object]  # of the device
         self.spins = _MAX_SPINS  # how often it may look in vain, see _wait; below 0 it counts up to 1
+
+    def take_buffers(self) -> None:
+        """Before the first request, and after drop_buffers."""
+        self.buffer = memoryview(bytearray(_BUFFER_SIZE))
+        self.request = Request(memoryview(bytearray(MAX_REQUEST)), self._make_way)
+
+    def drop_buffers(self) -> None:
+        """While the thread is parked."""
+        self.buffer = memoryview(b"")
+        self.request = Request(self.buffer, self._make_way)
 
 
 class Session:
@@ -84,6 +97,8 @@ class Session:
         self._options = options
         self._on_ready = on_ready
         self._ended = False
+        self._pruner = Pruner(requests.nodes, self._notify)
+        requests.notify = self._notify
         self._max_workers = options.max_threads or _DEFAULT_THREADS
         self._workers: list[_Worker] = []
         self._active: list[_Worker] = []
@@ -114,6 +129,7 @@ class Session:
             chosen & 0xFFFFFFFF, _MAX_BACKGROUND, _CONGESTION, MAX_REQUEST, 1, _MAX_PAGES, 0, chosen >> 32,
         )  # fmt: skip
         self._reply(unique, 0, reply)
+        self._pruner.start(minor)
 
     def _wanted(self) -> Cap:
         wanted = WANTED
@@ -136,6 +152,7 @@ class Session:
                 thread.join()
         self._wake_watcher.release()
         watcher.join()
+        self._pruner.stop()
 
     def _add_worker(self) -> None:
         """Let one thread more read the device."""
@@ -187,7 +204,7 @@ class Session:
             except OSError as error:
                 size = 0
                 if error.errno not in (errno.EINTR, errno.ENOENT, errno.EAGAIN):
-                    if error.errno != errno.ENODEV:
+                    if error.errno not in (errno.ENODEV, errno.ECONNABORTED):  # unmounted
                         log.error("reading from the kernel failed: %s", error.strerror)
                     self._end()
             worker.reading = False
@@ -203,7 +220,9 @@ class Session:
             worker.served += 1
             worker.busy = False
             if len(active) > 1:
+                del buffer, buffers  # for _rest, while it is parked
                 self._park_if_surplus(worker)
+                buffer, buffers = worker.buffer, (worker.buffer,)
 
     def _wait(self, worker: _Worker) -> None:
         """Until there is a request: look for it for a moment instead of sleeping at once.
@@ -239,6 +258,8 @@ class Session:
                 return
             self._active.remove(worker)
         worker.parked.acquire()  # until _add_worker or _end lets go
+        if not worker.buffer:
+            worker.take_buffers()
 
     def _end(self) -> None:
         with self._lock:
@@ -251,7 +272,9 @@ class Session:
     def _watch(self) -> None:
         """Notice when all threads that read the device are stuck in a request."""
         while not self._ended:
-            self._wake_watcher.acquire()
+            if not self._wake_watcher.acquire(timeout=_REST):
+                self._rest()
+                self._wake_watcher.acquire()
             idle = 0
             before: list[tuple[_Worker, int]] = []
             while idle < _IDLE_TICKS and not self._ended:
@@ -267,6 +290,15 @@ class Session:
             if any(worker.busy for worker in self._workers):
                 self._watching = True  # its request came while we were about to sleep
                 self._wake_watcher.release()
+
+    def _rest(self) -> None:
+        """Nobody has asked for anything for a while."""
+        with self._lock:
+            for worker in self._workers:
+                if worker not in self._active:
+                    worker.drop_buffers()
+        self._requests.rest()
+        release_memory()
 
     # ---- requests
 
@@ -293,6 +325,8 @@ class Session:
             payload = handler(request)
         except OSError as error:
             self._reply(unique, error.errno or errno.EIO, b"")
+        except Later as later:
+            self._answer_later(unique, later)
         except struct.error as error:
             log.error("a request with opcode %d is malformed: %s", opcode, error)
             self._reply(unique, errno.EINVAL, b"")
@@ -305,6 +339,21 @@ class Session:
                 self._reply(unique, payload, b"")
             else:
                 self._reply(unique, 0, payload)
+
+    def _answer_later(self, unique: int, later: Later) -> None:
+        def answer() -> None:
+            try:
+                payload = later.work()
+            except Exception as error:  # noqa: BLE001 - as in _answer
+                self._reply(unique, errno_of(error), b"")
+            else:
+                self._reply(unique, 0, payload)
+
+        thread = threading.Thread(target=answer, name="cryptfs-later")
+        thread.start()
+        with self._lock:
+            self._threads = [other for other in self._threads if other.is_alive() or other.ident is None]
+            self._threads.append(thread)
 
     def _reply(self, unique: int, code: int, payload: bytes | memoryview) -> None:
         if code:
@@ -320,3 +369,8 @@ class Session:
                 return  # the loop meets the same
             if error.errno != errno.ENOENT:  # the caller was interrupted and is gone
                 log.error("a reply was refused by the kernel: %s", error.strerror)
+
+    def _notify(self, code: int, payload: bytes) -> None:
+        """Tell the kernel something unasked. Raises: OSError: as it answers."""
+        header = structs.OUT_HEADER.pack(structs.OUT_HEADER.size + len(payload), code, 0)
+        os.writev(self._fd, (header, payload))

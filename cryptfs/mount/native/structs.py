@@ -14,6 +14,7 @@ from enum import IntEnum, IntFlag
 KERNEL_MAJOR = 7
 KERNEL_MINOR_MIN = 31
 KERNEL_MINOR_MAX = 38
+PRUNE_MINOR = 45
 ROOT_ID = 1
 
 
@@ -88,6 +89,13 @@ class Cap(IntFlag):
     INIT_EXT = 1 << 30
 
 
+class Notification:
+    """What a server tells the kernel unasked: in place of an error, in a reply to request 0."""
+
+    INVAL_INODE = 2
+    PRUNE = 9
+
+
 class SetAttr:
     """Which fields of a SETATTR request count. Plain numbers: the operators of an IntFlag are slow."""
 
@@ -151,6 +159,9 @@ FALLOCATE_IN = struct.Struct("=QQQII")  # fh offset length mode padding
 LSEEK_IN = struct.Struct("=QQII")
 LSEEK_OUT = struct.Struct("=Q")
 COPY_FILE_RANGE_IN = struct.Struct("=QQQQQQQ")  # fh_in off_in nodeid_out fh_out off_out len flags
+INVAL_INODE_OUT = struct.Struct("=Qqq")  # nodeid offset length; 0 is to the end
+PRUNE_OUT = struct.Struct("=I12x")  # count; as many NODEIDs follow
+NODEID = struct.Struct("=Q")
 STATX_OUT = struct.Struct("=QII16x")  # attr_valid + nanoseconds, flags; STATX follows
 STATX = struct.Struct("=IIQIIIHxxQQQQ" + "qIxxxx" * 4 + "IIII112x")
 # mask blksize attributes nlink uid gid mode ino size blocks attributes_mask, four times, devices

@@ -1,0 +1,37 @@
+"""What every operation of the engine on mfusepy is wrapped in: it is counted, and fails with an errno."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from cryptfs.mount.errno_map import errno_of
+from cryptfs.mount.native.structs import Op
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_SETTERS = ("chmod", "chown", "utimens", "truncate")  # one request to the kernel
+
+
+def translated(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
+    """Count it, and raise an OSError with the right errno: mfusepy would make EINVAL of others."""
+    opcode = Op.SETATTR if method.__name__ in _SETTERS else Op[method.__name__.upper()]
+
+    @functools.wraps(method)
+    def wrapper(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        self.statistics.counts[opcode] += 1
+        try:
+            return method(self, *args, **kwargs)
+        except OSError as error:
+            self.statistics.failed(error.errno or errno.EIO)
+            raise
+        except Exception as error:  # noqa: BLE001 - the one place; errno_of logs what is unforeseen
+            code = errno_of(error)
+            self.statistics.failed(code)
+            raise OSError(code, os.strerror(code)) from None
+
+    return wrapper

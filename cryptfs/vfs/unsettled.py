@@ -1,0 +1,123 @@
+"""After a crash: settle every file that it may have left unsettled, before anybody is told a wrong size.
+
+The size of a file follows from the length of its backing file, without a look at its header. That is wrong
+for a file whose writer died in the middle, until recovery has found its end, and a kernel that keeps sizes
+itself never asks again. So while a vault has the mark `cryptfs.unsettled`, which a replay leaves, the
+header of a file is looked at whenever its size is asked for; and a thread looks at all files once, and takes
+the mark away. Then the crash is over: a file that is too short from now on was cut.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import stat
+import threading
+
+from cryptfs.core.aead import SMALL_NONCE_SIZE
+from cryptfs.core.geometry import HEADER_SIZE
+from cryptfs.core.journal import Sessions
+from cryptfs.errors import IntegrityError
+from cryptfs.storage.backing import open_backing, read_fully, reopen
+from cryptfs.storage.libc import syncfs
+from cryptfs.storage.sessions import UNSETTLED_NAME, write_sessions_file
+from cryptfs.vfs.context import FileContext
+from cryptfs.vfs.filetable import FileTable
+from cryptfs.vfs.replay import read_sessions
+from cryptfs.vfs.roles import Role
+from cryptfs.vfs.walk import Walker
+
+log = logging.getLogger(__name__)
+
+
+class Unsettled:
+    """The files of a vault, after a crash.
+
+    Args: files: of the vault.   vault_fd: the vault directory.
+    """
+
+    def __init__(self, context: FileContext, files: FileTable, vault_fd: int) -> None:
+        self.over = False
+        self._context = context
+        self._files = files
+        self._vault_fd = vault_fd
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start the thread; after daemonising."""
+        if not self._context.read_only:
+            self._thread = threading.Thread(target=self.sweep, name="cryptfs-settle", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; what it has not looked at is for the next mount."""
+        self._stopping = True
+        if self._thread is not None:
+            self._thread.join()
+
+    def plain_size(self, held_fd: int, st: os.stat_result, path: str) -> int | None:
+        """The plaintext size of a regular file, settled first; None where its backing length says it.
+
+        Args: held_fd: any descriptor of it, also with O_PATH; stays the caller's.   st: its stat.
+        """
+        if not st.st_size:
+            return None
+        try:
+            fd = reopen(held_fd, os.O_RDONLY)
+        except OSError:
+            return None  # nobody here can read it
+        return self._settle(fd, st, path)
+
+    def _settle(self, fd: int, st: os.stat_result, path: str) -> int | None:
+        """As plain_size; takes the descriptor over."""
+        context = self._context
+        if self._files.find(st) is None:
+            raw = memoryview(bytearray(HEADER_SIZE))
+            try:
+                header = context.unpack_header(bytes(raw[: read_fully(fd, raw, 0)]))
+                intact = header.is_clean and not header.is_void and header.journal_id not in context.crashed
+                if intact and st.st_size == context.geometry.cipher_size(header.size):
+                    os.close(fd)
+                    return None
+            except (IntegrityError, OSError):
+                os.close(fd)  # said to whoever opens it
+                return None
+        state = self._files.acquire(fd, st, writable=False, cipher_path=path)
+        try:
+            state.require_loaded()
+            state.outlive_crash()
+            return state.size
+        except (IntegrityError, OSError):
+            return None
+        finally:
+            with contextlib.suppress(OSError):
+                self._files.release(state)
+
+    def sweep(self) -> None:
+        """Look at every file once; then the mark goes, and with it all that was allowed for the crash."""
+        walker = Walker(self._context, self._vault_fd)
+        try:
+            for directory in walker.directories():
+                for entry in walker.entries(directory):
+                    if self._stopping:
+                        return
+                    if entry.role is Role.ENTRY and stat.S_ISREG(entry.st.st_mode):
+                        with contextlib.suppress(OSError, IntegrityError):
+                            fd, st = open_backing(directory.fd, entry.entry_name, os.O_RDONLY)
+                            self._settle(fd, st, entry.cipher_path)
+            self._end_crash()
+        except OSError as error:
+            log.error("the files could not all be settled: %s; the next mount will try again", error.strerror)
+
+    def _end_crash(self) -> None:
+        context = self._context
+        syncfs(self._vault_fd)
+        sessions = Sessions(read_sessions(context, self._vault_fd).last)
+        write_sessions_file(self._vault_fd, sessions.pack(context.keys, os.urandom(SMALL_NONCE_SIZE)))
+        if context.redo is not None:
+            context.redo.forget_crashed()
+        context.crashed = frozenset()
+        self.over = True
+        os.unlink(UNSETTLED_NAME, dir_fd=self._vault_fd)

@@ -1,0 +1,24 @@
+"""For all tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from cryptfs.mount import daemon
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _only_children_are_hardened() -> Iterator[None]:
+    """Commands that run in this process would give up core dumps for good; later tests look for those."""
+    this, harden = os.getpid(), daemon.harden_process
+
+    def harden_children() -> None:
+        if os.getpid() != this:
+            harden()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(daemon, "harden_process", harden_children)
+        yield

@@ -1,0 +1,75 @@
+"""scripts/bench on real mounts, with next to nothing to do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchlib import results
+from cryptfs.mount.mounts import read_mounts
+from tests.e2e.mounting import PROJECT
+
+pytestmark = pytest.mark.skipif(not Path("/dev/fuse").exists(), reason="needs /dev/fuse")
+
+LITTLE = ("--scale", "0.001", "--limit", "0.2", "--rounds", "2", "--peer", "plain")
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join((str(PROJECT / "scripts"), str(PROJECT)))}
+
+
+def command(directory: Path, *words: str) -> list[str]:
+    return [sys.executable, "-m", "benchlib", *LITTLE, "--dir", str(directory), *words]
+
+
+def mounts_below(directory: Path) -> list[str]:
+    return [mount.mountpoint for mount in read_mounts() if mount.mountpoint.startswith(str(directory))]
+
+
+def test_a_run_measures_saves_judges_and_cleans_up(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    json = tmp_path / "found.json"
+    words = ("--workload", "sqlite", "--workload", "mount", "--json", str(json))
+    done = subprocess.run(
+        command(place, *words), env=ENVIRONMENT, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "insert rows, a transaction each (SQLite)" in done.stdout
+    assert "<= 60 MiB" in done.stdout
+    assert list(place.iterdir()) == []
+    assert mounts_below(place) == []
+    found = results.load(json)
+    assert found.subjects == ["plain", "cryptfs"]
+    rows = {row.title: row.subjects for row in found.places[0].rows}
+    inserted = rows["insert rows, a transaction each (SQLite)"]
+    assert all(len(inserted[name].rounds) == 2 and not inserted[name].failed for name in found.subjects)
+    idle, mounting = rows["memory, idle"]["cryptfs"], rows["mount, passphrase derivation apart"]["cryptfs"]
+    assert idle.median is not None and idle.median > 5
+    assert mounting.median is not None and mounting.median > 0
+    again = subprocess.run(
+        [sys.executable, "-m", "benchlib", "--from", str(json)],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert again.stdout in done.stdout, "the same tables come from the file"
+
+
+def test_a_run_that_is_stopped_leaves_no_mount_behind(tmp_path: Path) -> None:
+    words = ("--workload", "sqlite", "--rounds", "100000")
+    with subprocess.Popen(command(tmp_path, *words), env=ENVIRONMENT, stdout=subprocess.PIPE) as bench:
+        deadline = time.monotonic() + 60
+        while not mounts_below(tmp_path):
+            assert time.monotonic() < deadline and bench.poll() is None
+            time.sleep(0.05)
+        time.sleep(0.5)
+        bench.send_signal(signal.SIGTERM)
+        assert bench.wait(90) == 143
+    assert mounts_below(tmp_path) == []
+    assert [path for path in tmp_path.iterdir() if path.name.startswith("cryptfs-bench")] == []
