@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from cryptfs.mount import daemon
+from tests.support import no_vault_left_open
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -21,4 +22,11 @@ def _only_children_are_hardened() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(daemon, "harden_process", harden_children)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _no_vault_left_open() -> Iterator[None]:
+    """Thousands of tests would have thousands of descriptors."""
+    with no_vault_left_open():
         yield

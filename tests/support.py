@@ -53,6 +53,21 @@ def bare_config(cipher: str, chunk_size: int) -> VaultConfig:
     )
 
 
+_open_vaults: list[BareVault] = []
+
+
+@contextlib.contextmanager
+def no_vault_left_open() -> Iterator[None]:
+    """Vaults that are opened meanwhile die at the end: tests that kill or fail leave some."""
+    before = len(_open_vaults)
+    try:
+        yield
+    finally:
+        for vault in _open_vaults[before:]:
+            with contextlib.suppress(OSError):
+                vault.die()
+
+
 class BareVault:
     """A VaultTree in a plain directory, and what a test wants to do with it."""
 
@@ -77,12 +92,17 @@ class BareVault:
         self.keys = Subkeys.from_masterkey(self._masterkey)
         self.context = FileContext(self.keys, self.config, read_only)
         self._vault_fd = os.open(self.vault_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        sessions = replay(self.context, self._vault_fd)
+        try:
+            sessions = replay(self.context, self._vault_fd)
+        except BaseException:
+            os.close(self._vault_fd)
+            raise
         self.context.crashed = frozenset(sessions.crashed)
         if self.durability is not Durability.OFF and not read_only:
             durable = self.durability is Durability.POWER
             self.context.redo = RedoLog(self.keys, self.config, self._vault_fd, sessions, durable=durable)
         self.tree = VaultTree(self.context, self._vault_fd)
+        _open_vaults.append(self)
 
     def checkpoint(self) -> None:
         """Bring everything home that the redo log holds."""
@@ -94,14 +114,18 @@ class BareVault:
         self.tree.close()
         self.context.cipher.close()
         os.close(self._vault_fd)
+        _open_vaults.remove(self)
 
     def reopen(self, *, read_only: bool = False) -> None:
         """Close in order, and start anew on what is on disk."""
         self.close()
         self._start(read_only=read_only)
 
-    def die_and_reopen(self, *, read_only: bool = False) -> None:
-        """Lose everything in memory, as a killed process does; start anew on what is on disk."""
+    def die(self) -> None:
+        """Lose everything in memory, as a killed process does."""
+        if self not in _open_vaults:
+            return  # it died while it started
+        _open_vaults.remove(self)
         for state in self.tree.files._states.values():
             state.close_descriptors()
         self.tree.files._states.clear()
@@ -111,6 +135,10 @@ class BareVault:
         self.tree.pending._close_all()
         self.context.cipher.close()
         os.close(self._vault_fd)
+
+    def die_and_reopen(self, *, read_only: bool = False) -> None:
+        """As a killed process, and start anew on what is on disk."""
+        self.die()
         self._start(read_only=read_only)
 
     # ---- shorthands

@@ -42,6 +42,9 @@ class PassThrough:
             op: getattr(self, op.name.lower()) for op in Op if hasattr(self, op.name.lower())
         }
 
+    def rest(self) -> None:
+        """Nothing is kept that could go."""
+
     # ---- nodes
 
     def lookup(self, request: Request) -> Payload:

@@ -33,6 +33,9 @@ class PathNodes:
         self._by_key: dict[tuple[int, int], int] = {}
         self._next = structs.ROOT_ID + 1
 
+    def watch_size(self, limit: int, wake: object) -> None:
+        """However many there are: a bench ends."""
+
     def path(self, nodeid: int) -> bytes:
         """Where it is now. Raises: OSError: ESTALE."""
         parts: list[bytes] = []

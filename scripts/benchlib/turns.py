@@ -140,6 +140,8 @@ def explain(error: BaseException) -> str:
 def _watch(pid: int, channel: socket.socket, subject: Subject, outcome: Outcome, deadline: float) -> None:
     pending = b""
     ended = False
+    poll = select.poll()  # select(2) knows no descriptor above 1023
+    poll.register(channel, select.POLLIN)
     while not ended:
         if subject.pid is not None:
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
@@ -147,7 +149,7 @@ def _watch(pid: int, channel: socket.socket, subject: Subject, outcome: Outcome,
         if time.monotonic() > deadline:
             outcome.failure = "it took too long"
             break
-        if not select.select([channel], [], [], _LOOK)[0]:
+        if not poll.poll(_LOOK * 1000):
             continue
         piece = channel.recv(_LINE)
         if not piece:

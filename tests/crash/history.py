@@ -77,6 +77,8 @@ class FileHistory:
             )
             if between or not rules.exact_lengths:
                 return []
+        if rules.order_is_open and len(lengths) > 1 and size < min(lengths):
+            return []  # chunks that were sealed anew with the content that they had can be torn, too
         if rules.in_place_tears and size < min(lengths):
             lost = range(size // rules.chunk_size, -(-min(lengths) // rules.chunk_size))
             if size % rules.chunk_size == 0 and all(self._changed(chunk, rules) for chunk in lost):

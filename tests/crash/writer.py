@@ -1,8 +1,8 @@
 """A process that runs programs on a mount until it is gone: one thread a program, each with a log.
 
 It is told what to do by one JSON argument: directories, seeds, logs, the promise, sizes. The logs lie outside
-the mount. A line is `asked N` before an operation, `done N` after it, `failed N ERRNO TIME` at its end: time
-by the monotonic clock, so that it can be told from before the kill.
+the mount. A line is `asked N` before an operation, `done N TIME` after it, `failed N ERRNO TIME` at its end:
+time by the monotonic clock, so that what came after the kill can be told.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def run(directory: str, seed: int, log: str, promise: str, file_size: int) -> No
             now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
             os.write(log_fd, b"failed %d %d %d\n" % (program.done, error.errno or 0, now))
             return
-        os.write(log_fd, b"done %d\n" % program.done)
+        os.write(log_fd, b"done %d %d\n" % (program.done, time.clock_gettime_ns(time.CLOCK_MONOTONIC)))
         program.returned(operation)
 
 

@@ -59,8 +59,10 @@ class Terminal:
 
     def expect(self, text: bytes, seconds: float = 20) -> None:
         deadline = time.monotonic() + seconds
+        poll = select.poll()
+        poll.register(self.fd, select.POLLIN)
         while text not in self.output:
-            ready, _, _ = select.select([self.fd], [], [], max(0.0, deadline - time.monotonic()))
+            ready = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
             assert ready, f"no {text!r} in {self.output!r}"
             try:
                 piece = os.read(self.fd, 4096)
