@@ -48,7 +48,9 @@ class Recorder:
     def _look(self, directory: Path, number: int) -> None:
         self._numbers[_key(os.stat(directory))] = number
         self.recording.directories.add(number)
-        for entry in os.scandir(directory):
+        with os.scandir(directory) as entries:
+            found = list(entries)
+        for entry in found:
             st = entry.stat(follow_symlinks=False)
             known = self._numbers.get(_key(st))
             child = self._number(st) if known is None else known
