@@ -1,4 +1,4 @@
-"""Files that belong to somebody else and that we may write: their times cannot be set, and that is no error."""
+"""Files of somebody else that we may write: their times cannot be set, and that is no error."""
 
 from __future__ import annotations
 
