@@ -1,6 +1,6 @@
 """`lost+found` in the root of the plaintext: where a repair puts what has no place any more.
 
-It shows the tree that things came from: what was at work/2024/report is at lost+found/work/2024/report. A
+It shows the tree that things came from: what was at photos/2024/july is at lost+found/photos/2024/july. A
 report of each repair lies beside them. All of it is ordinary content of the vault.
 """
 
