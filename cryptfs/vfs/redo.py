@@ -37,6 +37,7 @@ from cryptfs.core.journal import (
     payload_digest,
 )
 from cryptfs.core.keys import JOURNAL_ID_SIZE, Subkeys
+from cryptfs.errors import IntegrityError
 from cryptfs.storage.backing import write_fully
 from cryptfs.storage.journal import JOURNAL_NAMES, Journal, drop_records
 from cryptfs.storage.libc import UTIME_NOW, UTIME_OMIT, futimens, restore_mtime, syncfs
@@ -146,8 +147,9 @@ class RedoLog:
             ended = self._sessions.ended(self._number)
             write_sessions_file(self._vault_fd, ended.pack(self._keys, os.urandom(SMALL_NONCE_SIZE)))
             journal.remove()
-        except OSError as error:
-            log.error("the journal stays, for the next mount: %s", error.strerror)
+        except (OSError, IntegrityError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error.reason
+            log.error("the journal stays, for the next mount: %s", reason)
             journal.close()
 
     # ---- records

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -310,6 +311,29 @@ def test_a_session_whose_end_cannot_be_written_is_replayed(
         patch.setattr("cryptfs.vfs.redo.write_sessions_file", refuse)
         vault.close()
     assert "the journal stays" in caplog.text
+    vault._start(read_only=False)
+    assert vault.get(NAME) == replaced(OLD, 0, NEW)
+    vault.close()
+
+
+@pytest.mark.parametrize("plant", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/null", path)])
+def test_something_else_in_the_place_of_the_journal_keeps_no_vault_open(
+    plant: Callable[[Path], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Somebody who can write to the vault while it is mounted."""
+    vault = vault_with(tmp_path / "vault")
+    with vault.opened(NAME) as file:
+        file.write(0, NEW)
+    planted = vault.vault_dir / JOURNAL_NAMES[0]
+    planted.unlink()
+    plant(planted)
+    with caplog.at_level(logging.ERROR):
+        vault.close()
+    assert "the journal stays" in caplog.text
+    if planted.is_dir():
+        planted.rmdir()
+    else:
+        planted.unlink()
     vault._start(read_only=False)
     assert vault.get(NAME) == replaced(OLD, 0, NEW)
     vault.close()
