@@ -101,7 +101,7 @@ class JournalRecord:
     first: int
     size: int
     path: bytes
-    digest: bytes = b""
+    digest: bytes
 
     def pack(self, keys: Subkeys, nonce: bytes, journal_id: bytes, place: int, payload_size: int) -> bytes:
         """The record up to its payload. `place`: its offset in the journal.   `nonce`: 24 fresh bytes."""
@@ -143,9 +143,7 @@ def unpack_record(
     """
     clear, sealed = prefix[: _LENGTHS.size], prefix[_LENGTHS.size : PREFIX_SIZE]
     fields = open_small(keys.journal_key, sealed, _record_aad(journal_id, place) + clear)
-    if fields is None:
-        return None
-    if len(fields) != _FIELDS.size:
+    if fields is None or len(fields) != _FIELDS.size:
         return None
     seq, previous, operation, zeros, epoch, file_id, inode, first, size, digest = _FIELDS.unpack(fields)
     if operation not in tuple(Operation) or zeros != _ZEROS:

@@ -90,16 +90,13 @@ class FileState(WriteMarks):
 
     def sync(self, *, data_only: bool) -> None:
         """Bring the file to disk: in its place, or in the journal. Raises: OSError."""
-        self.synced = True  # also where somebody writes meanwhile, so that durable_size cannot tell
         redo = self.context.redo
-        if redo is None:
-            self.sync_backing(data_only=data_only)
-            return
         with self.lock:
-            self.synced = True  # before it is: what is cut meanwhile is cut in order, too
-            if redo.broken:
+            self.synced = True  # before it is: what is cut or written meanwhile is brought in order, too
+            if redo is not None and redo.broken:
                 redo.apply(self)
-        redo.commit(self)
+        if redo is not None:
+            redo.commit(self)
         self.sync_backing(data_only=data_only)
 
     def adopt(self, fd: int, *, writable: bool) -> None:
