@@ -100,6 +100,12 @@ def remount_options(texts: Iterable[str]) -> str | None:
     "(process), nothing (off).  [default: power]",
 )
 @click.option(
+    "--fast-wake/--no-fast-wake",
+    default=None,
+    help="As root, in a small virtual machine: keep idle processors awake during bursts of requests.  "
+    "[default: yes]",
+)
+@click.option(
     "--entry-timeout",
     type=click.FloatRange(0, 86_400),
     metavar="SECONDS",

@@ -52,6 +52,7 @@ class MountOptions:
           engine: one of ENGINES: native speaks to the Linux kernel itself, fusepy goes through libfuse.
           durability: one of DURABILITIES: what may stop at any moment without damage to what was there: the
               machine, this process, or nothing.
+          fast_wake: where it helps and may be done, keep idle processors awake while there are many requests.
           entry_timeout, attr_timeout: seconds that the kernel may keep names and attributes; None
               takes the engine's default.
           max_threads: at most so many requests at once; None takes the engine's default.
@@ -67,6 +68,7 @@ class MountOptions:
     nonempty: bool = False
     engine: str = DEFAULT_ENGINE
     durability: str = "power"
+    fast_wake: bool = True
     entry_timeout: float | None = None
     attr_timeout: float | None = None
     max_threads: int | None = None
@@ -168,6 +170,8 @@ _FLAGS = {
     "noxattrs": ("xattrs", False),
     "writeback": ("writeback", True),
     "nowriteback": ("writeback", False),
+    "fast_wake": ("fast_wake", True),
+    "nofast_wake": ("fast_wake", False),
     "nonempty": ("nonempty", True),
 }
 _VALUES: dict[str, Callable[[str, str], object]] = {

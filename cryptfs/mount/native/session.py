@@ -21,6 +21,7 @@ from cryptfs.errors import MountError
 from cryptfs.mount.errno_map import errno_of
 from cryptfs.mount.native import structs
 from cryptfs.mount.native.handlers import LARGE, Later, Request
+from cryptfs.mount.native.latency import WakeLatency
 from cryptfs.mount.native.pruning import Pruner
 from cryptfs.mount.native.requests import Requests
 from cryptfs.mount.native.structs import Cap, Op
@@ -106,6 +107,7 @@ class Session:
         self._lock = threading.Lock()  # covers the lists above
         self._watching = False
         self._wake_watcher = threading.Semaphore(0)
+        self._wake_latency = WakeLatency(wanted=options.fast_wake)  # of the watcher
 
     # ---- negotiation
 
@@ -152,6 +154,7 @@ class Session:
                 thread.join()
         self._wake_watcher.release()
         watcher.join()
+        self._wake_latency.close()
         self._pruner.stop()
 
     def _add_worker(self) -> None:
@@ -277,6 +280,7 @@ class Session:
                 self._wake_watcher.acquire()
             idle = 0
             before: list[tuple[_Worker, int]] = []
+            served = sum(worker.served for worker in self._workers)
             while idle < _IDLE_TICKS and not self._ended:
                 time.sleep(_TICK)
                 with self._lock:
@@ -286,6 +290,9 @@ class Session:
                 if stuck:
                     self._add_worker()
                 before = now
+                served_before, served = served, sum(worker.served for worker in self._workers)
+                self._wake_latency.tick(served - served_before)
+            self._wake_latency.release()
             self._watching = False
             if any(worker.busy for worker in self._workers):
                 self._watching = True  # its request came while we were about to sleep
