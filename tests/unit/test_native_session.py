@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cryptfs.mount.native import structs
+from cryptfs.mount.native import session, structs
 from cryptfs.mount.native.handlers import Request
 from cryptfs.mount.native.structs import Op
 from tests.support import MIB, BareVault, open_descriptors, pattern
@@ -233,14 +233,17 @@ def test_what_was_not_released_is_settled_by_the_vault(vault: BareVault) -> None
 
 
 class Stuck:
-    """A handler in place of STATFS that waits until it is let go."""
+    """A handler in place of STATFS that waits until it is let go; `large`: as if it moved much data."""
 
-    def __init__(self, kernel: FakeKernel) -> None:
+    def __init__(self, kernel: FakeKernel, *, large: bool = False) -> None:
+        self.large = large
         self.go = threading.Event()
         self.waiting = threading.Semaphore(0)
         kernel.requests.handlers[Op.STATFS] = self
 
-    def __call__(self, _: Request) -> bytes:
+    def __call__(self, request: Request) -> bytes:
+        if self.large:
+            request.make_way()
         self.waiting.release()
         assert self.go.wait(20)
         return b"late"
@@ -333,3 +336,24 @@ def test_large_requests_side_by_side(vault: BareVault) -> None:
             assert reply.payload == content[: wanted.pop(unique)]
         for entry, fh in opened:
             kernel.release(fh, entry.nodeid)
+
+
+@pytest.mark.parametrize("patience", [10**9, 2])
+def test_large_requests_have_a_thread_for_each_processor_until_they_are_stuck(
+    vault: BareVault, monkeypatch: pytest.MonkeyPatch, patience: int
+) -> None:
+    monkeypatch.setattr(session, "usable_cores", lambda: 2)
+    monkeypatch.setattr(session, "_LARGE_TICKS", patience)
+    with kernel_for(vault, "max_threads=8") as kernel:
+        slow = Stuck(kernel, large=True)
+        sent = {kernel.send(Op.STATFS) for _ in range(5)}
+        for _ in range(2):
+            assert slow.waiting.acquire(timeout=5)
+        assert slow.waiting.acquire(timeout=0.2 if patience > 2 else 5) == (patience == 2)
+        slow.go.set()
+        assert {kernel.receive()[0] for _ in range(5)} == sent
+        assert kernel.lookup(b"missing").nodeid == 0
+        del kernel.requests.handlers[Op.STATFS]
+        for _ in range(20):
+            kernel.lookup(b"missing")
+        assert len(kernel.session._active) <= 2

@@ -27,6 +27,7 @@ from cryptfs.mount.native.requests import Requests
 from cryptfs.mount.native.structs import Cap, Op
 from cryptfs.mount.options import MountOptions
 from cryptfs.mount.resources import release_memory
+from cryptfs.vfs.cipherpool import usable_cores
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ _SPIN = 0.0001  # seconds that a thread looks for the next request before it sle
 _MAX_SPINS = 16
 _PAUSE = 64  # requests without looking, after it was in vain too often
 _TICK = 0.001  # seconds between two looks of the watcher
+_LARGE_TICKS = 2  # that a large request may take when nothing is wrong
 _IDLE_TICKS = 50  # without a request, after which it sleeps
 _REST = 3.0  # seconds of sleep after which memory that nobody uses goes back
 
@@ -64,6 +66,7 @@ class _Worker:
         self.served = 0
         self.reading = False  # the device, or about to
         self.busy = False
+        self.large = False  # its request moves LARGE bytes or more
         self.parked = threading.Lock()  # held while the thread is to wait
         self.poll: Callable[..., object]  # of the device
         self.spins = _MAX_SPINS  # how often it may look in vain, see _wait; below 0 it counts up to 1
@@ -71,12 +74,17 @@ class _Worker:
     def take_buffers(self) -> None:
         """Before the first request, and after drop_buffers."""
         self.buffer = memoryview(bytearray(_BUFFER_SIZE))
-        self.request = Request(memoryview(bytearray(MAX_REQUEST)), self._make_way)
+        self.request = Request(memoryview(bytearray(MAX_REQUEST)), self.make_way)
 
     def drop_buffers(self) -> None:
         """While the thread is parked."""
         self.buffer = memoryview(b"")
-        self.request = Request(self.buffer, self._make_way)
+        self.request = Request(self.buffer, self.make_way)
+
+    def make_way(self) -> None:
+        """For the handlers: a large request follows."""
+        self.large = True
+        self._make_way()
 
 
 class Session:
@@ -101,6 +109,7 @@ class Session:
         self._pruner = Pruner(requests.nodes, self._notify)
         requests.notify = self._notify
         self._max_workers = options.max_threads or _DEFAULT_THREADS
+        self._enough_for_large = max(2, usable_cores())
         self._workers: list[_Worker] = []
         self._active: list[_Worker] = []
         self._threads: list[threading.Thread] = []
@@ -213,6 +222,7 @@ class Session:
             worker.reading = False
             if not size:
                 continue
+            worker.large = False
             worker.busy = True  # before the question: the watcher, about to sleep, asks the other way round
             if not self._watching:
                 self._watching = True
@@ -251,13 +261,18 @@ class Session:
         return any(worker.reading for worker in self._active)
 
     def _make_way(self) -> None:
-        """Before a large request: let another thread read the device meanwhile."""
-        if not self._somebody_reads():
+        """Before a large request: let another thread read the device meanwhile.
+
+        No more of them than there are processors: writes to one file wait for each other, and with more the
+        data of each has left the processor's cache when its turn comes.
+        """
+        if len(self._active) < self._enough_for_large and not self._somebody_reads():
             self._add_worker()
 
     def _park_if_surplus(self, worker: _Worker) -> None:
         with self._lock:
-            if not self._somebody_reads() or len(self._active) == 1 or self._ended:
+            too_many = worker.large and len(self._active) > self._enough_for_large
+            if len(self._active) == 1 or self._ended or not (too_many or self._somebody_reads()):
                 return
             self._active.remove(worker)
         worker.parked.acquire()  # until _add_worker or _end lets go
@@ -278,16 +293,16 @@ class Session:
             if not self._wake_watcher.acquire(timeout=_REST):
                 self._rest()
                 self._wake_watcher.acquire()
-            idle = 0
+            idle = stuck = 0
             before: list[tuple[_Worker, int]] = []
             served = sum(worker.served for worker in self._workers)
             while idle < _IDLE_TICKS and not self._ended:
                 time.sleep(_TICK)
                 with self._lock:
                     now = [(worker, worker.served) for worker in self._active]
-                stuck = now == before and all(worker.busy for worker, _ in now)
+                stuck = stuck + 1 if now == before and all(worker.busy for worker, _ in now) else 0
                 idle = idle + 1 if now == before and not stuck else 0
-                if stuck:
+                if stuck > (_LARGE_TICKS if all(worker.large for worker, _ in now) else 0):
                     self._add_worker()
                 before = now
                 served_before, served = served, sum(worker.served for worker in self._workers)
@@ -320,7 +335,7 @@ class Session:
             self._reply(unique, errno.EIO, b"")
             return
         if length >= LARGE:
-            self._make_way()
+            worker.make_way()
         request.body = view[_HEADER_SIZE:]
         handler = self._handlers.get(opcode)
         if handler is None:
