@@ -352,10 +352,10 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
         """Write straight from the request.
 
         Args: append: at the end, which the kernel may be wrong about.
-              cached: the kernel's writeback; it sets the time of change itself where that moved.
+              cached: from the kernel's page cache; with the writeback cache it sets the time of change itself.
         """
         file = self._handles[fh]
-        if cached and file.state.kept_mtime_ns is None:
+        if cached and self.kernel_owns_mtime and file.state.kept_mtime_ns is None:
             file.state.keep_mtime()
         done = file.append(data) if append else file.write(offset, data)
         self.statistics.bytes_written += done

@@ -10,7 +10,8 @@ from collections.abc import Callable
 import pytest
 
 from cryptfs.storage.libc import UTIME_NOW, UTIME_OMIT, futimens, utimensat
-from tests.e2e.conftest import Pair
+from tests.e2e.conftest import ENGINES, Pair, require_fuse
+from tests.e2e.mounting import MountSpec, mounted
 from tests.e2e.posix import ALL_CALLS, MAKING, open_with, write
 from tests.e2e.trace import Case, Cases, Trace
 from tests.e2e.users import MEMBER, OTHER, OWNER, Target, do_as, moved, stamp, watch
@@ -281,3 +282,20 @@ def failures_of_users_move_nothing(t: Trace) -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_times(case: Case, users_pair: Pair) -> None:
     users_pair.check(case)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_without_the_writeback_cache_a_mapping_moves_the_time_for_good(engine: str) -> None:
+    spec = MountSpec(engine, options="nowriteback")
+    require_fuse(spec)
+    with mounted(spec) as mount:
+        path = mount.mountpoint / "file"
+        path.write_bytes(bytes(10_000))
+        os.utime(path, ns=(10**18, 10**18))
+        with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as view:
+            view[:3] = b"new"
+        moved_to = path.stat().st_mtime_ns
+        assert moved_to > 10**18
+        mount.remount()
+        assert path.stat().st_mtime_ns == moved_to
+        assert path.read_bytes()[:4] == b"new\0"

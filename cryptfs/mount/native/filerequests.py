@@ -118,7 +118,7 @@ class FileHandlers(Handlers):
         if len(data) != size:
             raise struct.error("the request holds another number of bytes than it says")
         file = self._files[fh]
-        if write_flags & structs.WRITE_CACHE and file.state.kept_mtime_ns is None:
+        if write_flags & structs.WRITE_CACHE and self._kernel_owns_mtime and file.state.kept_mtime_ns is None:
             file.state.keep_mtime()
         done = file.write(offset, data)
         self.statistics.bytes_written += done
