@@ -352,7 +352,7 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
         """Write straight from the request.
 
         Args: append: at the end, which the kernel may be wrong about.
-              cached: from the kernel's page cache; with the writeback cache it sets the time of change itself.
+              cached: from the kernel's page cache; a kernel with the writeback cache sets the times itself.
         """
         file = self._handles[fh]
         if cached and self.kernel_owns_mtime and file.state.kept_mtime_ns is None:
