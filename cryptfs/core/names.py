@@ -41,14 +41,11 @@ def encode_text(data: bytes) -> str:
 def decode_text(text: str) -> bytes | None:
     """Strict inverse of encode_text: None for whatever encode_text would have spelled differently."""
     try:
-        raw = text.encode("ascii")
-        if b"+" in raw or b"/" in raw or b"=" in raw:
-            return None
-        padded = raw.translate(_FROM_URL) + b"=" * (-len(raw) % 4)
-        data = binascii.a2b_base64(padded, strict_mode=True)
+        raw = text.encode("ascii").translate(_FROM_URL) + b"=" * (-len(text) % 4)
+        data = binascii.a2b_base64(raw, strict_mode=True)
     except ValueError:
         return None
-    return data if binascii.b2a_base64(data, newline=False) == padded else None  # no bits left over
+    return data if encode_text(data) == text else None
 
 
 def long_entry_name(cipher_name: str) -> str:
@@ -78,14 +75,16 @@ class NameCipher:
     def apply_stream(self, siv: bytes, data: bytes) -> bytes:
         """XOR `data` with the keystream that belongs to `siv`."""
         size = len(data)
-        blocks = []
-        for counter in range(-(-size // _STREAM_BLOCK)):
-            block = self._stream.copy()
-            block.update(siv + counter.to_bytes(4, "little"))
-            blocks.append(block.digest())
-        stream = b"".join(blocks)[:size]
-        mixed = int.from_bytes(data, "little") ^ int.from_bytes(stream, "little")
+        stream = self._stream_block(siv, 0)
+        for counter in range(1, -(-size // _STREAM_BLOCK)):
+            stream += self._stream_block(siv, counter)
+        mixed = int.from_bytes(data, "little") ^ int.from_bytes(stream[:size], "little")
         return mixed.to_bytes(size, "little")
+
+    def _stream_block(self, siv: bytes, counter: int) -> bytes:
+        block = self._stream.copy()
+        block.update(siv + counter.to_bytes(4, "little"))
+        return block.digest()
 
     def open_unverified(self, cipher_name: str) -> tuple[bytes, bytes]:
         """Decrypt without a dir_id, as a repair must: (name, siv).

@@ -191,12 +191,13 @@ class PassThrough:
         pieces: list[bytes] = []
         for index in range(offset, len(names)):
             name, inode, kind = names[index]
-            room -= head + structs.dirent_size(name)
+            dirent = structs.pack_dirent(inode, index + 1, kind >> 12, name)
+            room -= head + len(dirent)
             if room < 0:
                 break
             if plus:
                 pieces.append(bytes(head) if index < 2 else self._entry(request.nodeid, name))
-            pieces.append(structs.pack_dirent(inode, index + 1, kind >> 12, name))
+            pieces.append(dirent)
         return b"".join(pieces)
 
     def releasedir(self, request: Request) -> Payload:

@@ -138,7 +138,6 @@ def test_places_of_fields(layout: struct.Struct, index: int, offset: int) -> Non
 def test_dirents_are_padded_to_eight(length: int) -> None:
     name = bytes(range(1, 256))[:length]
     packed = structs.pack_dirent(2**64 - 1, 2**63 - 1, 10, name)
-    assert len(packed) == structs.dirent_size(name)
     assert len(packed) % 8 == 0
     assert len(packed) - 24 - length < 8
     assert struct.unpack_from("=QQII", packed) == (2**64 - 1, 2**63 - 1, length, 10)

@@ -10,6 +10,7 @@ import ctypes
 import os
 import struct
 from collections.abc import Callable
+from typing import NamedTuple
 
 from cryptfs.mount.native import structs
 from cryptfs.mount.native.nodes import Node
@@ -22,18 +23,21 @@ EntryOut = Callable[[Node, bytes, Attributes], tuple[Node, bytes]]
 
 _BUFFER_SIZE = 64 * 1024
 _RECORD = struct.Struct("=QqHB")  # d_ino d_off d_reclen d_type
+_DOTS = (b".", b"..")
 _NO_ENTRY = bytes(structs.ENTRY_OUT.size + structs.ATTR.size)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class _Record:
-    """One entry of the backing directory that is shown: already decrypted and verified."""
+class _Record(NamedTuple):
+    """One entry of the backing directory that is shown: already decrypted and verified.
 
-    __slots__ = ("inode", "kind", "name", "offset")
+    dirent: of a READDIR reply.
+    """
 
-    def __init__(self, inode: int, offset: int, kind: int, name: bytes) -> None:
-        self.inode, self.offset, self.kind, self.name = inode, offset, kind, name
+    offset: int
+    name: bytes
+    dirent: bytes
 
 
 class DirectoryHandle:
@@ -64,30 +68,29 @@ class DirectoryHandle:
         head = len(_NO_ENTRY) if entry_out is not None else 0
         pieces: list[bytes] = []
         while self._pending or self._read_more():
-            record = self._pending[-1]
-            room -= head + structs.dirent_size(record.name)
+            offset, name, dirent = self._pending[-1]
+            room -= head + len(dirent)
             if room < 0:
                 break
+            self._pending.pop()
             if entry_out is not None:
-                known = self._entry(record, entry_out)
+                known = self._entry(name, entry_out)
                 if known is None:
-                    self._pending.pop()
                     continue
                 pieces.append(known)
-            pieces.append(structs.pack_dirent(record.inode, record.offset, record.kind, record.name))
-            self._pending.pop()
-            self._returned = record.offset
+            pieces.append(dirent)
+            self._returned = offset
         return b"".join(pieces)
 
-    def _entry(self, record: _Record, entry_out: EntryOut) -> bytes | None:
+    def _entry(self, name: bytes, entry_out: EntryOut) -> bytes | None:
         """fuse_entry_out of an entry; None where it has gone meanwhile."""
-        if record.name in (b".", b".."):
+        if name in _DOTS:
             return _NO_ENTRY
         try:
-            found = self._tree.stat(self.directory, record.name)
+            found = self._tree.stat(self.directory, name)
         except OSError:
             return None
-        return entry_out(self._node, record.name, found)[1]
+        return entry_out(self._node, name, found)[1]
 
     def _read_more(self) -> bool:
         """Fill `_pending` from the backing directory; False at its end."""
@@ -115,17 +118,16 @@ class DirectoryHandle:
         return size
 
     def _decode(self, raw: bytes) -> list[_Record]:
+        directory, listed_name = self.directory, self._tree.listed_name
         found = []
         at = 0
         while at < len(raw):
             inode, offset, length, kind = _RECORD.unpack_from(raw, at)
             entry_name = raw[at + _RECORD.size : raw.index(b"\0", at + _RECORD.size)]
             at += length
-            name = entry_name if entry_name in (b".", b"..") else self._open_name(entry_name)
+            name: bytes | None = entry_name
+            if entry_name not in _DOTS:
+                name = listed_name(directory, entry_name.decode("utf-8", "surrogateescape"))
             if name is not None:
-                found.append(_Record(inode, offset, kind, name))
+                found.append(_Record(offset, name, structs.pack_dirent(inode, offset, kind, name)))
         return found
-
-    def _open_name(self, raw_name: bytes) -> bytes | None:
-        entry_name = raw_name.decode("utf-8", "surrogateescape")
-        return self._tree.listed_name(self.directory, entry_name)

@@ -198,11 +198,6 @@ def pack_dirent(inode: int, offset: int, kind: int, name: bytes) -> bytes:
     return DIRENT.pack(inode, offset, size, kind) + name + bytes(-size % _DIRENT_ALIGN)
 
 
-def dirent_size(name: bytes) -> int:
-    """Bytes that pack_dirent makes of a name."""
-    return DIRENT.size + len(name) + -len(name) % _DIRENT_ALIGN
-
-
 def pack_statx(st: os.stat_result, inode: int, size: int, birth_ns: int | None) -> bytes:
     """fuse_statx. birth_ns: time of birth, or None where the backing filesystem keeps none."""
     mask = _STATX_BASIC | (0 if birth_ns is None else _STATX_BTIME)
