@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchlib import curves, machine, plots, report, results, targets
+from benchlib import curves, machine, markdown, plots, report, results, targets
 from benchlib.bulk import SIZE, measure_bulk
 from benchlib.material import make_material
 from benchlib.options import parse, sizes_of, workloads_of
@@ -161,6 +161,8 @@ def main() -> int:
     met = targets.show(found, console) if judged or options.targets else True
     if options.json is not None:
         results.save(found, options.json)
+    if options.markdown is not None:
+        options.markdown.write_text("\n".join(markdown.lines(found)) + "\n")
     if options.plots is not None:
         for path in plots.draw(found, options.plots):
             console.print(f"drawn: {path}")

@@ -70,6 +70,7 @@ def parser() -> argparse.ArgumentParser:
     )
     out = made.add_argument_group("what to make of it")
     out.add_argument("--json", type=Path, metavar="FILE", help="write everything measured to FILE")
+    out.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables to FILE as Markdown")
     out.add_argument(
         "--plots", type=Path, metavar="DIRECTORY", help="draw bars and curves there (needs matplotlib)"
     )

@@ -70,8 +70,9 @@ def show(results: Results, console: Console) -> None:
             console.print(f"\n[italic]{escape(heading)}[/]")
             console.print(rates_table(results, list(rows), width))
         console.print(costs_table(results, place))
-        for line in failure_lines(place):
-            console.print(line)
+        for name, titles, reason in failures_of(place):
+            what = escape(f"{name}: {', '.join(titles)}: {shortened(reason)}")
+            console.print(f"[yellow]failed[/]: {what}")
 
 
 def rates_table(results: Results, rows: list[Row], width: int = _NARROW) -> Table:
@@ -105,14 +106,11 @@ def shortened(reason: str) -> str:
     return reason if len(reason) <= _REASON else f"{reason[: _REASON // 2]} ... {reason[-_REASON // 2 :]}"
 
 
-def failure_lines(place: Place) -> list[str]:
-    """Who failed at what, and why; one line for all that one turn did not give."""
+def failures_of(place: Place) -> list[tuple[str, list[str], str]]:
+    """Who failed at what, and why; one for all that one turn did not give."""
     found: dict[tuple[str, str], list[str]] = {}
     for row in place.rows:
         for name, entry in row.subjects.items():
             if entry.failed is not None and entry.failed != "not measured":
                 found.setdefault((name, entry.failed), []).append(row.title)
-    return [
-        f"[yellow]failed[/]: {escape(name)}: {escape(', '.join(titles))}: {escape(shortened(reason))}"
-        for (name, reason), titles in found.items()
-    ]
+    return [(name, titles, reason) for (name, reason), titles in found.items()]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from benchlib import machine, plots, report, results, targets
+from benchlib import machine, markdown, plots, report, results, targets
 from benchlib.bulk import measure_bulk
 from benchlib.options import parse, sizes_of, workloads_of
 from benchlib.peers import PEERS, chosen
@@ -187,6 +187,26 @@ def test_the_table_shows_rates_ratios_and_failures() -> None:
     assert "12.0 k/s" in text and "8,000 /s" in text
     assert "x1.50 (1.50-1.50)" in text
     assert "failed: encfs: make files: no room" in text
+
+
+def test_the_same_as_markdown() -> None:
+    made = some_results(
+        a_row(
+            "list it (ls -lR)",
+            plain=entry(90_000, 0.1),
+            cryptfs=entry(12_000, 1.0),
+            gocryptfs=entry(8_000, 1.5),
+            encfs=Entry(failed="no room"),
+        )
+    )
+    text = "\n".join(markdown.lines(made))
+    for table in text.split("\n\n"):
+        columns = {line.count("|") for line in table.splitlines() if line.startswith("|")}
+        assert len(columns) <= 1
+    assert "| list it (ls -lR) | 12.0 k/s | 90.0 k/s, **0.10**" in text
+    assert "8,000 /s, **1.50** (1.50-1.50)" in text
+    assert ">= 1x of gocryptfs | 1.50x | met |" in text
+    assert "Failed: encfs: list it (ls -lR): no room" in text
 
 
 def test_a_long_reason_keeps_both_ends() -> None:
