@@ -259,6 +259,7 @@ SPECS = (
         (Axis("clients", "operations on small files, all clients", _OPS),),
         clients,
         (1, 2, 4, 8, 16),
+        (32, 64),
     ),
 )
 CHUNK_AXES = (
