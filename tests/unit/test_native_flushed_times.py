@@ -7,8 +7,6 @@ program that sets mtime, so only what changes nothing may be left out.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -19,19 +17,6 @@ from tests.unit.native_kernel import ROOT, FakeKernel, kernel_for
 
 SECOND = 10**9
 OLD = 1_600_000_000 * SECOND + 5
-
-
-@pytest.fixture
-def vault(tmp_path: Path) -> Iterator[BareVault]:
-    made = BareVault(tmp_path / "vault")
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def kernel(vault: BareVault) -> Iterator[FakeKernel]:
-    with kernel_for(vault) as made:
-        yield made
 
 
 @pytest.fixture

@@ -132,8 +132,7 @@ def is_open(path: Path) -> bool:
     return False
 
 
-def test_a_session_asks_for_it_in_a_burst_of_requests_only(machine: Path, tmp_path: Path) -> None:
-    vault = BareVault(tmp_path / "vault")
+def test_a_session_asks_for_it_in_a_burst_of_requests_only(machine: Path, vault: BareVault) -> None:
     with kernel_for(vault) as kernel:
         kernel.lookup(b"one request")
         time.sleep(0.1)
@@ -143,4 +142,3 @@ def test_a_session_asks_for_it_in_a_burst_of_requests_only(machine: Path, tmp_pa
         wait_until(lambda: machine.read_bytes()[-4:] == ZERO, lambda: kernel.lookup(b"missing"))
         assert is_open(machine)
     assert not is_open(machine)
-    vault.close()

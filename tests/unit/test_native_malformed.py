@@ -8,7 +8,6 @@ import os
 import stat
 import struct
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -21,13 +20,6 @@ from tests.unit.native_kernel import ROOT, FakeKernel, kernel_for, read_in
 
 NO_REPLY = {Op.FORGET, Op.BATCH_FORGET, Op.DESTROY}
 ALLOW = "allow_other,max_threads=1"  # with ACLs, so that their code is met, too
-
-
-@pytest.fixture
-def vault(tmp_path: Path) -> Iterator[BareVault]:
-    made = BareVault(tmp_path / "vault")
-    yield made
-    made.close()
 
 
 @pytest.fixture

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -17,13 +15,6 @@ from tests.support import BareVault
 from tests.unit.native_kernel import init_request, make_requests
 
 ALL = 2**64 - 1
-
-
-@pytest.fixture
-def vault(tmp_path: Path) -> Iterator[BareVault]:
-    made = BareVault(tmp_path / "vault")
-    yield made
-    made.close()
 
 
 def negotiated(vault: BareVault, options: str, request: bytes) -> tuple[int, ...]:

@@ -7,8 +7,6 @@ import gc
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -17,20 +15,6 @@ from cryptfs.mount.native.nodes import MAX_KEPT_NUMBERS, Node, NodeTable
 from cryptfs.vfs.directory import Unnamed
 from tests.support import BareVault, open_descriptors
 from tests.unit.native_kernel import fake_stat
-
-
-@pytest.fixture
-def vault(tmp_path: Path) -> Iterator[BareVault]:
-    made = BareVault(tmp_path / "vault")
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def table(vault: BareVault) -> Iterator[NodeTable]:
-    made = NodeTable(vault.tree)
-    yield made
-    made.close()
 
 
 class Acting:

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from itertools import count, islice
-from pathlib import Path
 
 import pytest
 
@@ -16,21 +15,11 @@ from cryptfs.mount.native import pruning, structs
 from cryptfs.mount.native.nodes import Node, NodeTable
 from cryptfs.mount.native.pruning import Pruner
 from cryptfs.mount.native.structs import Notification
-from tests.support import BareVault
 from tests.unit.native_kernel import fake_stat
 
 LIMIT = 1000
 INODES = count(10**6)
 SECONDS = 10.0
-
-
-@pytest.fixture
-def table(tmp_path: Path) -> Iterator[NodeTable]:
-    vault = BareVault(tmp_path / "vault")
-    made = NodeTable(vault.tree)
-    yield made
-    made.close()
-    vault.close()
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,6 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -18,19 +16,6 @@ from cryptfs.mount.native.handlers import Request
 from cryptfs.mount.native.structs import Op
 from tests.support import MIB, BareVault, open_descriptors, pattern
 from tests.unit.native_kernel import ROOT, FakeKernel, kernel_for, plus_entries, read_in, unpack_entry
-
-
-@pytest.fixture
-def vault(tmp_path: Path) -> Iterator[BareVault]:
-    made = BareVault(tmp_path / "vault")
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def kernel(vault: BareVault) -> Iterator[FakeKernel]:
-    with kernel_for(vault) as made:
-        yield made
 
 
 def count(kernel: FakeKernel) -> int:

@@ -7,7 +7,6 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -30,13 +29,6 @@ def a_mount(owner: int | None = None) -> Mount:
     owner = os.geteuid() if owner is None else owner
     device = f"0:{os.getpid()}-test"
     return Mount(device, "/private", ("rw", f"user_id={owner}"), "fuse.cryptfs", "/vault")
-
-
-@pytest.fixture
-def vault(tmp_path: Path) -> Iterator[BareVault]:
-    made = BareVault(tmp_path / "vault")
-    yield made
-    made.close()
 
 
 @pytest.fixture
