@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import platform
 import subprocess
@@ -55,9 +56,17 @@ def wait_until_idle(seconds: float) -> bool:
 
 
 def sync_filesystem(directory: Path) -> None:
-    """Write back what is dirty on the filesystem of a directory; others are none of our business."""
+    """Write back what is dirty on the filesystem of a directory; others are none of our business.
+
+    ESTALE is no failure: libfuse answers so when the kernel tells the times of a file that was removed, and
+    the kernel passes it on, once, to the next who syncs.
+    """
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
+        syncfs(fd)
+    except OSError as error:
+        if error.errno != errno.ESTALE:
+            raise
         syncfs(fd)
     finally:
         os.close(fd)

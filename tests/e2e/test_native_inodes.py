@@ -12,8 +12,16 @@ from collections.abc import Callable
 
 import pytest
 
-from cryptfs.storage.libc import AT_FDCWD, RENAME_EXCHANGE, RENAME_NOREPLACE, renameat2, statx_birth_time
-from tests.e2e.conftest import Pair
+from cryptfs.storage.libc import (
+    AT_FDCWD,
+    RENAME_EXCHANGE,
+    RENAME_NOREPLACE,
+    renameat2,
+    statx_birth_time,
+    syncfs,
+)
+from tests.e2e.conftest import Pair, require_fuse
+from tests.e2e.mounting import MountSpec, mounted
 from tests.e2e.posix import write
 from tests.e2e.trace import Case, Cases, Trace
 from tests.e2e.users import OLD_NS, OWNER, as_user, moved, stamp, watch
@@ -372,3 +380,30 @@ def the_time_of_birth_is_constant(t: Trace) -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_inodes(case: Case, users_pair: Pair) -> None:
     users_pair.check(case)
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        "native",
+        pytest.param(
+            "fusepy",
+            marks=pytest.mark.xfail(
+                strict=True, raises=OSError, reason="libfuse refuses the times that the kernel tells of it"
+            ),
+        ),
+    ],
+)
+def test_a_removed_file_leaves_no_error_for_syncfs(engine: str) -> None:
+    spec = MountSpec(engine)
+    require_fuse(spec)
+    with mounted(spec) as mount:
+        path = mount.mountpoint / "file"
+        path.write_bytes(b"content")
+        fd = os.open(mount.mountpoint, os.O_RDONLY)
+        try:
+            syncfs(fd)
+            path.unlink()
+            syncfs(fd)
+        finally:
+            os.close(fd)
