@@ -34,6 +34,7 @@ _MAC_OFFSET = 224
 _RESERVED = bytes(84)
 NO_JOURNAL = bytes(JOURNAL_ID_SIZE)
 MAX_EPOCH = 2**32 - 1
+_VERSION_SIZE = 8
 
 
 class HeaderFlag:
@@ -50,6 +51,11 @@ class HeaderFlag:
 NO_FLAGS = 0
 _KNOWN_FLAGS = HeaderFlag.CLEAN | HeaderFlag.SPARSE | HeaderFlag.VOID
 _AAD_PREFIX = aad_prefix(Kind.HEADER)
+
+
+def header_version(raw: bytes) -> int:
+    """Tells packed headers apart, as their nonces and macs do; 0 for a file without a header."""
+    return int.from_bytes(raw[_MAC_OFFSET : _MAC_OFFSET + _VERSION_SIZE], "little")
 
 
 @dataclass(slots=True)

@@ -11,6 +11,7 @@ import os
 import stat
 from collections.abc import Sequence
 
+from cryptfs.core.geometry import HEADER_SIZE
 from cryptfs.errors import IntegrityError
 
 O_NOATIME: int = getattr(os, "O_NOATIME", 0)  # Linux only
@@ -63,6 +64,12 @@ def read_fully(fd: int, buffer: memoryview, offset: int) -> int:
             break
         done += got
     return done
+
+
+def read_header(fd: int) -> bytes:
+    """The header of a backing file as it stands there, not verified; b"" where the file is empty."""
+    raw = memoryview(bytearray(HEADER_SIZE))
+    return bytes(raw[: read_fully(fd, raw, 0)])
 
 
 def write_fully(fd: int, pieces: Sequence[memoryview | bytes], offset: int) -> None:

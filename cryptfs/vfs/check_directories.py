@@ -13,7 +13,7 @@ from cryptfs.core.geometry import HEADER_SIZE
 from cryptfs.core.names import TEMP_PREFIX, DirectoryNames
 from cryptfs.core.salvage import is_adoption_mark
 from cryptfs.errors import DirectoryRecordError, HeaderError, IntegrityError, NameError_
-from cryptfs.storage.backing import read_small
+from cryptfs.storage.backing import open_backing, read_small
 from cryptfs.storage.dirs import open_directory, read_record
 from cryptfs.vfs.context import FileContext
 from cryptfs.vfs.roles import Role
@@ -82,8 +82,11 @@ def holds_vault_content(context: FileContext, entry: WalkedEntry) -> bool:
     mode = entry.st.st_mode
     try:
         if stat.S_ISREG(mode) and entry.st.st_size >= HEADER_SIZE:
-            context.unpack_header(read_small(entry.directory.fd, entry.entry_name, HEADER_SIZE)[:HEADER_SIZE])
-            return True
+            fd = open_backing(entry.directory.fd, entry.entry_name, os.O_RDONLY)[0]
+            try:
+                return context.header_of(fd) is not None
+            finally:
+                os.close(fd)
         if stat.S_ISDIR(mode):
             return directory_id(context, entry) is not None
     except (HeaderError, IntegrityError, OSError):

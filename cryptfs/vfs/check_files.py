@@ -11,12 +11,13 @@ from typing import NamedTuple
 
 from cryptfs.core.geometry import HEADER_SIZE
 from cryptfs.core.header import FileHeader
+from cryptfs.core.verdict import Length
 from cryptfs.errors import ChunkError, HeaderError
 from cryptfs.storage.backing import read_fully
 from cryptfs.vfs.cipherpool import usable_cores
 from cryptfs.vfs.context import FileContext
 from cryptfs.vfs.findings import Kind
-from cryptfs.vfs.recovery import recovered_size
+from cryptfs.vfs.recovery import content_behind, ends_whole, found_length
 
 RUN_SIZE = 1024 * 1024  # bytes that a thread reads and opens at once
 _SHOWN_RANGES = 8
@@ -95,12 +96,13 @@ def check_length(
     report = FileReport(os.fstat(fd).st_size)
     if not report.cipher_size:
         return report
-    raw = memoryview(bytearray(HEADER_SIZE))
     try:
-        header = context.unpack_header(bytes(raw[: read_fully(fd, raw, 0)]))
+        header = context.header_of(fd)
     except HeaderError as error:
         report.add(Kind.HEADER, error.reason)
         return report
+    if header is None:  # emptied a moment ago
+        return FileReport(0)
     report.header = header
     report.content_key = context.content_key_of(header)
     if journal_id is not None and header.journal_id == journal_id:
@@ -108,35 +110,39 @@ def check_length(
         report.size = header.size
         report.add(Kind.NOT_SETTLED, "it can be judged when the journal has been replayed")
         return report
-    try:
-        _find_size(context, fd, report, header)
-    except HeaderError as error:
-        report.size = header.size_min
-        report.add(Kind.FILE_CUT, error.reason)
-        return report
-    if report.recovered:
-        if not open_files:
-            report.add(Kind.NOT_SETTLED, f"{report.size} bytes are intact")
-        return report
-    expected = context.geometry.cipher_size(report.size)
-    if report.cipher_size > expected:
-        report.add(Kind.SURPLUS, f"{report.cipher_size - expected} bytes")
-    elif report.cipher_size < expected:
-        report.add(Kind.FILE_CUT, f"{report.cipher_size} bytes instead of {expected}")
+    _judge(context, fd, report, header, open_files=open_files)
     return report
 
 
-def _find_size(context: FileContext, fd: int, report: FileReport, header: FileHeader) -> None:
-    """As FileState finds it: a file that was closed shortly before a crash may be short without being cut."""
-    if header.is_void:
-        report.size, report.recovered = 0, True
-        return
-    short = report.cipher_size < context.geometry.cipher_size(header.size)
-    if header.is_clean and not (short and header.journal_id in context.crashed):
-        report.size = header.size
-        return
-    report.size = recovered_size(context, fd, header, report.content_key, report.cipher_size)
-    report.recovered = True
+def _judge(
+    context: FileContext, fd: int, report: FileReport, header: FileHeader, *, open_files: bool
+) -> None:
+    """Note how long the file is, and what is wrong with that."""
+    found = found_length(context, fd, header, report.content_key, report.cipher_size)
+    report.size = found.size
+    if found.kind is Length.CUT:
+        report.add(Kind.FILE_CUT, found.reason)
+    elif found.kind is Length.SURPLUS:
+        newer = _content_of_surplus(context, fd, report, header)
+        if newer > found.size:
+            report.size, report.recovered = newer, True
+            report.add(Kind.NOT_SETTLED, f"{newer} bytes are intact, its header says {found.size}")
+        else:
+            report.add(Kind.SURPLUS, f"{report.cipher_size - found.expected} bytes")
+    elif found.kind is not Length.SETTLED:
+        report.recovered = True
+        if not open_files:
+            report.add(Kind.NOT_SETTLED, f"{report.size} bytes are intact")
+
+
+def _content_of_surplus(context: FileContext, fd: int, report: FileReport, header: FileHeader) -> int:
+    """The size with what stands behind the end, where the file does not end as its header says.
+
+    Then that is an older header, put back over a longer file.
+    """
+    if ends_whole(context, fd, header, report.content_key, report.size):
+        return report.size
+    return content_behind(context, fd, report.content_key, report.size, report.cipher_size)
 
 
 def chunks_present(context: FileContext, report: FileReport) -> int:

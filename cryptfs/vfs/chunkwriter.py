@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Sequence
 
 from cryptfs.core.geometry import ChunkSpan
 from cryptfs.errors import ChunkError, HeaderError
@@ -203,16 +202,15 @@ class ChunkWriter:
         Raises: OSError: the old length and the old edges are back, as far as the disk lets us.
         """
         state = self._state
+        if state.sparse and first >= self._geometry.chunk_count(state.size):
+            state.require_length()  # between a cut end and these records there would be a hole
         header = state.header_for_change()
         state.mark_data()
         try:
             if header is None:
                 write_fully(state.fd, (records,), self._geometry.record_offset(first))
             elif first == 0:
-                pieces: Sequence[memoryview | bytes] = (state.context.pack_header(header), records)
-                state.mark_header()
-                write_fully(state.fd, pieces, 0)
-                state.set_header(header)
+                state.write_header(header, records)
             else:
                 state.write_header(header)
                 write_fully(state.fd, (records,), self._geometry.record_offset(first))

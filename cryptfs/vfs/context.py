@@ -11,6 +11,7 @@ from cryptfs.core.config import VaultConfig
 from cryptfs.core.geometry import ChunkGeometry
 from cryptfs.core.header import NO_JOURNAL, FileHeader
 from cryptfs.core.keys import FILE_ID_SIZE, Subkeys, file_content_key
+from cryptfs.storage.backing import read_header
 from cryptfs.vfs.buffers import BufferPool
 from cryptfs.vfs.cipherpool import CipherPool
 from cryptfs.vfs.redo import RedoLog
@@ -75,6 +76,14 @@ class FileContext:
     def unpack_header(self, raw: bytes) -> FileHeader:
         """Verify a header; HeaderError where it does not hold."""
         return FileHeader.unpack(raw, self.keys, self.config.suite.cipher_id, self.log2_chunk_size)
+
+    def header_of(self, fd: int) -> FileHeader | None:
+        """The header of an open backing file; None where it is empty.
+
+        Raises: HeaderError: it does not hold.   OSError.
+        """
+        raw = read_header(fd)
+        return self.unpack_header(raw) if raw else None
 
     def content_key_of(self, header: FileHeader) -> bytes:
         """The key of the chunks that belong to this header."""

@@ -11,10 +11,9 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 
-from cryptfs.core.geometry import HEADER_SIZE
 from cryptfs.core.header import FileHeader
 from cryptfs.errors import HeaderError
-from cryptfs.storage.backing import DIRECTORY_FLAGS, HELD_FILE_FLAGS, read_fully, reopen
+from cryptfs.storage.backing import DIRECTORY_FLAGS, HELD_FILE_FLAGS, reopen
 from cryptfs.storage.dirs import open_for_listing, scan
 from cryptfs.vfs.context import FileContext
 
@@ -80,9 +79,8 @@ class FileFinder:
 
     def header_of(self, fd: int) -> FileHeader | None:
         """The header of an open file; None where there is none, or none that holds."""
-        raw = memoryview(bytearray(HEADER_SIZE))
         try:
-            return self._context.unpack_header(bytes(raw[: read_fully(fd, raw, 0)]))
+            return self._context.header_of(fd)
         except HeaderError:
             return None
 

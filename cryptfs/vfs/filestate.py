@@ -13,27 +13,34 @@ import os
 import threading
 from collections.abc import Iterator
 
-from cryptfs.core.geometry import HEADER_SIZE
-from cryptfs.core.header import NO_FLAGS, NO_JOURNAL, FileHeader, HeaderFlag
+from cryptfs.core.header import NO_FLAGS, NO_JOURNAL, FileHeader, HeaderFlag, header_version
+from cryptfs.core.verdict import Length, Verdict
 from cryptfs.errors import HeaderError, IntegrityError
-from cryptfs.storage.backing import O_NOATIME, read_fully, reopen, write_fully
+from cryptfs.storage.backing import O_NOATIME, read_header, reopen, write_fully
 from cryptfs.storage.libc import UTIME_OMIT, Times, futimens, restore_mtime
 from cryptfs.vfs.context import FileContext
-from cryptfs.vfs.recovery import recovered_size
+from cryptfs.vfs.recovery import ends_whole, found_length
 from cryptfs.vfs.writemarks import WriteMarks
 
 log = logging.getLogger(__name__)
 
 FileKey = tuple[int, int]  # device, inode
+Left = tuple[int, int, int]
+"""ctime and mtime in nanoseconds, and length, of a backing file."""
 
 
 class FileState(WriteMarks):
     """One backing file that is open.
 
-    size:     plaintext bytes; what the file has now, whatever the header says.
+    size:     plaintext bytes: what the file has now. Once it is loaded, the header vouches for it.
     header:   what stands on disk; None for an empty backing file. With header_is_planned it will be
               written along with the first chunk.
+    version:  tells the header on disk from any other; 0 where there is none.
     damage:   set when the header or the length does not hold; then only a truncate to zero helps.
+    inherited: the verdict on a file that is not as its header says, until somebody here changes it; else
+              None. Loading writes nothing: a reader leaves the file as it is.
+    left:     what the backing file was when all of it was known here last: when it was loaded, and after each
+              step that ends a change. Zeros before.
     overlay:  chunk records that are in the journal and not in the backing file yet, by chunk_index.
     durable_size: plaintext bytes that are known to be on disk in their place.
     synced:   whether anything was brought to disk since the file was empty, be it in the journal only.
@@ -53,7 +60,9 @@ class FileState(WriteMarks):
         self.damage: IntegrityError | None = None
         self.header: FileHeader | None = None
         self.header_is_planned = False
-        self._unsettled: FileHeader | None = None  # as a dead writer left it, where it could not be settled
+        self.inherited: Verdict | None = None
+        self.version = 0
+        self.left: Left = (0, 0, 0)
         self.content_key = b""
         self.size = 0
         self.kept_mtime_ns: int | None = None  # what the last close restores, see keep_mtime
@@ -107,8 +116,6 @@ class FileState(WriteMarks):
         if writable and not self.writable:
             self._retired_fds.append(self.fd)
             self.fd, self.writable, self.keeps_atime = fd, True, False
-            if self._unsettled is not None:
-                self.loaded = False  # what could not be settled without writing is settled now
         else:
             os.close(fd)
 
@@ -133,13 +140,13 @@ class FileState(WriteMarks):
     def clean(self) -> bool:
         """Whether the header on disk needs no CLEAN written at the last close.
 
-        A damaged file keeps its header, as evidence and for a repair; so does one that a dead writer left
-        and that nobody here may write.
+        A damaged file keeps its header, as evidence and for a repair; so does one that another writer left
+        open and that nobody here has changed.
         """
         header = self.header
         if header is None or self.header_is_planned or self.damage is not None:
             return True
-        return header.is_clean or header is self._unsettled
+        return header.is_clean or self.inherited is not None
 
     @property
     def sparse(self) -> bool:
@@ -159,7 +166,8 @@ class FileState(WriteMarks):
             raise type(self.damage)(self.damage.reason, cipher_path=self.cipher_path)
 
     def _load(self) -> None:
-        cipher_size = os.fstat(self.fd).st_size
+        self.note_left()
+        cipher_size = self.left[2]
         if cipher_size:
             try:
                 self._load_header(cipher_size)
@@ -168,81 +176,123 @@ class FileState(WriteMarks):
         self.loaded = True
 
     def _load_header(self, cipher_size: int) -> None:
-        raw = memoryview(bytearray(HEADER_SIZE))
+        """Find out how long the file is. Writes nothing, whatever stands there."""
         self.keep_atime(True)
-        header = self.context.unpack_header(bytes(raw[: read_fully(self.fd, raw, 0)]))
-        self.set_header(header)
-        geometry = self.context.geometry
-        if header.is_void:
-            self.size = 0
-            self._trim(HEADER_SIZE, cipher_size, "what a truncate to zero left")
-            self._settle()
-        elif header.is_clean:
-            expected = geometry.cipher_size(header.size)
-            if cipher_size < expected:
-                self._load_cut(header, cipher_size, expected)
-                return
-            self.size = header.size
-            self.durable_size = header.size_min if self._is_of_this_session(header) else header.size
-            self._trim(expected, cipher_size, "surplus")
+        raw = read_header(self.fd)
+        header = self.context.unpack_header(raw)
+        self._note_header(header, raw)
+        found = found_length(self.context, self.fd, header, self.content_key, cipher_size)
+        if found.kind is Length.CUT:
+            raise HeaderError(f"the file was cut: {found.reason}")
+        self.size = self.durable_size = found.size
+        if self._is_of_this_session(header):
+            self.durable_size = min(found.size, header.size_min)
+        if found.kind is not Length.SETTLED:
+            self.inherited = found
+            self._tell(found, header, cipher_size)
+
+    def _tell(self, found: Verdict, header: FileHeader, cipher_size: int) -> None:
+        if found.kind is Length.SURPLUS:
+            surplus = cipher_size - found.expected
+            log.warning("%s: %d bytes behind the end are no part of it", self.cipher_path, surplus)
+        elif header.is_clean and header.size:
+            log.warning(
+                "%s: closed shortly before a crash; only %d of %d bytes had reached the disk",
+                self.cipher_path, found.size, header.size,
+            )  # fmt: skip
         else:
-            self._recover(header, cipher_size)
-
-    def _load_cut(self, header: FileHeader, cipher_size: int, expected: int) -> None:
-        """A CLEAN file that is too short: cut, unless it was closed not long before the power went."""
-        if header.journal_id not in self.context.crashed:
-            raise HeaderError(f"the file was cut: {cipher_size} bytes instead of {expected}")
-        log.warning(
-            "%s: closed shortly before a crash; only %d of %d bytes had reached the disk",
-            self.cipher_path, cipher_size, expected,
-        )  # fmt: skip
-        self._recover(header, cipher_size)
-
-    def _recover(self, header: FileHeader, cipher_size: int) -> None:
-        self.size = recovered_size(self.context, self.fd, header, self.content_key, cipher_size)
-        self.durable_size = self.size
-        self._trim(self.context.geometry.cipher_size(self.size), cipher_size, "torn")
-        self._settle()
+            log.warning(
+                "%s: was being written when its writer ended; %d bytes are intact",
+                self.cipher_path, found.size,
+            )  # fmt: skip
 
     def _is_of_this_session(self, header: FileHeader) -> bool:
         redo = self.context.redo
         return redo is not None and header.journal_id == redo.journal_id
 
-    def set_header(self, header: FileHeader) -> None:
-        """Note what stands on disk now."""
+    def note_left(self) -> None:
+        """Note what the backing file is now that all of it is known here. Raises: OSError."""
+        st = os.fstat(self.fd)
+        self.left = st.st_ctime_ns, st.st_mtime_ns, st.st_size
+
+    def _note_header(self, header: FileHeader, raw: bytes) -> None:
+        """Note what stands on disk now. raw: packed; b"" where it is only planned."""
         known = self.header
         if known is None or (known.file_id, known.epoch) != (header.file_id, header.epoch):
             self.content_key = self.context.content_key_of(header)
         self.header = header
         self.header_is_planned = False
+        self.version = header_version(raw)
+        self.inherited = None
 
     def plan_header(self, header: FileHeader) -> None:
         """Choose the header of a file that has none; header_for_change brings it to disk."""
-        self.set_header(header)
+        self._note_header(header, b"")
         self.header_is_planned = True
 
-    def _trim(self, expected: int, cipher_size: int, what: str) -> None:
-        if cipher_size <= expected:
-            return
-        log.warning("%s: %d bytes trimmed (%s)", self.cipher_path, cipher_size - expected, what)
-        with self._writing_fd() as fd:
-            if fd is not None:
-                os.ftruncate(fd, expected)
+    # ---- what another writer left
 
-    def _settle(self) -> None:
-        """After its writer died, make the length that was found the authentic one."""
-        log.warning(
-            "%s: was being written when its writer ended; %d bytes are intact", self.cipher_path, self.size
-        )
-        with self._writing_fd() as fd:
-            if fd is None:
-                self._unsettled = self.header
-            else:
-                self._write_clean(fd)
+    def take_over(self) -> None:
+        """Before the first change here: cut off what is no part of the file. The lock is held.
+
+        Raises: HeaderError: the file does not end where its header says; nothing is cut.   OSError.
+        """
+        found = self.inherited
+        if found is not None:
+            self.mark_data()
+            self._cut_off(self.fd, found)
+            if found.kind is Length.SURPLUS:
+                self.inherited = None
+
+    def _cut_off(self, fd: int, found: Verdict) -> None:
+        header = self.header
+        assert header is not None  # something is inherited by it
+        surplus = os.fstat(fd).st_size - found.expected
+        if surplus < 0:
+            raise HeaderError("the file was cut while it was open", cipher_path=self.cipher_path)
+        if not surplus:
+            return
+        if found.kind is Length.SURPLUS and not ends_whole(
+            self.context, fd, header, self.content_key, found.size
+        ):
+            raise HeaderError(
+                "the last chunk does not authenticate at the length that the header says, and more is there",
+                cipher_path=self.cipher_path,
+            )
+        log.warning("%s: %d bytes trimmed (%s)", self.cipher_path, surplus, found.kind.value)
+        os.ftruncate(fd, found.expected)
+
+    def settle(self) -> None:
+        """After a crash of this vault's own: make the length that was found the authentic one, for good.
+
+        Also of a file that was closed before: from now on, it is as long as it says. Files of other sessions
+        stay as they are.
+
+        Raises: HeaderError: as take_over.   OSError.
+        """
+        with self.lock:
+            header = self.header
+            if header is None or self.damage is not None or header.journal_id not in self.context.crashed:
+                return
+            with self._writing_fd() as fd:
+                if fd is not None:
+                    if self.inherited is not None:
+                        self._cut_off(fd, self.inherited)
+                    self._write_clean(fd)
+
+    def require_length(self) -> None:
+        """Before the backing file is made longer, or a hole of it believed: nobody has cut it meanwhile.
+
+        What waits in the overlay must be in its place. Raises: HeaderError.   OSError.
+        """
+        if self.header is None or self.header_is_planned:
+            return
+        if os.fstat(self.fd).st_size < self.context.geometry.cipher_size(self.size):
+            raise HeaderError("the file was cut while it was open", cipher_path=self.cipher_path)
 
     @contextlib.contextmanager
     def _writing_fd(self) -> Iterator[int | None]:
-        """A descriptor that can write for a moment, None where there is none: the next writer will do it."""
+        """A descriptor that can write for a moment, None where there is none."""
         fd = None
         if self.writable:
             fd = self.fd
@@ -265,12 +315,12 @@ class FileState(WriteMarks):
             old = self.context.new_header()
             flags, old_min, generation = NO_FLAGS, 0, old.generation
         else:
-            if size_min is None and not (sparse or old.is_clean or old.is_void or self._must_name(old)):
+            begins = old.is_clean or self.inherited is not None
+            if size_min is None and not (sparse or begins or old.is_void or self._must_name(old)):
                 return None
             flags = old.flags & ~(HeaderFlag.CLEAN | HeaderFlag.VOID)
-            was_clean = old.is_clean
-            old_min = self._size_to_keep() if was_clean else old.size_min
-            generation = old.generation + was_clean
+            old_min = self._size_to_keep() if begins else old.size_min
+            generation = old.generation + begins
         if sparse:
             flags |= HeaderFlag.SPARSE
         new_min = old_min if size_min is None else min(old_min, size_min)
@@ -296,15 +346,20 @@ class FileState(WriteMarks):
         return header.journal_id != redo.journal_id or header.journal_floor < self._floor_due
 
     def _size_to_keep(self) -> int:
-        """The size_min of a CLEAN file that is about to change."""
+        """The size_min of a file that is about to change for the first time since somebody left it."""
         redo = self.context.redo
         return min(self.size, self.durable_size) if redo is not None and redo.durable else self.size
 
-    def write_header(self, header: FileHeader) -> None:
-        """Bring a header to the file (not synced) and note it."""
+    def write_header(self, header: FileHeader, records: memoryview | None = None) -> None:
+        """Bring a header to the file (not synced), the first records with it, and note it."""
         self.mark_header()
-        write_fully(self.fd, (self.context.pack_header(header),), 0)
-        self.set_header(header)
+        self._put_header(self.fd, header, records)
+
+    def _put_header(self, fd: int, header: FileHeader, records: memoryview | None = None) -> None:
+        """The one place that packs a header, writes it and notes it."""
+        raw = self.context.pack_header(header)
+        write_fully(fd, (raw,) if records is None else (raw, records), 0)
+        self._note_header(header, raw)
 
     def raise_floor(self, floor: int) -> None:
         """Say in the header that earlier records of the journal do not count any more.
@@ -323,10 +378,9 @@ class FileState(WriteMarks):
         self._floor_due = max(self._floor_due, floor)
         mtime = os.fstat(self.fd).st_mtime_ns
         self._marks += 1
-        raised = header.changed(journal_floor=floor)
-        write_fully(self.fd, (self.context.pack_header(raised),), 0)
+        self._put_header(self.fd, header.changed(journal_floor=floor))
         restore_mtime(self.fd, mtime)
-        self.set_header(raised)
+        self.note_left()
 
     def write_clean(self) -> None:
         """At the last close: seal the length. Leaves the file's times as they are."""
@@ -355,16 +409,6 @@ class FileState(WriteMarks):
         if times[3] != UTIME_OMIT:
             self.kept_mtime_ns = None
 
-    def outlive_crash(self) -> None:
-        """A file that was closed before a crash: from now on, it is as long as it says."""
-        with self.lock:
-            header = self.header
-            if header is None or not header.is_clean or header.journal_id not in self.context.crashed:
-                return
-            with self._writing_fd() as fd:
-                if fd is not None:
-                    self._write_clean(fd)
-
     def _write_clean(self, fd: int) -> None:
         header = self.header
         assert header is not None  # a file that is not clean has one
@@ -382,6 +426,6 @@ class FileState(WriteMarks):
                 journal_floor=header.journal_floor,
             )
         mtime = os.fstat(fd).st_mtime_ns if self.kept_mtime_ns is None else self.kept_mtime_ns
-        write_fully(fd, (self.context.pack_header(clean),), 0)
+        self._put_header(fd, clean)
         restore_mtime(fd, mtime)
-        self.set_header(clean)
+        self.note_left()

@@ -79,6 +79,7 @@ def shrink(file: OpenFile, size: int) -> None:
     last = geometry.chunk_count(size) - 1
     kept = geometry.chunk_length(last, size)
     _settle_up_to(state, last)
+    state.require_length()
     was = geometry.chunk_length(last, state.size)
     file.announce(size_min=size)
     scratch = context.buffers.take(geometry.chunk_size)

@@ -1,6 +1,7 @@
 """One look at a whole vault for a witness: every entry as a record of core/manifest.py, in ascending order.
 
-Reads headers, nonces and tags, never a plaintext byte, and writes nothing. The vault may be mounted: a file
+Reads headers, nonces and tags, and writes nothing; it opens chunks only where a header says that the file is
+empty and something stands behind it. The vault may be mounted: a file
 that changes while it is read is read again, and one that is being written is noted as not settled.
 """
 
@@ -14,8 +15,7 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from cryptfs.core.geometry import HEADER_SIZE
-from cryptfs.core.header import NO_JOURNAL, FileHeader
+from cryptfs.core.header import FileHeader
 from cryptfs.core.keys import FILE_ID_SIZE
 from cryptfs.core.manifest import (
     NO_DIGEST,
@@ -30,11 +30,13 @@ from cryptfs.core.manifest import (
     unpack_record,
 )
 from cryptfs.core.names import SIV_SIZE, decode_text
+from cryptfs.core.verdict import Length, Verdict, verdict
 from cryptfs.errors import DirectoryRecordError, HeaderError, IntegrityError, NameError_
-from cryptfs.storage.backing import O_NOATIME, open_backing, read_fully
+from cryptfs.storage.backing import O_NOATIME, open_backing, read_header
 from cryptfs.storage.dirs import open_directory
 from cryptfs.vfs.context import FileContext
 from cryptfs.vfs.records import digest_of_records
+from cryptfs.vfs.recovery import found_length
 from cryptfs.vfs.roles import Role
 from cryptfs.vfs.spill import Sorter
 from cryptfs.vfs.symlinks import long_target_id, open_links_directory, read_long_target
@@ -81,10 +83,19 @@ class Observation:
     directories: how they hang together, for paths.   skipped: places that could not be looked at.
     Args: context: of the vault.   vault_fd: the vault directory; both stay the caller's.
           progress: called with the number of entries so far, often.
+          journal_id: of a journal that waits for its replay: what it may apply to cannot be called cut.
     """
 
-    def __init__(self, context: FileContext, vault_fd: int, progress: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        context: FileContext,
+        vault_fd: int,
+        progress: Callable[[int], None],
+        *,
+        journal_id: bytes | None = None,
+    ) -> None:
         self._context = context
+        self._journal_id = journal_id
         self._walker = Walker(context, vault_fd)
         self._progress = progress
         self._digest = digest_state(context.keys)
@@ -253,7 +264,7 @@ class Observation:
         return found._replace(xattrs=xattrs)
 
     def _try_file(self, fd: int) -> _FileLook:
-        raw = self._read_header(fd)
+        raw = read_header(fd)
         if not raw:
             return _FileLook(Object.EMPTY, b"")
         try:
@@ -269,22 +280,27 @@ class Observation:
             generation=header.generation,
             size=header.size,
         )
-        if not header.is_clean or header.is_void:
-            return found
-        length, expected = os.fstat(fd).st_size, self._context.geometry.cipher_size(header.size)
-        digest = digest_of_records(self._digest, self._context, fd, header.size)
-        if not self._same_state(header, self._read_header(fd)):
+        judged = self._judge(fd, header)
+        if judged.kind in (Length.RECOVER, Length.VOID):
+            return found  # its length is not settled; a mount finds it
+        if judged.kind is Length.CUT:
+            if header.journal_id == self._journal_id:
+                return found  # the next mount replays the journal before it judges
+            digest = NO_DIGEST
+        else:
+            digest = digest_of_records(self._digest, self._context, fd, header.size)
+        if not self._same_state(header, read_header(fd)):
             return found._replace(changing=True)
-        if length < expected:
-            if header.journal_id != NO_JOURNAL:
-                return found  # closed shortly before a crash: the next mount finds its length
-            return found._replace(kind=Object.DAMAGED, reason="the file was cut")
+        if judged.kind is Length.CUT:
+            return found._replace(kind=Object.DAMAGED, reason=f"the file was cut: {judged.reason}")
         return found._replace(flags=SETTLED, digest=digest)
 
-    @staticmethod
-    def _read_header(fd: int) -> bytes:
-        raw = memoryview(bytearray(HEADER_SIZE))
-        return bytes(raw[: read_fully(fd, raw, 0)])
+    def _judge(self, fd: int, header: FileHeader) -> Verdict:
+        context, length = self._context, os.fstat(fd).st_size
+        judged = verdict(header, length, context.geometry, context.crashed)
+        if judged.kind is not Length.SURPLUS:
+            return judged
+        return found_length(context, fd, header, context.content_key_of(header), length)
 
     def _same_state(self, header: FileHeader, raw: bytes) -> bool:
         """Whether no change has begun: any raises the generation, and that comes before it."""

@@ -180,15 +180,18 @@ class OpenFile:
             self.writer.write_run(place, memoryview(data))
         return length
 
-    def changing(self) -> _Change:
-        """The lock for a change: `with file.changing() as state`."""
+    def changing(self, *, emptying: bool = False) -> _Change:
+        """The lock for a change: `with file.changing() as state`.
+
+        Args: emptying: the change takes all content away, so that it need not hold.
+        """
         state = self.state
         if state.context.read_only:
             raise ReadOnlyVaultError("the vault is mounted read-only")
         if not self.writable:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         state.context.make_room()
-        return _Change(self)
+        return _Change(self, emptying=emptying)
 
     def cut_back(self, size: int) -> None:
         """After a change failed half-way: the length from before it, as far as the disk lets us."""
@@ -226,6 +229,7 @@ class OpenFile:
         self.write_zeros(state.size, min(last_end, new_size))
         if state.size < new_size:
             lengths.settle_overlay(state)
+            state.require_length()
             state.mark_data()
             os.ftruncate(state.fd, geometry.cipher_size(new_size))
             state.size = new_size
@@ -256,15 +260,12 @@ class OpenFile:
                 lengths.shrink(self, size)
             else:
                 lengths.settle_overlay(state)
+                state.require_length()
                 os.ftruncate(state.fd, self._geometry.cipher_size(size))  # for the times
 
     def _truncate_to_zero(self) -> None:
         """Also of a file that does not authenticate."""
-        try:
-            change = self.changing()
-        except IntegrityError:
-            change = _Change(self, damaged=True)
-        with change as state:
+        with self.changing(emptying=True) as state:
             lengths.truncate_to_zero(state)
 
     # ---- durability
@@ -277,20 +278,31 @@ class OpenFile:
 class _Change:
     """Holds the lock for a change, and lets readers notice it. A failed change leaves the file no longer."""
 
-    __slots__ = ("_file", "_size", "_state")
+    __slots__ = ("_emptying", "_file", "_size", "_state")
 
-    def __init__(self, file: OpenFile, *, damaged: bool = False) -> None:
-        if not damaged:
-            file.state.require_loaded()
+    def __init__(self, file: OpenFile, *, emptying: bool = False) -> None:
         self._file = file
         self._state = file.state
         self._size = 0
+        self._emptying = emptying
+        try:
+            file.state.require_loaded()
+        except IntegrityError:
+            if not emptying:
+                raise
 
     def __enter__(self) -> FileState:
-        self._state.lock.acquire()
-        self._state.change_count += 1
-        self._size = self._state.size
-        return self._state
+        state = self._state
+        state.lock.acquire()
+        if state.inherited is not None and not self._emptying:
+            try:
+                state.take_over()
+            except BaseException:
+                state.lock.release()
+                raise
+        state.change_count += 1
+        self._size = state.size
+        return state
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:

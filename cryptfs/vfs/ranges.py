@@ -76,11 +76,13 @@ def seek(file: OpenFile, offset: int, whence: int) -> int:
     """lseek(2) with SEEK_DATA or SEEK_HOLE: the plaintext offset found.
 
     Raises: OSError: ENXIO past the end, or where no data follows; EINVAL for another whence.
+            IntegrityError: the file is damaged.
     """
     state = file.state
     state.require_loaded()
     with state.lock:
         settle_overlay(state)
+        state.require_length()  # what was cut off is no hole
         size = state.size
         if not 0 <= offset < size:
             raise _error(errno.ENXIO)

@@ -1,4 +1,7 @@
-"""How long a file is whose writer died: its header is not CLEAN, its last records may be torn.
+"""How long a file is: the header's verdict, and what only the records can add to it.
+
+A file that is not CLEAN may end in records that tore when its writer died. And a header that says "empty" may
+stand over content of its own: an older version of the header, put back without the rest. Nothing here writes.
 
 Source: docs/FORMAT.md, section 4 ("Recovery").
 """
@@ -10,55 +13,119 @@ import os
 
 from cryptfs.core.geometry import ChunkGeometry
 from cryptfs.core.header import FileHeader
-from cryptfs.errors import ChunkError, HeaderError
+from cryptfs.core.verdict import Length, Verdict, verdict
+from cryptfs.errors import ChunkError
 from cryptfs.storage.backing import read_fully
 from cryptfs.vfs.context import FileContext
 
 
-def recovered_size(context: FileContext, fd: int, header: FileHeader, key: bytes, cipher_size: int) -> int:
-    """Plaintext bytes that the file holds for certain at its end.
+def found_length(
+    context: FileContext, fd: int, header: FileHeader | None, key: bytes, cipher_size: int
+) -> Verdict:
+    """The verdict on a backing file, with the size that its records tell where the header does not.
+
+    Where a header says that the file is empty, and a record behind it opens under the header's key, that
+    content belongs to the header, and the verdict becomes RECOVER.
+
+    Args: key: of the file's content.   cipher_size: length of the backing file.
+    """
+    judged = verdict(header, cipher_size, context.geometry, context.crashed)
+    if header is None or judged.kind not in (Length.RECOVER, Length.VOID, Length.SURPLUS):
+        return judged
+    if judged.kind is Length.RECOVER:
+        size = _recovered_size(context, fd, header, key, cipher_size, judged.size)
+    elif judged.size or cipher_size == judged.expected:
+        return judged
+    else:
+        size = content_behind(context, fd, key, 0, cipher_size)
+        if not size:
+            return judged
+    return Verdict(Length.RECOVER, size, context.geometry.cipher_size(size))
+
+
+def _recovered_size(
+    context: FileContext, fd: int, header: FileHeader, key: bytes, cipher_size: int, least: int
+) -> int:
+    """Plaintext bytes that a file holds for certain whose writer died; it has at least `least`.
 
     A piece behind the last record that authenticates is torn, but only behind size_min: what was there
     before the writer began is never given up silently.
-
-    Raises: HeaderError: the file is shorter than size_min, so somebody cut it.
     """
     geometry = context.geometry
-    size = geometry.plain_size_floor(cipher_size)
-    if size < header.size_min:
-        raise HeaderError(
-            f"the file was cut: {size} bytes of plaintext instead of at least {header.size_min}"
-        )
-    holes = header.is_sparse
-    sealed = context.buffers.take(geometry.record_size)
-    plain = context.buffers.take(geometry.chunk_size)
+    with _Tail(context, fd, key, holes=header.is_sparse) as tail:
+        size, opens = tail.end(geometry.plain_size_floor(cipher_size), least)
+        if opens or size == least:
+            return size
+        # The chunk holds bytes from before. A shrink that was interrupted left it shorter.
+        last = geometry.chunk_count(size) - 1
+        return least if tail.opens(last, geometry.chunk_length(last, least)) else size
 
-    def authenticates(chunk_index: int, plain_length: int) -> bool:
-        record = sealed[: plain_length + geometry.overhead]
-        if read_fully(fd, record, geometry.record_offset(chunk_index)) < len(record):
+
+def content_behind(context: FileContext, fd: int, key: bytes, size: int, cipher_size: int) -> int:
+    """The plaintext size with all that stands behind `size` and authenticates; `size` where nothing does.
+
+    Holes count for nothing: they prove nothing.
+    """
+    with _Tail(context, fd, key, holes=False) as tail:
+        end, opens = tail.end(context.geometry.plain_size_floor(cipher_size), size)
+    return end if opens else size
+
+
+def ends_whole(context: FileContext, fd: int, header: FileHeader, key: bytes, size: int) -> bool:
+    """Whether the last record of a file with `size` bytes opens, so that what stands behind it is surplus."""
+    geometry = context.geometry
+    last = geometry.chunk_count(size) - 1
+    with _Tail(context, fd, key, holes=header.is_sparse) as tail:
+        return not size or tail.opens(last, geometry.chunk_length(last, size))
+
+
+class _Tail:
+    """Looks at the records at the end of a backing file."""
+
+    def __init__(self, context: FileContext, fd: int, key: bytes, *, holes: bool) -> None:
+        self._context = context
+        self._fd = fd
+        self._key = key
+        self._holes = holes
+        self._sealed = context.buffers.take(context.geometry.record_size)
+        self._plain = context.buffers.take(context.geometry.chunk_size)
+
+    def __enter__(self) -> _Tail:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._context.buffers.give(self._sealed)
+        self._context.buffers.give(self._plain)
+
+    def opens(self, chunk_index: int, plain_length: int) -> bool:
+        """Whether a chunk authenticates with this length."""
+        geometry = self._context.geometry
+        record = self._sealed[: plain_length + geometry.overhead]
+        if read_fully(self._fd, record, geometry.record_offset(chunk_index)) < len(record):
             return False
         try:
-            context.cipher.open_run(key, chunk_index, record, plain, holes=holes)
+            self._context.cipher.open_run(self._key, chunk_index, record, self._plain, holes=self._holes)
         except ChunkError:
             return False
         return True
 
-    try:
-        while size > header.size_min:
+    def end(self, size: int, least: int) -> tuple[int, bool]:
+        """Go back from `size` to the last chunk that opens: (size up to its end, True).
+
+        (size, False) where none opens that ends behind `least`: up to the end of the chunk that has bytes
+        before `least` and behind it, or `least` where that is the end of a chunk.
+        """
+        geometry = self._context.geometry
+        while size > least:
             last = geometry.chunk_count(size) - 1
-            if authenticates(last, geometry.chunk_length(last, size)):
-                return size
-            kept = geometry.chunk_length(last, header.size_min)
-            if kept:
-                # The chunk holds bytes from before. A shrink that was interrupted left it shorter.
-                return header.size_min if authenticates(last, kept) else size
+            if self.opens(last, geometry.chunk_length(last, size)):
+                return size, True
+            if geometry.chunk_length(last, least):
+                break
             size = geometry.chunk_start(last)
-            if not holes:
-                size = _without_hole(fd, geometry, size, header.size_min)
-        return size
-    finally:
-        context.buffers.give(sealed)
-        context.buffers.give(plain)
+            if not self._holes:
+                size = _without_hole(self._fd, geometry, size, least)
+        return size, False
 
 
 def _without_hole(fd: int, geometry: ChunkGeometry, size: int, size_min: int) -> int:

@@ -13,11 +13,10 @@ import stat
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from cryptfs.core.geometry import HEADER_SIZE
 from cryptfs.core.header import NO_FLAGS, NO_JOURNAL, FileHeader, HeaderFlag
 from cryptfs.core.salvage import salvage_header
 from cryptfs.errors import ChunkError, HeaderError
-from cryptfs.storage.backing import read_fully, reopen, write_fully
+from cryptfs.storage.backing import read_fully, read_header, reopen, write_fully
 from cryptfs.storage.libc import UTIME_OMIT, futimens
 from cryptfs.vfs.check_files import (
     ChunkCheck,
@@ -168,11 +167,10 @@ class FileMender:
 
     def restore_header(self, fd: int, report: FileReport, place: Place) -> str | None:
         """Make a header anew from what can be proven; None where nothing can. Then mend the rest."""
-        raw = memoryview(bytearray(HEADER_SIZE))
-        raw = raw[: read_fully(fd, raw, 0)]
+        raw = read_header(fd)
         context = self._context
         header = salvage_header(
-            bytes(raw),
+            raw,
             context.keys,
             context.config.suite.cipher_id,
             context.log2_chunk_size,
@@ -184,7 +182,7 @@ class FileMender:
         if not header.generation:
             words = "made the header anew; the length could not be verified"
             header = self._with_length(fd, report, header)
-        self._lost.note(f"{_shown(place)}: {words}; it was {bytes(raw).hex()}", synced=True)
+        self._lost.note(f"{_shown(place)}: {words}; it was {raw.hex()}", synced=True)
         with writable(fd) as writing:
             mtime = os.fstat(writing).st_mtime_ns
             write_fully(writing, (context.pack_header(header),), 0)

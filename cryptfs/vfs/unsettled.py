@@ -1,10 +1,11 @@
-"""After a crash: settle every file that it may have left unsettled, before anybody is told a wrong size.
+"""After a crash: every file that it may have left unsettled is settled, and nobody is told a wrong size.
 
 The size of a file follows from the length of its backing file, without a look at its header. That is wrong
 for a file whose writer died in the middle, until recovery has found its end, and a kernel that keeps sizes
 itself never asks again. So while a vault has the mark `cryptfs.unsettled`, which a replay leaves, the
-header of a file is looked at whenever its size is asked for; and a thread looks at all files once, and takes
-the mark away. Then the crash is over: a file that is too short from now on was cut.
+header of a file is looked at whenever its size is asked for, without a change to it; and a thread looks at
+all files once, settles those that name a journal of the crash, and takes the mark away. Then the crash is
+over: a file that is too short from now on was cut. Files that other sessions left open stay as they are.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ import stat
 import threading
 
 from cryptfs.core.aead import SMALL_NONCE_SIZE
-from cryptfs.core.geometry import HEADER_SIZE
 from cryptfs.core.journal import Sessions
+from cryptfs.core.verdict import Length, verdict
 from cryptfs.errors import IntegrityError
-from cryptfs.storage.backing import open_backing, read_fully, reopen
+from cryptfs.storage.backing import open_backing, reopen
 from cryptfs.storage.libc import syncfs
 from cryptfs.storage.sessions import UNSETTLED_NAME, write_sessions_file
 from cryptfs.vfs.context import FileContext
@@ -58,7 +59,7 @@ class Unsettled:
             self._thread.join()
 
     def plain_size(self, held_fd: int, st: os.stat_result, path: str) -> int | None:
-        """The plaintext size of a regular file, settled first; None where its backing length says it.
+        """The plaintext size of a regular file, verified; None where its backing length says it.
 
         Args: held_fd: any descriptor of it, also with O_PATH; stays the caller's.   st: its stat.
         """
@@ -68,32 +69,35 @@ class Unsettled:
             fd = reopen(held_fd, os.O_RDONLY)
         except OSError:
             return None  # nobody here can read it
-        return self._settle(fd, st, path)
+        return self._look(fd, st, path, settle=False)
 
-    def _settle(self, fd: int, st: os.stat_result, path: str) -> int | None:
-        """As plain_size; takes the descriptor over."""
-        context = self._context
-        if self._files.find(st) is None:
-            raw = memoryview(bytearray(HEADER_SIZE))
-            try:
-                header = context.unpack_header(bytes(raw[: read_fully(fd, raw, 0)]))
-                intact = header.is_clean and not header.is_void and header.journal_id not in context.crashed
-                if intact and st.st_size == context.geometry.cipher_size(header.size):
-                    os.close(fd)
-                    return None
-            except (IntegrityError, OSError):
-                os.close(fd)  # said to whoever opens it
-                return None
+    def _look(self, fd: int, st: os.stat_result, path: str, *, settle: bool) -> int | None:
+        """As plain_size; takes the descriptor over.   settle: a file that the crash left is settled."""
+        if self._files.find(st) is None and not self._concerns(fd, st, settle=settle):
+            os.close(fd)
+            return None
         state = self._files.acquire(fd, st, writable=False, cipher_path=path)
         try:
             state.require_loaded()
-            state.outlive_crash()
+            if settle:
+                state.settle()
             return state.size
         except (IntegrityError, OSError):
             return None
         finally:
             with contextlib.suppress(OSError):
                 self._files.release(state)
+
+    def _concerns(self, fd: int, st: os.stat_result, *, settle: bool) -> bool:
+        """Whether a file that is not open has to be loaded: for its size, or to be settled."""
+        context = self._context
+        try:
+            header = context.header_of(fd)
+        except (IntegrityError, OSError):
+            return False  # said to whoever opens it
+        if header is not None and header.journal_id in context.crashed:
+            return True
+        return not settle and verdict(header, st.st_size, context.geometry).kind is not Length.SETTLED
 
     def sweep(self) -> None:
         """Look at every file once; then the mark goes, and with it all that was allowed for the crash."""
@@ -106,7 +110,7 @@ class Unsettled:
                     if entry.role is Role.ENTRY and stat.S_ISREG(entry.st.st_mode):
                         with contextlib.suppress(OSError, IntegrityError):
                             fd, st = open_backing(directory.fd, entry.entry_name, os.O_RDONLY)
-                            self._settle(fd, st, entry.cipher_path)
+                            self._look(fd, st, entry.cipher_path, settle=True)
             self._end_crash()
         except OSError as error:
             log.error("the files could not all be settled: %s; the next mount will try again", error.strerror)

@@ -35,8 +35,10 @@ from cryptfs.core.names import NameCipher, encode_text
 from cryptfs.errors import IntegrityError, ManifestError, NameError_
 from cryptfs.storage.libc import syncfs
 from cryptfs.storage.sessions import SESSIONS_NAME, read_sessions_file
+from cryptfs.storage.vaultdir import lock_holder
 from cryptfs.vfs.comparison import WAS_EMPTY, Change, Compared, compare
 from cryptfs.vfs.observation import Directories, Observation, Seen
+from cryptfs.vfs.replay import unfinished_journal_id
 from cryptfs.vfs.spill import Sorter
 from cryptfs.vfs.vault import Vault
 
@@ -71,7 +73,7 @@ def snapshot(vault: Vault, write: Callable[[bytes], object], progress: Progress)
     Raises: OSError: no room for what was seen, or from `write`.
     """
     unsettled = 0
-    with closing(Observation(vault.context, vault.descriptor, progress)) as seen:
+    with closing(_observation(vault, progress)) as seen:
         seen.look()
         # What the manifest calls settled is to be on disk: else a loss of power could take it back.
         syncfs(vault.descriptor)
@@ -97,6 +99,13 @@ def snapshot(vault: Vault, write: Callable[[bytes], object], progress: Progress)
             index += 1
         write(cipher.seal(index, last, os.urandom(SMALL_NONCE_SIZE), last=True))
         return Totals(seen.count, unsettled, seen.skipped)
+
+
+def _observation(vault: Vault, progress: Progress) -> Observation:
+    """A look at a vault that may be mounted, or wait for the replay of a journal."""
+    mounted = not vault.has_lock and lock_holder(vault.vault_dir) is not None
+    journal_id = None if mounted else unfinished_journal_id(vault.context, vault.descriptor)
+    return Observation(vault.context, vault.descriptor, progress, journal_id=journal_id)
 
 
 def _head(vault: Vault) -> ManifestHead:
@@ -162,7 +171,7 @@ class Verification:
 
         Raises: OSError: no room for what was seen.
         """
-        seen = self._seen = Observation(self._vault.context, self._vault.descriptor, progress)
+        seen = self._seen = _observation(self._vault, progress)
         seen.look()
 
     def close(self) -> None:

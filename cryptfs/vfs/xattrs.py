@@ -212,3 +212,4 @@ class Xattrs:
                 mtime = os.fstat(state.fd).st_mtime_ns  # the content stays as it is
                 state.write_header(state.context.new_header().changed(flags=HeaderFlag.CLEAN))
                 restore_mtime(state.fd, mtime)
+                state.note_left()

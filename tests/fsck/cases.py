@@ -273,9 +273,24 @@ CASES = [
     ),
     Case(
         "void",
-        lambda v: rewrite_header(v, flags=HeaderFlag.VOID, size=0, size_min=0),
+        lambda v: rewrite_header(v, flags=HeaderFlag.VOID, size=0, size_min=0, epoch=1),
         [Kind.NOT_SETTLED],
         {b"file": b""},
+    ),
+    Case(
+        "void over content",
+        lambda v: rewrite_header(v, flags=HeaderFlag.VOID, size=0, size_min=0),
+        [Kind.NOT_SETTLED],
+    ),
+    Case(
+        "clean and empty over content",
+        lambda v: rewrite_header(v, flags=HeaderFlag.CLEAN, size=0, size_min=0),
+        [Kind.NOT_SETTLED],
+    ),
+    Case(
+        "clean and shorter than its content",
+        lambda v: rewrite_header(v, flags=HeaderFlag.CLEAN, size=CHUNK + 5, size_min=CHUNK + 5),
+        [Kind.NOT_SETTLED],
     ),
     Case(
         "symlink damaged",

@@ -235,6 +235,8 @@ def test_a_file_closed_before_the_power_went_may_be_shorter(
         assert vault.get(NAME) == OLD[: 2 * CHUNK]
     assert "closed shortly before a crash" in caplog.text
     assert vault.entry(NAME) in caplog.text
+    assert vault.tree.unsettled is not None
+    vault.tree.unsettled.sweep()
     caplog.clear()
     vault.reopen()
     with caplog.at_level(logging.WARNING):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cryptfs.core.geometry import HEADER_SIZE
 from cryptfs.errors import HeaderError
 from cryptfs.storage.sessions import UNSETTLED_NAME
 from cryptfs.vfs.redo import Durability
@@ -47,9 +48,46 @@ def test_the_size_of_a_torn_file_is_right_before_it_is_opened(vault: BareVault) 
     tear(vault, b"torn")
     vault.die_and_reopen()
     assert is_marked(vault)
+    before = vault.backing(b"torn").read_bytes()
     assert vault.tree.stat(vault.root, b"torn").size == 3 * CHUNK
     assert vault.get(b"torn") == CONTENT[: 3 * CHUNK]
+    assert vault.backing(b"torn").read_bytes() == before
+    sweep(vault)
     assert vault.header(b"torn").is_clean
+    assert vault.plain_size(b"torn") == 3 * CHUNK
+    vault.close()
+
+
+def test_a_sweep_settles_under_an_open_reader(vault: BareVault) -> None:
+    vault.tree.create(vault.root, b"torn", os.O_RDWR, 0o600).write(0, CONTENT)
+    tear(vault, b"torn")
+    vault.die_and_reopen()
+    with vault.opened(b"torn", os.O_RDONLY) as reader:
+        assert reader.read(0, len(CONTENT)) == CONTENT[: 3 * CHUNK]
+        sweep(vault)
+        assert vault.header(b"torn").is_clean
+        assert reader.read(0, len(CONTENT)) == CONTENT[: 3 * CHUNK]
+        with vault.opened(b"torn") as writer:
+            writer.write(3 * CHUNK, b"more")
+        assert reader.read(3 * CHUNK, 100) == b"more"
+    vault.close()
+
+
+def test_a_sweep_leaves_files_alone_that_other_sessions_left_open(vault: BareVault) -> None:
+    """As a sync client brings them, from a machine that is writing them now."""
+    vault.tree.create(vault.root, b"ours", os.O_RDWR, 0o600).write(0, CONTENT)
+    vault.tree.create(vault.root, b"theirs", os.O_RDWR, 0o600).write(0, CONTENT)
+    for name in (b"ours", b"theirs"):
+        tear(vault, name)
+    path = vault.backing(b"theirs")
+    header = vault.header(b"theirs").changed(journal_id=b"another machine!", journal_floor=1)
+    path.write_bytes(vault.context.pack_header(header) + path.read_bytes()[HEADER_SIZE:])
+    before = path.read_bytes()
+    vault.die_and_reopen()
+    sweep(vault)
+    assert vault.header(b"ours").is_clean
+    assert vault.get(b"theirs") == CONTENT[: 3 * CHUNK]
+    assert path.read_bytes() == before
     vault.close()
 
 

@@ -334,7 +334,7 @@ def test_emptied_file_is_not_detected(scene: Scene) -> None:
 @pytest.mark.parametrize(
     "surplus", [b"\0", b"junk", bytes(5000), None], ids=["byte", "junk", "zeros", "record"]
 )
-def test_surplus_is_trimmed_with_a_warning(
+def test_surplus_is_no_part_of_the_file_and_trimmed_by_a_writer(
     scene: Scene, caplog: pytest.LogCaptureFixture, surplus: bytes | None
 ) -> None:
     added = scene.original[scene.record(0)] if surplus is None else surplus
@@ -342,7 +342,15 @@ def test_surplus_is_trimmed_with_a_warning(
     with caplog.at_level(logging.WARNING):
         assert scene.read() == pattern(SIZE, 1)
     assert [record.getMessage() for record in caplog.records] == [
-        f"{scene.path}: {len(added)} bytes trimmed (surplus)"
+        f"{scene.path}: {len(added)} bytes behind the end are no part of it"
     ]
-    assert scene.backing.read_bytes() == scene.original
+    assert scene.backing.read_bytes() == scene.original + added
+    caplog.clear()
+    with caplog.at_level(logging.WARNING), scene.vault.opened(VICTIM) as file:
+        assert file.read(0, 10) == pattern(SIZE, 1)[:10]
+        assert scene.backing.read_bytes() == scene.original + added
+        file.write(0, pattern(SIZE, 1)[:10])
+    assert f"{scene.path}: {len(added)} bytes trimmed (surplus)" in caplog.text
+    assert scene.backing.stat().st_size == len(scene.original)
+    assert scene.read() == pattern(SIZE, 1)
     scene.assert_contained()

@@ -37,7 +37,9 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 READABLE = [path for path in FILES if load(path)[1]["outcome"] == "ok"]
 
 
-def read_backing(backing: Path, inputs: dict[str, Any], *, read_only: bool) -> tuple[bytes, FileState]:
+def read_backing(
+    backing: Path, inputs: dict[str, Any], *, read_only: bool, then_append: bytes = b""
+) -> tuple[bytes, FileState]:
     """All the plaintext of a backing file, and the state after it was closed."""
     config = replace_fields(
         decode_config(CONFIG.encode()), cipher=inputs["cipher"], chunk_size=inputs["chunk_size"]
@@ -49,6 +51,9 @@ def read_backing(backing: Path, inputs: dict[str, Any], *, read_only: bool) -> t
         state = FileState(context, (0, 0), fd, writable=not read_only, path="backing")
         plain = OpenFile(state, writable=not read_only).read(0, 1 << 16)
         assert len(plain) == state.size
+        if then_append:
+            OpenFile(state, writable=True).append(then_append)
+            state.write_clean()
         return plain, state
     finally:
         os.close(fd)
@@ -68,13 +73,15 @@ def test_read_only(path: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", READABLE, ids=lambda path: path.stem)
-def test_what_recovery_leaves_reads_the_same(path: Path, tmp_path: Path) -> None:
+def test_reading_leaves_it_and_a_writer_settles_it(path: Path, tmp_path: Path) -> None:
     inputs, expect = load(path)
     backing = tmp_path / "backing"
     backing.write_bytes(bytes.fromhex(inputs["raw"]))
-    plain, state = read_backing(backing, inputs, read_only=False)
+    assert read_backing(backing, inputs, read_only=False)[0].hex() == expect["plain"]
+    assert backing.read_bytes().hex() == inputs["raw"]
+    plain, state = read_backing(backing, inputs, read_only=False, then_append=b"more")
     assert plain.hex() == expect["plain"]
-    assert backing.stat().st_size == (state.context.geometry.cipher_size(len(plain)) if state.header else 0)
-    if state.header is not None:
-        assert state.header.flags & (HeaderFlag.CLEAN | HeaderFlag.VOID)
-    assert read_backing(backing, inputs, read_only=True)[0] == plain
+    assert backing.stat().st_size == state.context.geometry.cipher_size(len(plain) + 4)
+    assert state.header is not None
+    assert state.header.flags & ~HeaderFlag.SPARSE == HeaderFlag.CLEAN
+    assert read_backing(backing, inputs, read_only=True)[0] == plain + b"more"

@@ -183,8 +183,8 @@ def read_file(inputs: Inputs) -> Inputs:
         return True
 
     size = geometry.plain_size_floor(len(raw))
-    if header.is_void:
-        size = 0
+    if header.is_void or (header.is_clean and not header.size):
+        size = _recovered_size(geometry, size, 0, lambda *place: any(raw[HEADER_SIZE:]) and authentic(*place))
     elif header.is_clean:
         if size < header.size:
             raise HeaderError("the file was cut")

@@ -62,7 +62,14 @@ def _clean() -> Scenarios:
         "clean-surplus-record": _reads("An authentic record behind the end.", one + first + second, _WHOLE),
         "clean-surplus-bytes": _reads("Torn bytes behind the end.", short + b"\xff" * 7, SHORT),
         "clean-surplus-of-empty": _reads(
-            "A record behind a header that says 0.", _header(**clean) + record(_CIPHER, 0, SHORT), b""
+            "A record of an earlier epoch behind a header that says 0.",
+            _header(epoch=1, **clean) + record(_CIPHER, 0, SHORT),
+            b"",
+        ),
+        "clean-empty-over-content": _reads(
+            "A record of its own epoch behind a header that says 0: the content counts.",
+            _header(**clean) + record(_CIPHER, 0, SHORT),
+            SHORT,
         ),
         "clean-cut-at-record": _fails("The second record was cut off.", whole + first, "HeaderError", "cut"),
         "clean-cut-in-record": _fails("The last byte was cut off.", short[:-1], "HeaderError", "cut"),
@@ -85,6 +92,11 @@ def _unclean() -> Scenarios:
     grown = _header(size_min=len(SHORT), generation=2)
     return {
         "void-with-leftovers": _reads("A truncate to zero, broken off before the cut.", void + leftover, b""),
+        "void-over-content": _reads(
+            "VOID, but a record of its own epoch behind it, and a torn one: the content counts.",
+            _header(generation=2, flags=ref.VOID) + first + second[:-1],
+            _WHOLE,
+        ),
         "void-cut": _reads("A truncate to zero, broken off before the header was closed.", void, b""),
         "open-grown": _reads("Not CLEAN, and longer than size_min.", grown + first + second, _WHOLE + SHORT),
         "open-at-size-min": _reads("Not CLEAN, and just size_min.", grown + leftover, SHORT),

@@ -23,6 +23,8 @@ class Look:
     def __init__(self, vault: BareVault) -> None:
         self.context = vault.context
         self.config = authenticate(vault.config, vault.keys)
+        self.vault_dir = vault.vault_dir
+        self.has_lock = True  # nobody else has the vault
         self.descriptor = os.open(vault.vault_dir, os.O_RDONLY | os.O_DIRECTORY)
 
     def close(self) -> None:

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from cryptfs.core.header import NO_JOURNAL
 from cryptfs.core.names import SIDECAR_SUFFIX
+from cryptfs.errors import HeaderError
+from cryptfs.vfs.redo import Durability
 from cryptfs.vfs.witness import Change
 from tests.support import KIB, BareVault, pattern
 from tests.witness.scene import Witnessed
@@ -255,7 +258,50 @@ def test_damaged_header(scene: Witnessed, place: int) -> None:
 def test_cut_file(scene: Witnessed) -> None:
     scene.snapshot()
     os.truncate(scene.vault.backing(b"a"), scene.vault.geometry.record_offset(2))
-    assert scene.findings() == {("damaged", b"a"): "the file was cut"}
+    found = "the file was cut: 8576 bytes instead of 12900"
+    assert scene.findings() == {("damaged", b"a"): found}
+
+
+def test_file_cut_after_a_session_that_did_not_sync_it(tmp_path: Path) -> None:
+    """Its header names the journal of that session, which is over: nothing explains a file that is short."""
+    vault = BareVault(tmp_path / "vault", durability=Durability.POWER)
+    vault.put(b"a", pattern(SIZE, 1))
+    vault.reopen()
+    scene = Witnessed(vault)
+    scene.snapshot()
+    vault.put(b"a", pattern(2 * SIZE, 2))
+    vault.reopen()
+    assert vault.header(b"a").journal_id != NO_JOURNAL
+    assert scene.changes() == set()
+    os.truncate(vault.backing(b"a"), vault.geometry.cipher_size(SIZE))
+    assert scene.changes() == {("damaged", b"a")}
+    with pytest.raises(HeaderError):
+        vault.get(b"a")
+    vault.close()
+
+
+def test_file_cut_below_what_a_writer_began_with(scene: Witnessed) -> None:
+    """Also a file that was never closed has a length that it cannot lose."""
+    scene.snapshot()
+    scene.vault.tree.open(scene.vault.root, b"a", os.O_RDWR).write(SIZE, b"more")
+    scene.vault.die_and_reopen()
+    assert scene.changes() == set()
+    os.truncate(scene.vault.backing(b"a"), scene.vault.geometry.cipher_size(SIZE - 1))
+    assert scene.changes() == {("damaged", b"a")}
+
+
+def test_empty_header_over_content_is_not_settled(scene: Witnessed) -> None:
+    """Whoever mounts the vault sees the content, so an empty file is not what a snapshot may note."""
+    scene.vault.tree.truncate(scene.vault.root, b"a", 0)
+    header = scene.vault.backing(b"a").read_bytes()
+    with scene.vault.opened(b"a") as file:
+        file.write(0, b"content")
+    scene.snapshot()
+    path = scene.vault.backing(b"a")
+    path.write_bytes(header + path.read_bytes()[len(header) :])
+    assert scene.vault.get(b"a") == b"content"
+    assert scene.changes() == {("rolled-back", b"a")}
+    assert scene.snapshot().unsettled == 1
 
 
 def test_damaged_directory_record(scene: Witnessed) -> None:

@@ -1,0 +1,77 @@
+"""What a header says of its file's length, given how long the backing file is.
+
+One rule for everybody who asks: the data path, recovery, fsck and the witness. Pure, so it reads no record.
+vfs/recovery.py adds what only the records tell: the size that RECOVER asks for, and whether what stands
+behind a header that says "empty" belongs to it.
+
+Source: docs/FORMAT.md, section 4 ("Flags and authentic length").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from enum import Enum
+from typing import NamedTuple
+
+from cryptfs.core.geometry import HEADER_SIZE, ChunkGeometry
+from cryptfs.core.header import FileHeader
+
+
+class Length(Enum):
+    """What becomes of a file of some length.
+
+    SETTLED: it is exactly as long as its header says, or empty without one.
+    VOID:    it is empty after a truncate to zero; more than a header is left over, unless it authenticates.
+    RECOVER: its writer has not closed it; its last records tell where it ends.
+    CUT:     it is shorter than its header vouches for.
+    SURPLUS: it is as long as its header says, and something stands behind its end.
+    """
+
+    SETTLED = "settled"
+    VOID = "void"
+    RECOVER = "recover"
+    CUT = "cut"
+    SURPLUS = "surplus"
+
+
+class Verdict(NamedTuple):
+    """What a header says of its file's length.
+
+    size:     plaintext bytes: what the file has; with RECOVER, what it has at least; with CUT, what it should
+              have, or should have at least.
+    expected: length in bytes of a backing file with that size.
+    reason:   of CUT, in words; else "".
+    """
+
+    kind: Length
+    size: int
+    expected: int
+    reason: str = ""
+
+
+def verdict(
+    header: FileHeader | None, cipher_size: int, geometry: ChunkGeometry, crashed: Set[bytes] = frozenset()
+) -> Verdict:
+    """Judge a file by its header and the length of its backing file.
+
+    Args: header: None where there is none, which only an empty backing file may have.
+          cipher_size: length of the backing file.
+          crashed: journal_ids of this vault's sessions that did not end by an unmount: a file that was closed
+                   in one of them may have lost its end with the power.
+    """
+    if header is None:
+        if not cipher_size:
+            return Verdict(Length.SETTLED, 0, 0)
+        return Verdict(Length.CUT, 0, HEADER_SIZE, f"{cipher_size} bytes without a header")
+    exact = header.is_clean and not header.is_void
+    size = 0 if header.is_void else header.size if exact else header.size_min
+    least = min(size, header.size_min) if exact and header.journal_id in crashed else size
+    expected, shortest = geometry.cipher_size(size), geometry.cipher_size(least)
+    if cipher_size < shortest:
+        bound = "" if exact and least == size else "at least "
+        return Verdict(Length.CUT, least, shortest, f"{cipher_size} bytes instead of {bound}{shortest}")
+    if header.is_void:
+        return Verdict(Length.VOID, size, expected)
+    if not exact or cipher_size < expected:
+        return Verdict(Length.RECOVER, least, shortest)
+    return Verdict(Length.SURPLUS if cipher_size > expected else Length.SETTLED, size, expected)
