@@ -83,6 +83,12 @@ def remount_options(texts: Iterable[str]) -> str | None:
     "--writeback/--no-writeback", default=None, help="Let the kernel collect small writes.  [default: yes]"
 )
 @click.option(
+    "--exclusive/--no-exclusive",
+    default=None,
+    help="Nothing else changes the vault while it is mounted: no sync client, no restore. The kernel then "
+    "keeps names and attributes for long.  [default: no]",
+)
+@click.option(
     "--nonempty",
     is_flag=True,
     default=None,

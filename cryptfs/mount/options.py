@@ -16,6 +16,7 @@ DEFAULT_ENGINE = "native" if sys.platform == "linux" else "fusepy"
 DURABILITIES = ("power", "process", "off")  # as in vfs/redo.py, which is slow to import
 MAX_TIMEOUT = 86_400.0
 MAX_THREADS = 64
+FRESH_SECONDS = 1.0  # that the kernel keeps names and attributes of a vault which others may change
 
 # Handed to the kernel as they are; the names that libfuse 2 and 3 and fusermount all understand.
 KERNEL_OPTIONS = frozenset(
@@ -48,6 +49,8 @@ class MountOptions:
           xattrs: support extended attributes and ACLs. Costs a round trip before each write(2) on
               engines that cannot tell the kernel otherwise.
           writeback: let the kernel collect small writes.
+          exclusive: nobody else changes the vault while it is mounted, so that the kernel may keep names and
+              attributes for long.
           nonempty: mount over a directory that has entries.
           engine: one of ENGINES: native speaks to the Linux kernel itself, fusepy goes through libfuse.
           durability: one of DURABILITIES: what may stop at any moment without damage to what was there: the
@@ -65,6 +68,7 @@ class MountOptions:
     default_permissions: bool | None = None
     xattrs: bool = True
     writeback: bool = True
+    exclusive: bool = False
     nonempty: bool = False
     engine: str = DEFAULT_ENGINE
     durability: str = "power"
@@ -92,6 +96,21 @@ class MountOptions:
             raise ValueError(f"unknown mount option {unknown[0]!r}")
         if "\0" in self.fsname:
             raise ValueError("fsname holds a NUL byte")
+
+    @property
+    def entry_seconds(self) -> float:
+        """How long the kernel may keep names."""
+        return self._kept_for(self.entry_timeout)
+
+    @property
+    def attr_seconds(self) -> float:
+        """How long the kernel may keep attributes."""
+        return self._kept_for(self.attr_timeout)
+
+    def _kept_for(self, wanted: float | None) -> float:
+        if wanted is not None:
+            return wanted
+        return MAX_TIMEOUT if self.exclusive else FRESH_SECONDS
 
     @property
     def kernel_checks_permissions(self) -> bool:
@@ -170,6 +189,8 @@ _FLAGS = {
     "noxattrs": ("xattrs", False),
     "writeback": ("writeback", True),
     "nowriteback": ("writeback", False),
+    "exclusive": ("exclusive", True),
+    "noexclusive": ("exclusive", False),
     "fast_wake": ("fast_wake", True),
     "nofast_wake": ("fast_wake", False),
     "nonempty": ("nonempty", True),

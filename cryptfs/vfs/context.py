@@ -21,6 +21,33 @@ def _no_room_needed() -> None:
     pass
 
 
+MAX_DISAGREEING = 4096
+
+
+class Disagreeing(dict[tuple[int, int], tuple[int, int, int]]):
+    """Files whose header vouches for another size than the length of the backing file claims.
+
+    By device and inode: ctime in ns and length of the backing file, which say how long that holds, and the
+    verified size in plaintext bytes.
+    """
+
+    def note(self, st: os.stat_result, size: int) -> None:
+        """Remember the verified size of a file in plaintext bytes; of too many, the oldest go."""
+        while len(self) >= MAX_DISAGREEING:
+            self.pop(next(iter(self)), None)
+        self[st.st_dev, st.st_ino] = (st.st_ctime_ns, st.st_size, size)
+
+    def verified_size(self, st: os.stat_result) -> int | None:
+        """The size that was remembered, in plaintext bytes; None where the file has changed since."""
+        noted = self.get((st.st_dev, st.st_ino))
+        if noted is None:
+            return None
+        if noted[:2] == (st.st_ctime_ns, st.st_size):
+            return noted[2]
+        self.pop((st.st_dev, st.st_ino), None)
+        return None
+
+
 @dataclass(slots=True)
 class FileContext:
     """Keys, cipher and buffers for the files of one vault.
@@ -30,6 +57,7 @@ class FileContext:
           redo: what makes changes safe against crashes; None without it.
           crashed: journal_ids of the sessions that did not end by an unmount.
           make_room: to be called before a change, with no lock held.
+          exclusive: whether nobody else changes the vault.
     """
 
     keys: Subkeys = field(repr=False)
@@ -40,6 +68,8 @@ class FileContext:
     redo: RedoLog | None = None
     crashed: frozenset[bytes] = frozenset()
     make_room: Callable[[], None] = _no_room_needed
+    exclusive: bool = False
+    disagreeing: Disagreeing = field(default_factory=lambda: Disagreeing())
     geometry: ChunkGeometry = field(init=False)
     cipher: CipherPool = field(init=False)
     buffers: BufferPool = field(init=False)
@@ -56,10 +86,17 @@ class FileContext:
         return (NO_JOURNAL, 0) if self.redo is None else self.redo.naming(losing=losing)
 
     def plain_size(self, st: os.stat_result) -> int:
-        """Plaintext size of a regular file from its backing file's stat: no header is read for `ls -l`."""
+        """Plaintext size of a regular file from its backing file's stat: no header is read for `ls -l`.
+
+        So it is a claim, but for files whose header was seen to vouch for another size.
+        """
         redo = self.redo
         if redo is not None and redo.grown:
             size = redo.grown.get((st.st_dev, st.st_ino))
+            if size is not None:
+                return size
+        if self.disagreeing:
+            size = self.disagreeing.verified_size(st)
             if size is not None:
                 return size
         return self.geometry.plain_size_floor(st.st_size)

@@ -121,13 +121,14 @@ class Directory:
 class Unnamed:
     """In place of a directory and a name: a file that is known by a descriptor only. Its name is SELF.
 
-    Args: fd: O_PATH or other descriptor; stays the caller's.
+    Args: fd: O_PATH or other descriptor; stays the caller's.   cipher_path: for messages.
     """
 
-    __slots__ = ("fd",)
+    __slots__ = ("cipher_path", "fd")
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, cipher_path: str = NO_NAME) -> None:
         self.fd = fd
+        self.cipher_path = cipher_path
 
 
 Place = tuple[Directory | Unnamed, bytes]

@@ -29,6 +29,10 @@ Left = tuple[int, int, int]
 """ctime and mtime in nanoseconds, and length, of a backing file."""
 
 
+UNSURE = -1
+"""In place of a header's version: we may have written half of one."""
+
+
 class FileState(WriteMarks):
     """One backing file that is open.
 
@@ -73,9 +77,15 @@ class FileState(WriteMarks):
         self.last_seq = 0  # of the file's last journal record
         self.durable_size = 0
         self.synced = False
+        self.overtaken = False  # see overtaking.py
         self._floor_due = 0  # the journal_floor that the header must have before the file changes again
 
     # ---- what is on disk
+
+    @property
+    def has_size(self) -> bool:
+        """Whether `size` is what the file has for sure."""
+        return self.loaded and self.damage is None and not self.overtaken
 
     @property
     def has_durable_content(self) -> bool:
@@ -144,7 +154,7 @@ class FileState(WriteMarks):
         open and that nobody here has changed.
         """
         header = self.header
-        if header is None or self.header_is_planned or self.damage is not None:
+        if header is None or self.header_is_planned or self.damage is not None or self.overtaken:
             return True
         return header.is_clean or self.inherited is not None
 
@@ -358,6 +368,7 @@ class FileState(WriteMarks):
     def _put_header(self, fd: int, header: FileHeader, records: memoryview | None = None) -> None:
         """The one place that packs a header, writes it and notes it."""
         raw = self.context.pack_header(header)
+        self.version = UNSURE
         write_fully(fd, (raw,) if records is None else (raw, records), 0)
         self._note_header(header, raw)
 
@@ -428,4 +439,5 @@ class FileState(WriteMarks):
         mtime = os.fstat(fd).st_mtime_ns if self.kept_mtime_ns is None else self.kept_mtime_ns
         self._put_header(fd, clean)
         restore_mtime(fd, mtime)
+        self.mark_told()
         self.note_left()

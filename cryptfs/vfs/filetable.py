@@ -8,11 +8,17 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections.abc import Callable
 
 from cryptfs.vfs.context import FileContext
 from cryptfs.vfs.filestate import FileKey, FileState
+from cryptfs.vfs.overtaking import is_overtaken
 
 log = logging.getLogger(__name__)
+
+
+def _nobody_asks(_: FileState) -> None:
+    pass
 
 
 class FileTable:
@@ -23,6 +29,7 @@ class FileTable:
         self._lock = threading.Lock()
         self._states: dict[FileKey, FileState] = {}
         self._closed: dict[FileKey, FileState] = {}  # no handle, but the redo log needs them
+        self.on_left: Callable[[FileState], None] = _nobody_asks  # called when a file is closed for good
 
     @property
     def closed_count(self) -> int:
@@ -30,8 +37,14 @@ class FileTable:
         return len(self._closed)
 
     def acquire(self, fd: int, st: os.stat_result, *, writable: bool, cipher_path: str) -> FileState:
-        """The state of the file behind a fresh descriptor, which it takes over; release it later."""
+        """The state of the file behind a fresh descriptor, which it takes over; release it later.
+
+        Args: st: stat of the descriptor.
+        """
         key = (st.st_dev, st.st_ino)
+        present = self._states.get(key)
+        if present is not None and is_overtaken(present, st):
+            self._leave(present)
         with self._lock:
             state = self._states.get(key)
             if state is None:
@@ -42,6 +55,23 @@ class FileTable:
                 state.handles += 1
                 state.adopt(fd, writable=writable)
             return state
+
+    def _leave(self, state: FileState) -> None:
+        """A file that somebody else has changed in place: handles keep the state, the next gets another."""
+        with self._lock:
+            if self._states.get(state.key) is state:
+                del self._states[state.key]
+            self._closed.pop(state.key, None)
+            if self._context.redo is not None:
+                self._context.redo.abandon(state)
+            if not state.handles:
+                state.close_descriptors()
+
+    def hold(self, key: FileKey) -> int | None:
+        """An O_PATH descriptor of a file that is open, by device and inode; None where it is not."""
+        with self._lock:
+            state = self._states.get(key)
+            return None if state is None else os.open(f"/proc/self/fd/{state.fd}", os.O_PATH | os.O_CLOEXEC)
 
     def share(self, state: FileState) -> bool:
         """One handle more on a state, unless its last one has gone."""
@@ -78,13 +108,20 @@ class FileTable:
                     state.handles -= 1
                     return
                 redo = self._context.redo
-                if redo is not None and redo.holds(state) and os.fstat(state.fd).st_nlink:
+                if (
+                    redo is not None
+                    and not state.overtaken
+                    and redo.holds(state)
+                    and os.fstat(state.fd).st_nlink
+                ):
                     state.handles = 0
                     self._closed[state.key] = state
                     return
                 if state.clean or state.overlay:  # with an overlay, it has no name left
                     self._drop(state)
                     return
+            if is_overtaken(state, os.fstat(state.fd)):
+                continue
             try:
                 state.write_clean()
             except OSError:
@@ -97,11 +134,15 @@ class FileTable:
 
     def _drop(self, state: FileState) -> None:
         state.handles = 0
-        self._closed.pop(state.key, None)
-        if self._states.pop(state.key, None) is not None:  # close() may have been here before
-            if self._context.redo is not None:
-                self._context.redo.abandon(state)
-            state.close_descriptors()
+        if self._states.get(state.key) is state:
+            del self._states[state.key]
+            self._closed.pop(state.key, None)
+        elif not state.overtaken:
+            return  # close() was here before
+        if self._context.redo is not None:
+            self._context.redo.abandon(state)
+        state.close_descriptors()
+        self.on_left(state)
 
     def drop_unlinked(self) -> None:
         """After a name went: let go of files that have no name left and that nobody has open."""

@@ -20,6 +20,7 @@ from cryptfs.storage.backing import read_fully
 from cryptfs.vfs import lengths
 from cryptfs.vfs.chunkwriter import ChunkWriter
 from cryptfs.vfs.filestate import FileState
+from cryptfs.vfs.overtaking import require_current
 
 FILLED_GAP = 4 * 1024 * 1024  # a smaller gap past the end is filled with sealed zeros, a larger one is a hole
 _ZEROS = bytes(1024 * 1024)
@@ -69,9 +70,12 @@ class OpenFile:
                     raise
             else:
                 if state.change_count == before:
+                    require_current(state)
                     return got
         with state.lock:
-            return self._read_now(offset, out)
+            got = self._read_now(offset, out)
+            require_current(state)
+            return got
 
     def _read_now(self, offset: int, out: memoryview) -> int:
         state, geometry = self.state, self._geometry
@@ -271,7 +275,11 @@ class OpenFile:
     # ---- durability
 
     def sync(self, *, data_only: bool) -> None:
-        """Bring the file to disk: in its place, or in the journal. Raises: OSError."""
+        """Bring the file to disk: in its place, or in the journal.
+
+        Raises: OSError.   IntegrityError: somebody else has changed it in place.
+        """
+        require_current(self.state)
         self.state.sync(data_only=data_only)
 
 
@@ -294,12 +302,14 @@ class _Change:
     def __enter__(self) -> FileState:
         state = self._state
         state.lock.acquire()
-        if state.inherited is not None and not self._emptying:
-            try:
+        try:
+            if state.overtaken or not state.changes:
+                require_current(state)
+            if state.inherited is not None and not self._emptying:
                 state.take_over()
-            except BaseException:
-                state.lock.release()
-                raise
+        except BaseException:
+            state.lock.release()
+            raise
         state.change_count += 1
         self._size = state.size
         return state

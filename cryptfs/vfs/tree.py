@@ -29,8 +29,10 @@ from cryptfs.vfs.attributes import (
 )
 from cryptfs.vfs.checkpoint import Checkpointer
 from cryptfs.vfs.context import FileContext
-from cryptfs.vfs.directory import NO_NAME, SELF, Directory
+from cryptfs.vfs.directory import NO_NAME, SELF, Directory, Place, Unnamed
 from cryptfs.vfs.entries import EntryOperations
+from cryptfs.vfs.filestate import FileKey, FileState
+from cryptfs.vfs.identity import Identity, Known
 from cryptfs.vfs.openfile import OpenFile
 from cryptfs.vfs.unsettled import Unsettled
 
@@ -57,6 +59,7 @@ class VaultTree(EntryOperations):
     def __init__(self, context: FileContext, vault_fd: int) -> None:
         super().__init__(context, vault_fd)
         self.root = self.opener.root(vault_fd)
+        self.identity = Identity(context)
         self._vault_fd = vault_fd
         self._max_empty_size = context.geometry.max_empty_size
         self.checkpointer: Checkpointer | None = None
@@ -85,7 +88,7 @@ class VaultTree(EntryOperations):
             st = backing_stat(directory, name)
             if stat.S_ISLNK(st.st_mode):
                 return Attributes(st, self.symlinks.size(directory, name, st))
-            found = plain_attributes(st, self.context)
+            found = self.sized(st)
             if self._homecomings() == seen:
                 break
         if self.unsettled is not None and stat.S_ISREG(st.st_mode):
@@ -96,6 +99,13 @@ class VaultTree(EntryOperations):
                 finally:
                     os.close(held_fd)
         return found
+
+    def sized(self, st: os.stat_result) -> Attributes:
+        """Attributes from a backing stat: of a file that is open, with the size that it has for sure."""
+        state = self.files.find_key((st.st_dev, st.st_ino))
+        if state is not None and state.has_size and stat.S_ISREG(st.st_mode):
+            return Attributes(st, state.size)
+        return plain_attributes(st, self.context)
 
     def _settled(self, unsettled: Unsettled, held_fd: int, found: Attributes, path: str) -> Attributes:
         """After a crash: the attributes of a regular file with the size that it has for certain."""
@@ -112,12 +122,17 @@ class VaultTree(EntryOperations):
             st = os.fstat(fd)
             if stat.S_ISLNK(st.st_mode):
                 return Attributes(st, self.symlinks.size_open(fd, st))
-            found = plain_attributes(st, self.context)
+            found = self.sized(st)
             if self._homecomings() == seen:
                 break
         if self.unsettled is not None and stat.S_ISREG(st.st_mode):
             return self._settled(self.unsettled, fd, found, NO_NAME)
         return found
+
+    def stat_of(self, place: Place) -> Attributes:
+        """Attributes of what a place stands for."""
+        where, name = place
+        return self.stat_descriptor(where.fd) if isinstance(where, Unnamed) else self.stat(where, name)
 
     def _homecomings(self) -> int:
         """Differs where a pending growth reached its file meanwhile: stat and RedoLog.grown may not agree."""
@@ -182,14 +197,19 @@ class VaultTree(EntryOperations):
 
     # ---- files
 
-    def open(self, directory: Directory, name: bytes, flags: int) -> OpenFile:
+    def open(
+        self, directory: Directory, name: bytes, flags: int, meant: tuple[FileKey, Known] | None = None
+    ) -> OpenFile:
         """Open a regular file. flags: access mode, O_TRUNC; others are the kernel's business.
+
+        Args: meant: the file that the caller means, and what it was told of it.
 
         A file that is opened for writing is opened for reading too: a partial chunk must be read before
         it is written, and the kernel's writeback cache reads whole pages.
 
         Raises: IntegrityError: no regular file stands there, or one to be read that was cut until it seems
-                                empty.   OSError.
+                                empty.
+                OSError: ESTALE: it is another file than was meant, or not as it was told.
         """
         # O_RDONLY | O_TRUNC truncates on Linux, where the caller may write.
         writable = flags & (os.O_ACCMODE | os.O_TRUNC) != os.O_RDONLY
@@ -205,7 +225,13 @@ class VaultTree(EntryOperations):
         except IntegrityError as error:
             error.cipher_path = directory.path_of(entry_name)
             raise
-        return self._ready(self._handle(directory, entry_name, fd, st, writable=writable), st, flags)
+        if meant is not None:
+            try:
+                self.identity.require_object(meant[1], meant[0], fd, st)
+            except OSError:
+                os.close(fd)
+                raise
+        return self._ready(self._handle(directory, entry_name, fd, st, writable=writable), st, flags, meant)
 
     def create(
         self, directory: Directory, name: bytes, flags: int, mode: int, caller: Caller | None = None
@@ -259,18 +285,30 @@ class VaultTree(EntryOperations):
         file = self._unnamed(fd, writable=writable)
         return self._ready(file, os.fstat(file.state.fd), flags)
 
-    def _ready(self, file: OpenFile, st: os.stat_result, flags: int) -> OpenFile:
+    def _ready(
+        self, file: OpenFile, st: os.stat_result, flags: int, meant: tuple[FileKey, Known] | None = None
+    ) -> OpenFile:
         """Do what opening asks for beyond a handle; give the handle back where that fails."""
         try:
             if flags & os.O_TRUNC:
                 file.truncate(0)
-            elif 0 < st.st_size <= self._max_empty_size and flags & os.O_ACCMODE != os.O_WRONLY:
-                # The kernel never asks for bytes of a file that seems empty: a cut is noticed now or never.
-                file.state.require_loaded()
+            else:
+                self._verify(file.state, st, flags)
+                if meant is not None:
+                    self.identity.require_told(meant[1], file.state, st)
         except BaseException:
             self.release(file)
             raise
         return file
+
+    def _verify(self, state: FileState, st: os.stat_result, flags: int) -> None:
+        """Have the header read. What is damaged can be opened, so that it can be emptied; reads say EIO."""
+        try:
+            state.require_loaded()
+        except IntegrityError:
+            # The kernel never asks for bytes of a file that seems empty: a cut is noticed now or never.
+            if 0 < st.st_size <= self._max_empty_size and flags & os.O_ACCMODE != os.O_WRONLY:
+                raise
 
     def create_unnamed(
         self, directory: Directory, flags: int, mode: int, caller: Caller | None = None

@@ -22,7 +22,7 @@ from cryptfs.errors import NameError_
 from cryptfs.storage.backing import open_backing, reopen
 from cryptfs.storage.libc import restore_mtime
 from cryptfs.vfs.attributes import backing_stat
-from cryptfs.vfs.directory import NO_NAME, Directory, DirectoryOpener, Unnamed, printable
+from cryptfs.vfs.directory import Directory, DirectoryOpener, Unnamed, printable
 from cryptfs.vfs.filestate import FileState
 from cryptfs.vfs.filetable import FileTable
 
@@ -53,7 +53,7 @@ class _Target(NamedTuple):
 
 def _target(directory: Directory | Unnamed, name: bytes) -> _Target:
     if isinstance(directory, Unnamed):
-        return _Target(f"/proc/self/fd/{directory.fd}", True, NO_NAME)
+        return _Target(f"/proc/self/fd/{directory.fd}", True, directory.cipher_path)
     entry_name = directory.entry_name(name)
     return _Target(directory.proc_path(entry_name), False, directory.path_of(entry_name))
 
@@ -189,7 +189,7 @@ class Xattrs:
     def _file_id(self, directory: Directory | Unnamed, name: bytes, *, create: bool) -> bytes:
         flags = os.O_RDWR if create else os.O_RDONLY
         if isinstance(directory, Unnamed):
-            fd, path = reopen(directory.fd, flags), NO_NAME
+            fd, path = reopen(directory.fd, flags), directory.cipher_path
             st = os.fstat(fd)
         else:
             entry_name = directory.entry_name(name)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cryptfs.core.geometry import HEADER_SIZE
+from cryptfs.errors import IntegrityError
 from cryptfs.storage.vaultdir import LOCK_NAME, VaultLock, open_vault_dir
 from tests.support import BareVault, assert_detected, pattern
 from tests.tamper.scene import CHUNK, SIZE, VICTIM, Scene
@@ -24,15 +25,19 @@ def test_header_changed_while_the_file_is_only_read(scene: Scene, caplog: pytest
     scene.assert_contained()
 
 
-def test_header_changed_while_the_file_is_written(scene: Scene) -> None:
-    """The last close writes a good one over it."""
+def test_header_changed_while_the_file_is_written(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    """A sync and a read say so, and the last close does not write a good header over it."""
     with scene.vault.opened(VICTIM) as file:
         file.write(0, b"first")
-        scene.plant(bytes(HEADER_SIZE) + scene.backing.read_bytes()[HEADER_SIZE:])
-        file.write(CHUNK, b"second")
-    content = bytearray(pattern(SIZE, 1))
-    content[:5], content[CHUNK : CHUNK + 6] = b"first", b"second"
-    assert scene.read() == content
+        planted = bytes(HEADER_SIZE) + scene.backing.read_bytes()[HEADER_SIZE:]
+        scene.plant(planted)
+        assert_detected(lambda: file.read(CHUNK, 10), caplog, scene.path)
+        with pytest.raises(IntegrityError):
+            file.sync(data_only=False)
+        with pytest.raises(IntegrityError):
+            file.write(CHUNK, b"second")
+    assert scene.backing.read_bytes() == planted
+    assert_detected(scene.read, caplog, scene.path)
     scene.assert_contained()
 
 

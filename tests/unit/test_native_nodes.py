@@ -11,7 +11,9 @@ import sys
 import pytest
 
 from cryptfs.mount.native import nodes as module
-from cryptfs.mount.native.nodes import MAX_KEPT_NUMBERS, Node, NodeTable
+from cryptfs.mount.native.node import Node
+from cryptfs.mount.native.nodes import MAX_KEPT_NUMBERS, NodeTable
+from cryptfs.vfs.attributes import Attributes
 from cryptfs.vfs.directory import Unnamed
 from tests.support import BareVault, open_descriptors
 from tests.unit.native_kernel import fake_stat
@@ -26,7 +28,7 @@ class Acting:
     def look(self, name: bytes, parent: Node | None = None) -> Node:
         parent = parent or self.table.root
         directory = self.table.directory(parent)
-        return self.table.remember(parent, name, self.tree.stat(directory, name).st)
+        return self.table.remember(parent, name, self.tree.stat(directory, name))
 
     def make(self, name: bytes, parent: Node | None = None) -> Node:
         self.vault.put(name, b"content of " + name, self.table.directory(parent or self.table.root))
@@ -137,7 +139,7 @@ def test_a_reused_inode_number_is_another_file(acting: Acting, table: NodeTable)
     old = acting.make(b"a")
     acting.remove(b"a")
     device, inode = table.file_key(old)
-    again = table.remember(table.root, b"a", fake_stat(st_dev=device, st_ino=inode))
+    again = table.remember(table.root, b"a", Attributes(fake_stat(st_dev=device, st_ino=inode), 0))
     assert again is not old
     assert again.nodeid != old.nodeid
     assert table.get(old.nodeid) is old

@@ -12,9 +12,11 @@ from itertools import count, islice
 import pytest
 
 from cryptfs.mount.native import pruning, structs
-from cryptfs.mount.native.nodes import Node, NodeTable
+from cryptfs.mount.native.node import Node
+from cryptfs.mount.native.nodes import NodeTable
 from cryptfs.mount.native.pruning import Pruner
 from cryptfs.mount.native.structs import Notification
+from cryptfs.vfs.attributes import Attributes
 from tests.unit.native_kernel import fake_stat
 
 LIMIT = 1000
@@ -74,7 +76,9 @@ def fill(table: NodeTable, wanted: int, parent: Node | None = None) -> list[Node
     """Nodes as lookups make them."""
     device = table.file_key(table.root)[0]
     return [
-        table.remember(parent or table.root, b"%d" % number, fake_stat(st_dev=device, st_ino=number))
+        table.remember(
+            parent or table.root, b"%d" % number, Attributes(fake_stat(st_dev=device, st_ino=number), 0)
+        )
         for number in islice(INODES, wanted)
     ]
 

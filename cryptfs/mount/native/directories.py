@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from cryptfs.mount.native import structs
-from cryptfs.mount.native.nodes import Node
+from cryptfs.mount.native.node import Node
 from cryptfs.storage.dirs import open_for_listing
 from cryptfs.vfs.attributes import Attributes
 from cryptfs.vfs.directory import Directory

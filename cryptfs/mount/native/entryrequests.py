@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable
 
 from cryptfs.mount.native import structs
-from cryptfs.mount.native.handlers import Handlers, Payload, Request
-from cryptfs.mount.native.nodes import Node
+from cryptfs.mount.native.handlers import Handlers, Payload, Request, error
+from cryptfs.mount.native.node import Node
 from cryptfs.storage.libc import RENAME_EXCHANGE
 from cryptfs.vfs.attributes import birth_time, check_access
-from cryptfs.vfs.directory import Directory
+from cryptfs.vfs.directory import Directory, Place
 
 _FLUSHED = structs.SetAttr.MTIME | structs.SetAttr.CTIME  # what the kernel sets after an unlink or rename
 
@@ -26,6 +27,7 @@ class EntryHandlers(Handlers):
         try:
             return self._reply_entry(parent, name)
         except FileNotFoundError:
+            self.nodes.require_present(parent)
             return self._no_entry
 
     def forget(self, request: Request) -> Payload:
@@ -60,13 +62,20 @@ class EntryHandlers(Handlers):
         """chmod, chown, truncate, utimens, in one request."""
         node = self.nodes.get(request.nodeid)
         fields = structs.SETATTR_IN.unpack_from(request.body)
+        place = self.nodes.file_of(node)
         if fields[0] != _FLUSHED or not self._kernel_owns_mtime:
-            self._setter.apply(node, fields, request.uid)
-            return self._attr_out(node, self.nodes.attributes(node))
-        found = self.nodes.attributes(node)
+            self._setter.apply(node, place, fields, request.uid)
+            return self._changed(node, place)
+        found = self._tree.stat_of(place)
         if not self._is_flush(node, found.st, fields):
-            self._setter.apply(node, fields, request.uid)
-            found = self.nodes.attributes(node)
+            self._setter.apply(node, place, fields, request.uid)
+            return self._changed(node, place)
+        return self._attr_out(node, found)
+
+    def _changed(self, node: Node, place: Place) -> bytes:
+        """Attributes after a change of our own, which is not to be taken for somebody else's."""
+        found = self._tree.stat_of(place)
+        node.told(found)
         return self._attr_out(node, found)
 
     def _is_flush(self, node: Node, st: os.stat_result, fields: tuple[int, ...]) -> bool:
@@ -152,9 +161,12 @@ class EntryHandlers(Handlers):
             self._tree.link_open(node.held.fd, directory, name)
         else:
             source = self.nodes.place(node)
-            _, old = self.nodes.hold(*source)
-            self._tree.link(*source, directory, name)
+            found, old = self.nodes.hold(*source)
             assert node.parent is not None  # the root cannot be linked: it is a directory
+            if found is not node:
+                raise error(errno.ESTALE)
+            self.nodes.require_meant(node, node.parent, node.name, old)
+            self._tree.link(*source, directory, name)
             self.nodes.moved(node, node.parent, node.name, self._tree.stat(*source).st, old)
         return self._reply_entry(parent, name)
 
@@ -169,9 +181,11 @@ class EntryHandlers(Handlers):
         return b""
 
     def _remove(self, request: Request, remove: Callable[..., None]) -> None:
-        directory = self.nodes.directory(self.nodes.get(request.nodeid))
+        parent = self.nodes.get(request.nodeid)
+        directory = self.nodes.directory(parent)
         name = structs.only_name(request.body)
         node, held = self.nodes.hold(directory, name)
+        self.nodes.require_meant(node, parent, name, held)
         with self.nodes.displaced(node, held):
             remove(directory, name)
             self.nodes.lost(node, held)
@@ -192,8 +206,10 @@ class EntryHandlers(Handlers):
         source_dir, target_dir = self.nodes.directory(source), self.nodes.directory(target)
         nodes = self.nodes
         moving, old = nodes.hold(source_dir, old_name)
+        nodes.require_meant(moving, source, old_name, old)
         try:
             replaced, lost = nodes.hold(target_dir, new_name)
+            nodes.require_meant(replaced, target, new_name, lost)
         except FileNotFoundError:
             replaced, lost = None, old
         with nodes.displaced(moving, old), nodes.displaced(replaced, lost):

@@ -10,7 +10,7 @@ import struct
 from cryptfs.mount.native import structs
 from cryptfs.mount.native.directories import DirectoryHandle
 from cryptfs.mount.native.handlers import LARGE, Handlers, Later, Payload, Request, error
-from cryptfs.mount.native.nodes import HeldFile
+from cryptfs.mount.native.node import HeldFile
 from cryptfs.mount.native.structs import Notification
 from cryptfs.vfs import ranges
 from cryptfs.vfs.directory import SELF, Unnamed
@@ -26,7 +26,9 @@ class FileHandlers(Handlers):
     def opendir(self, request: Request) -> Payload:
         """A handle on a directory."""
         node = self.nodes.get(request.nodeid)
-        handle = DirectoryHandle(self._tree, self.nodes.directory(node), node)
+        directory = self.nodes.directory(node)
+        self.nodes.require_present(node)
+        handle = DirectoryHandle(self._tree, directory, node)
         fh = next(self._next_handle)
         self._directories[fh] = handle
         return structs.OPEN_OUT.pack(fh, 0, 0)
@@ -66,7 +68,8 @@ class FileHandlers(Handlers):
         if node.held is not None:
             file = self._tree.open_held(node.held.fd, flags)
         else:
-            file = self._tree.open(*self.nodes.place(node), flags)
+            meant = (self.nodes.file_key(node), node)
+            file = self._tree.open(*self.nodes.place(node), flags, meant)
         if flags & os.O_TRUNC:
             self._setter.written(file.state, kill=bool(open_flags & structs.OPEN_KILL_SUIDGID))
         return self._opened(file)
@@ -217,7 +220,7 @@ class FileHandlers(Handlers):
             self._tree.xattrs.set(*self._place(request.nodeid), name, value, flags)
             if name == CAPABILITY:
                 node = self.nodes.get(request.nodeid)
-                state = self._tree.files.find(self.nodes.attributes(node).st)
+                state = self._tree.files.find_key(self.nodes.file_key(node))
                 if state is not None:
                     state.may_have_capability = True
         return b""

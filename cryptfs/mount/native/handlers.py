@@ -10,13 +10,15 @@ from typing import TypeVar
 
 from cryptfs.mount.native import structs
 from cryptfs.mount.native.directories import DirectoryHandle
-from cryptfs.mount.native.nodes import Node, NodeTable
+from cryptfs.mount.native.node import Node
+from cryptfs.mount.native.nodes import NodeTable
 from cryptfs.mount.native.setattr import AttributeSetter
 from cryptfs.mount.options import MountOptions
 from cryptfs.mount.statistics import Statistics
 from cryptfs.vfs.acls import Acls, Inherited
 from cryptfs.vfs.attributes import Attributes, Caller
 from cryptfs.vfs.directory import Directory, Place
+from cryptfs.vfs.identity import is_regular
 from cryptfs.vfs.openfile import OpenFile
 from cryptfs.vfs.vault import Vault
 
@@ -29,7 +31,6 @@ Handle = TypeVar("Handle")
 _pack_entry, _pack_attr_out = structs.ENTRY.pack, structs.ATTRIBUTES.pack
 
 LARGE = 256 * 1024  # bytes of a read or write that is worth a second thread beside it
-_VALID_FOR = 86_400  # seconds: nobody else changes the vault
 
 
 class Request:
@@ -92,6 +93,7 @@ class Handlers:
         self._tree = vault.tree
         vault.tree.context.noatime = "noatime" in options.extra
         vault.tree.context.nodiratime = "noatime" in options.extra or "nodiratime" in options.extra
+        vault.tree.context.exclusive = options.exclusive
         self.nodes = NodeTable(vault.tree)
         self.statistics = Statistics("native", {op: op.name.lower() for op in structs.Op}, self._gauges)
         self.notify: Notify = _unconnected
@@ -100,8 +102,7 @@ class Handlers:
         self._files: Handles[OpenFile] = Handles()
         self._directories: Handles[DirectoryHandle] = Handles()
         self._next_handle = itertools.count(1)
-        entry = _VALID_FOR if options.entry_timeout is None else options.entry_timeout
-        attr = _VALID_FOR if options.attr_timeout is None else options.attr_timeout
+        entry, attr = options.entry_seconds, options.attr_seconds
         self._entry_valid = (int(entry), int(entry % 1 * 1e9))
         self._attr_valid = (int(attr), int(attr % 1 * 1e9))
         nothing = (0,) * len(structs.ATTR.unpack(bytes(structs.ATTR.size)))
@@ -158,7 +159,11 @@ class Handlers:
 
     def entry_out(self, parent: Node, name: bytes, found: Attributes) -> tuple[Node, bytes]:
         """The node of an entry, one lookup more, and its fuse_entry_out."""
-        node = self.nodes.remember(parent, name, found.st)
+        node = self.nodes.remember(parent, name, found)
+        if found.size != node.size and is_regular(found.st):
+            found = self._tree.sized(
+                found.st
+            )  # another size than its length claims: that was found out just now
         (entry, entry_ns), (attr, attr_ns) = self._entry_valid, self._attr_valid
         attributes = self._attributes_of(node.inode, found)
         return node, _pack_entry(node.nodeid, 0, entry, attr, entry_ns, attr_ns, *attributes)

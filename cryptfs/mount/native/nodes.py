@@ -4,8 +4,12 @@ The kernel knows inodes, the vault has names. A node remembers one name of its f
 through renames, and is found by the backing inode, so that all names of a file share one node. A file
 that loses the name that is known here gets a descriptor instead.
 
-Numbers are never used twice, so the generation is always 0 and an inode number that the backing
-filesystem uses again is never taken for the old file.
+Others change the vault, too, and the filesystem gives a freed inode number to the next file. So every way
+from a node to its backing file makes sure that it is the file that was meant (vfs/identity.py). A node whose
+place has another file by now, or whose file has other content, is retired: requests to it say ESTALE. The
+kernel then looks the name up again and learns of a new node; handles that are open go on.
+
+Numbers are never used twice, so the generation is always 0.
 """
 
 from __future__ import annotations
@@ -20,94 +24,19 @@ from collections import deque
 from collections.abc import Callable
 
 from cryptfs.errors import IntegrityError
+from cryptfs.mount.native.node import INODE, Displaced, HeldFile, Node, NodeKey
 from cryptfs.mount.native.structs import ROOT_ID
+from cryptfs.storage.backing import HELD_FILE_FLAGS
 from cryptfs.vfs.attributes import Attributes
-from cryptfs.vfs.directory import SELF, Directory, Place, Unnamed
+from cryptfs.vfs.directory import SELF, Directory, Place
+from cryptfs.vfs.filestate import FileState
+from cryptfs.vfs.identity import is_regular, stale
+from cryptfs.vfs.overtaking import is_overtaken
 from cryptfs.vfs.tree import VaultTree
 
 MAX_OPEN_DIRECTORIES = 1024
 MAX_KEPT_NUMBERS = 256  # of symlinks made anew; the oldest take their new number then
-
-NodeKey = int
-"""A backing inode: its number, and the device's above it where that is not the vault's own."""
-
-
-_INODE = 2**64 - 1
-
-
-class HeldFile:
-    """An O_PATH descriptor, closed with its last reference: never under a request that uses it.
-
-    st: of when it was opened.   gone: the file has lost its last name since.
-    """
-
-    __slots__ = ("fd", "gone", "st")
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-        self.gone = False
-        self.st = os.fstat(fd)
-
-    def __del__(self) -> None:
-        os.close(self.fd)
-
-
-class Node:
-    """One file, directory or other, that the kernel has looked up.
-
-    parent, name: one of its places; meaningless while held is set.
-    children:     nodes whose parent this is; with any it is kept after the kernel has forgotten it.
-    inode:        number shown to programs; stays although a symlink that is renamed is made anew.
-    first:        while they differ: holds the backing file of that number, so that no other can get it.
-    lookups:      references that the kernel holds.
-    held:         descriptor of a file without a place known here.
-    renamed:      since the kernel told its times last.
-    """
-
-    __slots__ = (
-        "children",
-        "directory",
-        "first",
-        "held",
-        "inode",
-        "key",
-        "lookups",
-        "name",
-        "nodeid",
-        "parent",
-        "renamed",
-    )
-
-    def __init__(self, nodeid: int, key: NodeKey, parent: Node | None, name: bytes) -> None:
-        self.nodeid = nodeid
-        self.key = key
-        self.inode = key if key <= _INODE else key & _INODE  # one object for both, nearly always
-        self.parent = parent
-        self.name = name
-        self.lookups = 0
-        self.children = 0
-        self.renamed = False
-        self.held: HeldFile | None = None
-        self.first: HeldFile | None = None
-        self.directory: Directory | None = None
-
-
-class Displaced:
-    """See NodeTable.displaced. A class: a generator would cost as much again as the unlink itself."""
-
-    __slots__ = ("_held", "_node")
-
-    def __init__(self, node: Node | None, held: HeldFile) -> None:
-        self._node = node
-        self._held = held
-
-    def __enter__(self) -> None:
-        if self._node is not None:
-            self._node.held = self._held
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None and self._node is not None:
-            self._node.held = None
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 
 
 class NodeTable:
@@ -115,6 +44,7 @@ class NodeTable:
 
     def __init__(self, tree: VaultTree) -> None:
         self._tree = tree
+        self._exclusive = tree.context.exclusive
         self.lock = threading.Lock()
         st = os.fstat(tree.root.fd)
         self._device = st.st_dev
@@ -130,6 +60,7 @@ class NodeTable:
         self.opened_directories = 0  # how often, since the mount began
         self._full_at = sys.maxsize
         self._on_full: Callable[[], None] | None = None
+        tree.files.on_left = self._left
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -138,7 +69,7 @@ class NodeTable:
         """The node of a request. Raises: OSError: ESTALE, which the kernel never provokes."""
         node = self._by_id.get(nodeid)
         if node is None:
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            raise stale()
         return node
 
     def find(self, st: os.stat_result) -> Node | None:
@@ -148,18 +79,27 @@ class NodeTable:
     def file_key(self, node: Node) -> tuple[int, int]:
         """Device and inode of a node's backing file."""
         key = node.key
-        return (self._device, key) if key <= _INODE else (key >> 64, key & _INODE)
+        return (self._device, key) if key <= INODE else (key >> 64, key & INODE)
 
     def _key(self, st: os.stat_result) -> NodeKey:
         return st.st_ino if st.st_dev == self._device else st.st_dev << 64 | st.st_ino
 
-    def remember(self, parent: Node, name: bytes, st: os.stat_result) -> Node:
+    def remember(self, parent: Node, name: bytes, found: Attributes) -> Node:
         """The node of an entry that the kernel is about to be told of; counts as a lookup."""
+        st = found.st
         key = st.st_ino if st.st_dev == self._device else st.st_dev << 64 | st.st_ino
+        node = self._by_key.get(key)
+        if (
+            node is not None
+            and (st.st_ctime_ns != node.ctime or found.size != node.size)
+            and not self._is_still(node, parent, name, found)
+        ):
+            self.retire(node)
         with self.lock:
             node = self._by_key.get(key)
             if node is None:
                 node = Node(self._next_id, key, parent, name)
+                node.saw(found)
                 self._next_id += 1
                 parent.children += 1
                 self._by_id[node.nodeid] = node
@@ -173,6 +113,75 @@ class NodeTable:
         if len(self._by_id) > self._full_at:
             self._full()
         return node
+
+    # ---- whether it is still the same
+
+    def _is_still(self, node: Node, parent: Node, name: bytes, found: Attributes) -> bool:
+        """Whether an entry with a node's inode number is its file, and has what the kernel knows of it."""
+        if node.directory is not None or node.held is not None or node is self.root:
+            return True  # it is open, so nobody else can have its number
+        st = found.st
+        regular = is_regular(st)
+        state = self._open_state(node) if regular else None
+        if state is not None:
+            return not is_overtaken(state, st)
+        if self._exclusive:
+            return not regular or found.size == node.size
+        directory = self.directory(parent)
+        try:
+            held_fd = os.open(directory.entry_name(name), HELD_FILE_FLAGS, dir_fd=directory.fd)
+        except OSError:
+            return False  # it went meanwhile
+        try:
+            st = os.fstat(held_fd)
+            if self._key(st) != node.key or not node.is_object(held_fd, st):
+                return False
+            if not regular:
+                node.ctime, node.size = st.st_ctime_ns, found.size
+                return True
+            return self._tree.identity.has_content(node, held_fd, st)
+        finally:
+            os.close(held_fd)
+
+    def _open_state(self, node: Node) -> FileState | None:
+        return self._tree.files.find_key(self.file_key(node))
+
+    def retire(self, node: Node) -> None:
+        """Another file has its place, or other content: only what is open leads to the old one now."""
+        with self.lock:
+            if self._by_key.get(node.key) is node:
+                del self._by_key[node.key]
+            node.stale = True
+
+    def require_meant(self, node: Node | None, parent: Node, name: bytes, held: HeldFile) -> None:
+        """Before an entry goes or moves: a request only names it, and means what the kernel was told.
+
+        Of a file with several names that somebody moved about any name will do: no content goes with it.
+
+        Args:   held, node: what stands there, and what the kernel knows of it.
+        Raises: OSError: ESTALE: that is something else by now.
+        """
+        if self._exclusive:
+            return
+        if node is None:
+            raise stale()
+        if node.held is None and (node.parent is not parent or node.name != name):
+            single = held.st.st_nlink == 1 or stat.S_ISDIR(held.st.st_mode)
+            if single:
+                raise stale()
+        if node.directory is None and node.held is None and not node.is_object(held.fd, held.st):
+            self.retire(node)
+            raise stale()
+
+    def _left(self, state: FileState) -> None:
+        """A file that was written to here was closed: what it was left like is what the kernel knows."""
+        if not state.was_changed or state.overtaken:
+            return
+        inode, device = state.key[1], state.key[0]
+        node = self._by_key.get(inode if device == self._device else device << 64 | inode)
+        if node is not None:
+            node.ctime, node.mtime, _ = state.left
+            node.size, node.version = state.size, state.version
 
     def _place(self, node: Node, parent: Node, name: bytes) -> None:
         if node.parent is not parent:
@@ -243,14 +252,15 @@ class NodeTable:
         closed = []
         at = node
         while found is None:
-            if at.held is not None or at.parent is None:
-                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            if at.held is not None or at.parent is None or at.stale:
+                raise stale()
             closed.append(at)
             at = at.parent
             found = at.directory
         while closed:
             at = closed.pop()
             found = self._tree.directory(found, at.name)
+            self._require_same_directory(at, found)
             with self.lock:
                 if len(self._open_directories) >= MAX_OPEN_DIRECTORIES:
                     self._close_oldest()
@@ -263,39 +273,95 @@ class NodeTable:
         for nodeid in list(self._open_directories)[: MAX_OPEN_DIRECTORIES // 2]:
             self._open_directories.pop(nodeid).directory = None
 
+    def _require_same_directory(self, node: Node, found: Directory) -> None:
+        if not self._exclusive:
+            st = os.fstat(found.fd)
+            if self._key(st) != node.key or not node.is_object(found.fd, st):
+                self.retire(node)
+                raise stale()
+
+    def require_present(self, node: Node) -> None:
+        """Raises: OSError: ESTALE where a directory was removed by somebody else."""
+        directory = node.directory
+        if node.held is None and directory is not None and not os.fstat(directory.fd).st_nlink:
+            raise stale()
+
     def place(self, node: Node) -> tuple[Directory, bytes]:
         """Where a node's file is. Raises: OSError: ESTALE where it has no place any more."""
         if node.parent is None:
             return self._tree.root, SELF
-        if node.held is not None:
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        if node.held is not None or node.stale:
+            raise stale()
         return self.directory(node.parent), node.name
 
     def file_of(self, node: Node) -> Place:
-        """Where a node's file is or, without a place, the file itself."""
+        """A node's file, surely that one: an open directory, or the file by a descriptor.
+
+        Raises: OSError: ESTALE where its place has another one, and nobody has it open.
+        """
         held, directory = node.held, node.directory
-        if held is None:
+        if held is None and self._exclusive:
             return self.place(node)
         # A directory that was removed has lost its record: what it is called in there is known here only.
-        return (Unnamed(held.fd), SELF) if directory is None else (directory, SELF)
+        return (directory, SELF) if directory is not None else (held or self.reach(node), SELF)
+
+    def reach(self, node: Node) -> HeldFile:
+        """A node's file by a descriptor: at its place, or as it is open here. Raises: OSError: ESTALE."""
+        try:
+            directory, name = self.place(node)
+            entry_name = directory.entry_name(name)
+            fd = os.open(entry_name, HELD_FILE_FLAGS, dir_fd=directory.fd)
+            held = HeldFile(fd, directory.path_of(entry_name))
+            if self._key(held.st) == node.key and node.is_object(held.fd, held.st):
+                return held
+        except OSError as error:
+            if error.errno not in _GONE:
+                raise
+        held_fd = self._tree.files.hold(self.file_key(node))
+        if held_fd is None:
+            raise stale()
+        return HeldFile(held_fd)
 
     def attributes(self, node: Node) -> Attributes:
-        """Attributes now. Raises: OSError: ESTALE where another file has taken its place."""
+        """Attributes now. Raises: OSError: ESTALE where another file has its place, or other content."""
         open_node = node.held or node.directory
         if open_node is not None:
             return self._tree.stat_descriptor(open_node.fd)
-        found = self._tree.stat(*self.place(node))
+        if node.stale:
+            return self._attributes_open(node)
+        try:
+            directory, name = self.place(node)
+            found = self._tree.stat(directory, name)
+        except OSError as error:
+            if error.errno not in _GONE:
+                raise
+            return self._attributes_open(node)
         if self._key(found.st) != node.key:
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            return self._attributes_open(node)
+        if found.st.st_ctime_ns != node.ctime or found.size != node.size:
+            assert node.parent is not None  # the root is open
+            if not self._is_still(node, node.parent, node.name, found):
+                self.retire(node)
+                return self._attributes_open(node)
+            if is_regular(found.st):
+                found = self._tree.sized(found.st)
         return found
+
+    def _attributes_open(self, node: Node) -> Attributes:
+        """Of a file that has lost its place to another one: while somebody has it open, it is there."""
+        held_fd = self._tree.files.hold(self.file_key(node))
+        if held_fd is None:
+            raise stale()
+        try:
+            return self._tree.stat_descriptor(held_fd)
+        finally:
+            os.close(held_fd)
 
     # ---- changes
 
     def hold(self, directory: Directory, name: bytes) -> tuple[Node | None, HeldFile]:
         """The node of an entry, where the kernel knows it, and the entry's file held."""
-        entry_name = directory.entry_name(name)
-        fd = os.open(entry_name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory.fd)
-        held = HeldFile(fd)
+        held = HeldFile(os.open(directory.entry_name(name), HELD_FILE_FLAGS, dir_fd=directory.fd))
         return self.find(held.st), held
 
     def displaced(self, node: Node | None, held: HeldFile) -> Displaced:
@@ -330,7 +396,9 @@ class NodeTable:
         with self.lock:
             self._place(node, parent, name)
             key = self._key(st)
+            node.ctime = 0
             if key != node.key:
+                node.birth = -st.st_ctime_ns
                 self._by_key.pop(node.key, None)
                 node.key = key
                 self._by_key[key] = node
@@ -342,7 +410,7 @@ class NodeTable:
         self._renumbered.append(node)
         if len(self._renumbered) > MAX_KEPT_NUMBERS:
             oldest = self._renumbered.popleft()
-            oldest.first, oldest.inode = None, oldest.key & _INODE
+            oldest.first, oldest.inode = None, oldest.key & INODE
 
     def close(self) -> None:
         """After the mount is gone."""

@@ -18,7 +18,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from cryptfs.mount.native import structs
-from cryptfs.mount.native.nodes import Node, NodeTable
+from cryptfs.mount.native.node import Node
+from cryptfs.mount.native.nodes import NodeTable
 from cryptfs.mount.native.structs import Notification
 
 log = logging.getLogger(__name__)

@@ -6,6 +6,8 @@ the reply's payload; None for no reply. Exceptions become errnos in session.py.
 
 from __future__ import annotations
 
+import errno
+
 from cryptfs.mount.native.entryrequests import EntryHandlers
 from cryptfs.mount.native.filerequests import FileHandlers
 from cryptfs.mount.native.handlers import Handler
@@ -45,6 +47,14 @@ class Requests(EntryHandlers, FileHandlers):
                 Op.REMOVEXATTR: self.removexattr,
             }  # fmt: skip
         return table
+
+    def errno_of_missing(self, nodeid: int) -> int:
+        """ENOENT for an entry of a directory, or ESTALE where somebody else has removed that directory."""
+        try:
+            self.nodes.require_present(self.nodes.get(nodeid))
+        except OSError as error:
+            return error.errno or errno.ESTALE
+        return errno.ENOENT
 
     def rest(self) -> None:
         """Nobody has asked for anything for a while: keep no memory that is not needed."""

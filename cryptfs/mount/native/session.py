@@ -346,7 +346,9 @@ class Session:
         try:
             payload = handler(request)
         except OSError as error:
-            self._reply(unique, error.errno or errno.EIO, b"")
+            missing = error.errno == errno.ENOENT and opcode in structs.BY_NAME
+            code = self._requests.errno_of_missing(request.nodeid) if missing else error.errno
+            self._reply(unique, code or errno.EIO, b"")
         except Later as later:
             self._answer_later(unique, later)
         except struct.error as error:

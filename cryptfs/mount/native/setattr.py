@@ -8,12 +8,13 @@ import os
 import stat
 from typing import Any
 
-from cryptfs.mount.native.nodes import Node, NodeTable
+from cryptfs.mount.native.node import Node
+from cryptfs.mount.native.nodes import NodeTable
 from cryptfs.mount.native.structs import SetAttr
 from cryptfs.storage.libc import AT_FDCWD, UTIME_NOW, UTIME_OMIT, Times, utimensat
 from cryptfs.vfs.acls import Acls
 from cryptfs.vfs.attributes import change_mode, change_owner
-from cryptfs.vfs.directory import SELF, Unnamed
+from cryptfs.vfs.directory import SELF, Place, Unnamed
 from cryptfs.vfs.filestate import FileState
 from cryptfs.vfs.openfile import OpenFile
 from cryptfs.vfs.tree import VaultTree
@@ -47,23 +48,26 @@ class AttributeSetter:
         self._nodes = nodes
         self._files = files
 
-    def apply(self, node: Node, fields: tuple[Any, ...], caller: int) -> None:
-        """Change what the request names, in the order mode, owner, size, times. caller: its uid."""
+    def apply(self, node: Node, place: Place, fields: tuple[Any, ...], caller: int) -> None:
+        """Change what the request names, in the order mode, owner, size, times.
+
+        Args: place: of the node's file, surely that one.   caller: its uid.
+        """
         (valid, _, fh, size, _, atime, mtime, _, atime_ns, mtime_ns, _, mode, _, uid, gid, _) = fields
         self._tree.require_writable()
         if valid & SetAttr.MODE:
-            self._set_mode(node, stat.S_IMODE(mode))
+            self._set_mode(place, stat.S_IMODE(mode))
         if not valid & ~(SetAttr.CTIME | SetAttr.FH):
             # All that the kernel says of a write to a set-id file, and of chown(-1, -1), which changes no
             # owner but takes the bits away. The latter sets ctime with the writeback cache; without it, it
             # is what comes while nobody writes. Then nobody has checked yet whether the caller may.
-            st = self._nodes.attributes(node).st
+            st = self._tree.stat_of(place).st
             state = self._tree.files.find(st)
             if valid & SetAttr.CTIME or state is None or not state.writable:
                 _require_owner_of_set_id(st, caller)
-            self._set_owner(node, -1, -1)
+            self._set_owner(place, -1, -1)
         if valid & (SetAttr.UID | SetAttr.GID):
-            self._set_owner(node, uid if valid & SetAttr.UID else -1, gid if valid & SetAttr.GID else -1)
+            self._set_owner(place, uid if valid & SetAttr.UID else -1, gid if valid & SetAttr.GID else -1)
         if valid & SetAttr.SIZE:
             handle = self._files.get(fh) if valid & SetAttr.FH else None
             # A kernel that keeps the times says so when a truncate moves them: not for the same size.
@@ -74,33 +78,28 @@ class AttributeSetter:
                 *_time(atime, atime_ns, valid & SetAttr.ATIME, valid & SetAttr.ATIME_NOW),
                 *_time(mtime, mtime_ns, valid & SetAttr.MTIME, valid & SetAttr.MTIME_NOW),
             )
-            self._set_times(node, times)
+            self._set_times(place, times)
 
-    def _set_mode(self, node: Node, mode: int) -> None:
-        place = self._nodes.file_of(node)
+    def _set_mode(self, place: Place, mode: int) -> None:
         change_mode(*place, mode)
         if self._acls is not None:
             self._acls.mode_changed(*place, mode)
 
-    def _set_owner(self, node: Node, uid: int, gid: int) -> None:
-        held = node.held
-        if held is not None:
-            os.chown(f"/proc/self/fd/{held.fd}", uid, gid)
+    def _set_owner(self, place: Place, uid: int, gid: int) -> None:
+        where, name = place
+        if isinstance(where, Unnamed):
+            os.chown(f"/proc/self/fd/{where.fd}", uid, gid)
         else:
-            change_owner(*self._nodes.place(node), uid, gid)
-        self._drop_capability(node)
-
-    def _drop_capability(self, node: Node) -> None:
+            change_owner(where, name, uid, gid)
         if self._xattrs is not None:
-            place = self._nodes.file_of(node)
             self._xattrs.drop(*place, CAPABILITY)
 
-    def _set_times(self, node: Node, times: Times) -> None:
-        held = node.held
-        if held is not None:
-            self._set_times_held(held.fd, times)
+    def _set_times(self, place: Place, times: Times) -> None:
+        where, name = place
+        if isinstance(where, Unnamed):
+            self._set_times_held(where.fd, times)
         else:
-            self._tree.set_times(*self._nodes.place(node), times)
+            self._tree.set_times(where, name, times)
 
     def _set_times_held(self, fd: int, times: Times) -> None:
         # Not opened: that fails for symlinks and sockets, and does something to devices.
@@ -121,7 +120,8 @@ class AttributeSetter:
         if held is not None:
             file = self._tree.open_held(held.fd, os.O_WRONLY)
         else:
-            file = self._tree.open(*self._nodes.place(node), os.O_WRONLY)
+            meant = (self._nodes.file_key(node), node)
+            file = self._tree.open(*self._nodes.place(node), os.O_WRONLY, meant)
         try:
             self._truncate(file, size, keep=keep, kill=kill)
         finally:
