@@ -1,7 +1,10 @@
-"""Keeps a log from saying the same thing again and again.
+"""Keeps a log from saying the same thing again and again, and from growing without a bound.
 
 One read(2) of a damaged chunk reaches a mount as several requests: the kernel reads ahead, fails, and asks
 again for the page. A program that retries asks for ever. One line says it all.
+
+Whoever can write to the vault can damage as many files as there are, and a search through the mount meets
+each of them. After MOST_LINES lines within a minute the log says that there is more; fsck names it all.
 """
 
 from __future__ import annotations
@@ -12,37 +15,74 @@ import time
 from collections import OrderedDict
 
 REPEAT_SECONDS = 60.0
+MOST_LINES = 250  # warnings and errors within REPEAT_SECONDS
 _REMEMBERED = 1024  # lines; whoever can plant more damage than that gets more lines
+_LAST = "; no more such lines for a minute: `cryptfs fsck --deep` names everything that is damaged"
 
 
 class RepeatFilter(logging.Filter):
     """Lets a line through once in `seconds`; the next one says how many were left out.
 
-    Lines with a traceback always pass: they are of bugs, not of damage.
+    At most `most` warnings and errors pass within `seconds`, the last of which says so. Lines with a
+    traceback are of bugs, not of damage: they pass again and again, but count.
     """
 
-    def __init__(self, seconds: float = REPEAT_SECONDS) -> None:
+    def __init__(self, seconds: float = REPEAT_SECONDS, most: int = MOST_LINES) -> None:
         super().__init__()
         self._seconds = seconds
+        self._most = most
         self._lock = threading.Lock()
         self._seen: OrderedDict[tuple[str, int, str], tuple[float, int]] = OrderedDict()
+        self._since = float("-inf")  # when the lines that are counted began
+        self._lines = 0
+        self._silenced = 0
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the line is new, or old enough to be said again."""
-        if record.exc_info:
-            return True
+        """Whether the line is new, or old enough to be said again, and there is room for it."""
         line = record.getMessage()
-        key = (record.name, record.levelno, line)
         now = time.monotonic()
         with self._lock:
-            since, left_out = self._seen.get(key, (None, 0))
-            if since is not None and now - since < self._seconds:
-                self._seen[key] = (since, left_out + 1)
+            repeated = 0
+            if not record.exc_info:
+                seen = self._look_up((record.name, record.levelno, line), now)
+                if seen is None:
+                    return False
+                repeated = seen
+            silenced = self._count(now) if record.levelno >= logging.WARNING else 0
+            if silenced is None:
                 return False
-            self._seen[key] = (now, 0)
-            self._seen.move_to_end(key)
-            if len(self._seen) > _REMEMBERED:
-                self._seen.popitem(last=False)
-        if left_out:
-            record.msg, record.args = f"{line} (and {left_out} times more since the last such line)", None
+            last = self._lines == self._most and record.levelno >= logging.WARNING
+        said = line
+        if repeated:
+            said += f" (and {repeated} times more since the last such line)"
+        if silenced:
+            said += f" (and {silenced} lines about other things were left out before it)"
+        if last:
+            said += _LAST
+        if said != line:
+            record.msg, record.args = said, None
         return True
+
+    def _look_up(self, key: tuple[str, int, str], now: float) -> int | None:
+        """How often a line was left out that may be said now; None where it is too early for it."""
+        since, left_out = self._seen.get(key, (None, 0))
+        if since is not None and now - since < self._seconds:
+            self._seen[key] = (since, left_out + 1)
+            return None
+        self._seen[key] = (now, 0)
+        self._seen.move_to_end(key)
+        if len(self._seen) > _REMEMBERED:
+            self._seen.popitem(last=False)
+        return left_out
+
+    def _count(self, now: float) -> int | None:
+        """How many lines were silenced before one that may pass; None where there is no room for it."""
+        silenced = 0
+        if now - self._since >= self._seconds:
+            self._since, self._lines = now, 0
+            silenced, self._silenced = self._silenced, 0
+        self._lines += 1
+        if self._lines > self._most:
+            self._silenced += 1
+            return None
+        return silenced

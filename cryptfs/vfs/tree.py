@@ -8,7 +8,6 @@ directory itself. No operation follows a symlink.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import stat
 from collections.abc import Iterator
@@ -33,10 +32,9 @@ from cryptfs.vfs.directory import NO_NAME, SELF, Directory, Place, Unnamed
 from cryptfs.vfs.entries import EntryOperations
 from cryptfs.vfs.filestate import FileKey, FileState
 from cryptfs.vfs.identity import Identity, Known
+from cryptfs.vfs.leftout import LeftOut
 from cryptfs.vfs.openfile import OpenFile
 from cryptfs.vfs.unsettled import Unsettled
-
-log = logging.getLogger(__name__)
 
 
 class Entry(NamedTuple):
@@ -149,16 +147,21 @@ class VaultTree(EntryOperations):
         One that does not verify is left out with a warning and hides nothing else.
         """
         listing_fd = open_for_listing(directory.fd, keep_atime=self.context.nodiratime)
+        left_out = LeftOut(directory.cipher_path)
         try:
             for entry_name, inode, kind in scan(listing_fd):
-                name = self.listed_name(directory, entry_name)
+                name = self.listed_name(directory, entry_name, left_out)
                 if name is not None:
                     yield Entry(name, inode, kind)
         finally:
             os.close(listing_fd)
+            left_out.tell()
 
-    def listed_name(self, directory: Directory, entry_name: str) -> bytes | None:
-        """The plaintext name of an entry; None for internal ones and those that do not verify."""
+    def listed_name(self, directory: Directory, entry_name: str, left_out: LeftOut) -> bytes | None:
+        """The plaintext name of an entry; None for internal ones and those that do not verify.
+
+        Args: left_out: takes those that do not verify.
+        """
         if not holds_plaintext(entry_name):
             return None
         try:
@@ -168,7 +171,7 @@ class VaultTree(EntryOperations):
             return directory.open_name(cipher_name, entry_name)
         except NameError_ as error:
             if _is_there(directory, entry_name):  # else it went meanwhile, and its sidecar after it
-                log.warning("%s: left out of the listing: %s", directory.path_of(entry_name), error.reason)
+                left_out.add(directory.path_of(entry_name), error.reason)
             return None
 
     def statfs(self) -> os.statvfs_result:

@@ -7,7 +7,6 @@ the cipher name before the value. Source: docs/FORMAT.md, section 8.
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import stat
 import sys
@@ -25,8 +24,7 @@ from cryptfs.vfs.attributes import backing_stat
 from cryptfs.vfs.directory import Directory, DirectoryOpener, Unnamed, printable
 from cryptfs.vfs.filestate import FileState
 from cryptfs.vfs.filetable import FileTable
-
-log = logging.getLogger(__name__)
+from cryptfs.vfs.leftout import LeftOut
 
 PREFIX = "user.cryptfs."
 _LONG_PREFIX = "user." + LONG_PREFIX
@@ -134,20 +132,18 @@ class Xattrs:
         """The names; one that does not verify is left out, with a warning."""
         target = _target(directory, name)
         found = []
+        left_out = LeftOut(target.cipher_path, ("the list of xattrs", "xattrs"))
         for backing_name in os.listxattr(target.path, follow_symlinks=target.follow):
             if not backing_name.startswith(PREFIX):
                 continue
             try:
                 attribute = self._open_name(target, backing_name)
             except NameError_:
-                log.warning(
-                    "%s: the xattr %s does not verify and is left out",
-                    target.cipher_path,
-                    printable(backing_name),
-                )
+                left_out.add(target.cipher_path, f"the xattr {printable(backing_name)} does not verify")
                 continue
             if self.supports_acls or not attribute.startswith(_SYSTEM):
                 found.append(attribute)
+        left_out.tell()
         return found
 
     def _open_name(self, target: _Target, backing_name: str) -> bytes:

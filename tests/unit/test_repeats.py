@@ -72,9 +72,29 @@ def test_tracebacks_always_pass(clock: Clock) -> None:
 
 
 def test_it_does_not_grow_for_ever(clock: Clock) -> None:
-    repeat = RepeatFilter()
+    repeat = RepeatFilter(most=10_000)
     for number in range(5000):
         assert repeat.filter(record(f"line {number}"))
     assert len(repeat._seen) == 1024
     assert repeat.filter(record("line 0"))
     assert not repeat.filter(record("line 4999"))
+
+
+def test_a_flood_of_different_lines_is_bounded(clock: Clock) -> None:
+    repeat = RepeatFilter(most=5)
+    lines = [record(f"file {number}: damaged") for number in range(1000)]
+    passed = [line for line in lines if repeat.filter(line)]
+    assert len(passed) == 5
+    assert passed[3].getMessage() == "file 3: damaged"
+    assert passed[4].getMessage().startswith("file 4: damaged; no more such lines for a minute: ")
+    assert repeat.filter(record("unmounted", level=logging.INFO))  # what is no damage is said all the same
+    traceback = record("unforeseen")
+    traceback.exc_info = (ValueError, ValueError(), None)
+    assert not repeat.filter(traceback)
+    clock.now += repeats.REPEAT_SECONDS
+    after = record("file 1000: damaged")
+    assert repeat.filter(after)
+    assert after.getMessage() == (
+        "file 1000: damaged (and 996 lines about other things were left out before it)"
+    )
+    assert repeat.filter(record("file 1001: damaged"))

@@ -17,6 +17,7 @@ from cryptfs.mount.native.node import Node
 from cryptfs.storage.dirs import open_for_listing
 from cryptfs.vfs.attributes import Attributes
 from cryptfs.vfs.directory import Directory
+from cryptfs.vfs.leftout import LeftOut
 from cryptfs.vfs.tree import VaultTree
 
 EntryOut = Callable[[Node, bytes, Attributes], tuple[Node, bytes]]
@@ -54,10 +55,12 @@ class DirectoryHandle:
         self._fd = open_for_listing(directory.fd, keep_atime=tree.context.nodiratime)
         self._pending: list[_Record] = []  # read but not yet returned, the next one last
         self._returned = 0  # offset of the last entry that was returned
+        self._left_out = LeftOut(directory.cipher_path)
 
     def close(self) -> None:
         """The last use."""
         os.close(self._fd)
+        self._left_out.tell()
 
     def read(self, offset: int, room: int, entry_out: EntryOut | None) -> bytes:
         """Entries behind `offset` that fit into `room` bytes; with attributes if entry_out is given."""
@@ -65,6 +68,7 @@ class DirectoryHandle:
             os.lseek(self._fd, offset, os.SEEK_SET)
             self._pending.clear()
             self._returned = offset
+            self._left_out.tell()  # before what is read again is counted again
         head = len(_NO_ENTRY) if entry_out is not None else 0
         pieces: list[bytes] = []
         while self._pending or self._read_more():
@@ -101,6 +105,7 @@ class DirectoryHandle:
             while not self._pending:
                 size = self._getdents(buffer)
                 if size == 0:
+                    self._left_out.tell()
                     return False
                 self._pending = self._decode(bytes(buffer[:size]))
                 self._pending.reverse()
@@ -118,7 +123,7 @@ class DirectoryHandle:
         return size
 
     def _decode(self, raw: bytes) -> list[_Record]:
-        directory, listed_name = self.directory, self._tree.listed_name
+        directory, listed_name, left_out = self.directory, self._tree.listed_name, self._left_out
         found = []
         at = 0
         while at < len(raw):
@@ -127,7 +132,7 @@ class DirectoryHandle:
             at += length
             name: bytes | None = entry_name
             if entry_name not in _DOTS:
-                name = listed_name(directory, entry_name.decode("utf-8", "surrogateescape"))
+                name = listed_name(directory, entry_name.decode("utf-8", "surrogateescape"), left_out)
             if name is not None:
                 found.append(_Record(offset, name, structs.pack_dirent(inode, offset, kind, name)))
         return found
