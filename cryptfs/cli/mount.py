@@ -18,6 +18,7 @@ from cryptfs.cli.params import (
     passphrase_options,
     passphrase_source,
     shell_word,
+    shown,
     vault_argument,
 )
 from cryptfs.cli.prompt import PassphraseSource, forget, harden_process, read_passphrase
@@ -34,6 +35,7 @@ from cryptfs.mount.options import (
 
 if TYPE_CHECKING:
     from cryptfs.mount.daemon import LogTarget
+    from cryptfs.vfs.vault import Vault
 
 # Options of the command that fstab can only give within -o.
 _COMMAND_OPTIONS = ("passfile", "passcommand", "log_file")
@@ -195,6 +197,7 @@ def mount_vault(
     Raises: VaultError, MountError, CommandError; OSError.
     """
     from cryptfs.mount.mounts import absolute
+    from cryptfs.mount.recent import KEPT
     from cryptfs.mount.session import check_mountpoint, load_engine, mount_background, mount_foreground
 
     place = check_mountpoint(vault_dir, mountpoint, nonempty=options.nonempty)
@@ -204,31 +207,35 @@ def mount_vault(
     engine = load_engine(options.engine)
     harden_process()
     passphrase = read_passphrase(source)
+
+    def say_mounted() -> None:
+        how = f"Unmount with: cryptfs umount {shell_word(mountpoint)}"
+        note(f"{shown(vault_dir)} is mounted on {shown(mountpoint)}. {how}")
+
+    with target.findings.listening():
+        try:
+            opened = _unlock(absolute(vault_dir), passphrase, options)
+        finally:
+            forget(passphrase)
+        if foreground:
+            mount_foreground(opened, place, options, engine, target, say_mounted)
+            return
+        mount_background(opened, place, options, engine, target)
+    if target.is_nowhere():
+        warn(
+            "this system has no syslog. What the mount finds to be damaged is shown by "
+            f"`cryptfs status {shell_word(mountpoint)}`, the last {KEPT} findings, until it is unmounted; "
+            "to keep all of it, mount with --log-file FILE"
+        )
+    say_mounted()
+
+
+def _unlock(vault_dir: Path, passphrase: bytes, options: MountOptions) -> Vault:
     from cryptfs.vfs.redo import Durability
     from cryptfs.vfs.vault import Vault
 
-    try:
-        opened = Vault.unlock(
-            absolute(vault_dir),
-            passphrase,
-            read_only=options.read_only,
-            durability=Durability(options.durability),
-        )
-    finally:
-        forget(passphrase)
-    how = f"Unmount with: cryptfs umount {shell_word(mountpoint)}"
-    if foreground:
-        mount_foreground(
-            opened,
-            place,
-            options,
-            engine,
-            target,
-            lambda: note(f"{vault_dir} is mounted on {mountpoint}. {how}"),
-        )
-    else:
-        mount_background(opened, place, options, engine, target)
-        note(f"{vault_dir} is mounted on {mountpoint}. {how}")
+    durability = Durability(options.durability)
+    return Vault.unlock(vault_dir, passphrase, read_only=options.read_only, durability=durability)
 
 
 def _warn_if_slow(cipher: str) -> None:

@@ -123,7 +123,14 @@ def vault_argument(function: Decorated) -> Decorated:
 
 
 def shell_word(path: Path | str) -> str:
-    """A path as it can be pasted into a shell."""
-    import shlex
+    """A path as it can be pasted into a shell, and shown on a terminal."""
+    from cryptfs.mount.words import shell_word
 
-    return shlex.quote(str(path))
+    return shell_word(path)
+
+
+def shown(path: Path | str) -> str:
+    """A path as it can be shown on a terminal."""
+    from cryptfs.mount.words import shown
+
+    return shown(path)

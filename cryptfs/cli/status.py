@@ -1,4 +1,4 @@
-"""`cryptfs status`."""
+"""`cryptfs status`: what a mount has done, and what it found to be wrong."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from cryptfs.cli.output import answer_json, console
-from cryptfs.cli.params import PLACE, debug_option
+from cryptfs.cli.params import PLACE, debug_option, shown
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 _MOST = 12  # kinds of operations that are shown to a person
+_WATCHED = 8  # findings that --watch shows
 
 
 def ask(mountpoint: Path) -> dict[str, Any]:
@@ -100,7 +101,29 @@ def _heading(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "open", ", ".join(f"{count:,} {name}" for name, count in found["open"].items())
     cache = found.get("directory_cache", {})
     if looked := sum(cache.values()):
-        yield "directories", f"{cache['hits'] / looked:.1%} of {looked:,} looks found theirs open already"
+        yield "directory cache", f"{cache['hits']:,} of {looked:,} lookups hit"
+
+
+def finding_lines(found: dict[str, Any], most: int | None = None) -> Iterator[str]:
+    """What the mount found to be wrong, the newest first; a line for each, by cipher path.
+
+    Args: most: show so many; None is all.
+    """
+    findings = found.get("findings", [])  # a daemon of an older cryptfs has none
+    if not findings:
+        yield "Nothing was found to be wrong."
+        return
+    dropped = found["findings_dropped"]
+    older = f"; {dropped:,} older ones are not kept" if dropped else ""
+    yield f"Found to be wrong, the newest first (cipher paths{older}):"
+    for each in findings[:most]:
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(each["last"]))
+        where = shown(each["path"]) if each["path"] else ""
+        where += f", chunk {each['chunk']}" if each["chunk"] is not None else ""
+        times = f" ({each['count']:,} times)" if each["count"] > 1 else ""
+        yield f"  {when}  {where}{': ' if where else ''}{shown(each['reason'])}{times}"
+    if most is not None and len(findings) > most:
+        yield f"  and {len(findings) - most} more"
 
 
 def render(found: dict[str, Any], before: dict[str, Any] | None = None) -> RenderableType:
@@ -128,11 +151,14 @@ def watch(mountpoint: Path, interval: float, *, as_json: bool) -> None:
             click.echo(json.dumps(found))
             time.sleep(interval)
             found = ask(mountpoint)
+    from rich.console import Group
     from rich.live import Live
+    from rich.text import Text
 
     with Live(render(found), console=console(), auto_refresh=False) as live:
         while True:
-            live.update(render(found, before), refresh=True)
+            wrong = Text("\n".join(finding_lines(found, _WATCHED)), no_wrap=True, overflow="ellipsis")
+            live.update(Group(render(found, before), "", wrong), refresh=True)
             time.sleep(interval)
             found, before = ask(mountpoint), found
 
@@ -150,8 +176,9 @@ def watch(mountpoint: Path, interval: float, *, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; with --watch a line for each look.")
 @debug_option
 def status(mountpoint: Path, watching: bool, interval: float, as_json: bool) -> None:
-    """Show what the mount at MOUNTPOINT has done: operations, bytes, errors, open files, memory.
+    """Show what the mount at MOUNTPOINT has done and what it found to be wrong with the vault.
 
+    That is operations, bytes, errors, open files, memory, and the last 64 findings by their cipher paths.
     Only root and the user who mounted it are told. No name of a file is shown.
     """
     if watching:
@@ -160,4 +187,8 @@ def status(mountpoint: Path, watching: bool, interval: float, as_json: bool) -> 
     elif as_json:
         answer_json(ask(mountpoint))
     else:
-        console().print(render(ask(mountpoint)))
+        found = ask(mountpoint)
+        console().print(render(found))
+        click.echo()
+        for line in finding_lines(found):
+            click.echo(line)

@@ -79,12 +79,13 @@ def mount_vault(
     engine = load_engine(options.engine)
     target = LogTarget(None if log_file is None else Path(log_file).absolute())
     durability = Durability(options.durability)
-    vault = Vault.unlock(vault_path, passphrase, read_only=options.read_only, durability=durability)
-    try:
-        pid = mount_background(vault, place, options, engine, target)
-    except BaseException:
-        vault.close()
-        raise
+    with target.findings.listening():
+        vault = Vault.unlock(vault_path, passphrase, read_only=options.read_only, durability=durability)
+        try:
+            pid = mount_background(vault, place, options, engine, target)
+        except BaseException:
+            vault.close()
+            raise
     return MountedVault(vault_path, place, pid)
 
 

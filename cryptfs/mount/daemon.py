@@ -16,15 +16,17 @@ import logging
 import logging.handlers
 import os
 import resource
+import socket
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
 import cryptfs.errors
 from cryptfs.errors import CryptfsError, MountError
+from cryptfs.mount.recent import RecentFindings
 from cryptfs.mount.repeats import RepeatFilter
 from cryptfs.mount.resources import claim_resources
 
@@ -44,10 +46,16 @@ class LogTarget:
     Args: file: appended to, made for its owner alone; None is syslog for a daemon, where there is one,
               and stderr in the foreground.
           debug: everything, not only what a person should know.
+          findings: keeps the last of what was found to be wrong, for `cryptfs status`.
     """
 
     file: Path | None = None
     debug: bool = False
+    findings: RecentFindings = field(default_factory=RecentFindings, compare=False)
+
+    def is_nowhere(self) -> bool:
+        """Whether the log lines of a daemon would be lost: no file was named, and there is no syslog."""
+        return self.file is None and not _syslog_answers()
 
 
 def harden_process() -> None:
@@ -59,7 +67,7 @@ def harden_process() -> None:
 
 
 def configure_logging(target: LogTarget, *, daemon: bool) -> None:
-    """Attach the one handler of this process to the root logger.
+    """Attach the one handler that writes the log of this process, and the one that keeps findings.
 
     Raises: OSError: the log file cannot be opened.
     """
@@ -82,9 +90,20 @@ def configure_logging(target: LogTarget, *, daemon: bool) -> None:
     for old in root.handlers[:]:
         root.removeHandler(old)
     root.addHandler(handler)
+    logging.getLogger("cryptfs").addHandler(target.findings)
     # Libraries stay at warnings even then: mfusepy's debug lines hold plaintext names.
     root.setLevel(logging.WARNING)
     logging.getLogger("cryptfs").setLevel(logging.DEBUG if target.debug else logging.INFO)
+
+
+def _syslog_answers() -> bool:
+    """Whether somebody listens there; the socket of a syslog that is gone may have stayed behind."""
+    for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+        with socket.socket(socket.AF_UNIX, kind) as tried, contextlib.suppress(OSError):
+            tried.settimeout(1.0)
+            tried.connect(str(_SYSLOG_SOCKET))
+            return True
+    return False
 
 
 def _syslog_handler() -> logging.Handler:

@@ -25,6 +25,7 @@ from cryptfs.mount.daemon import LogTarget, Ready, configure_logging, harden_pro
 from cryptfs.mount.holders import describe_holders, find_holders
 from cryptfs.mount.mounts import Mount, absolute, detach, is_stale, mount_at
 from cryptfs.mount.options import MountOptions
+from cryptfs.mount.recent import RecentFindings
 from cryptfs.mount.resources import claim_resources
 from cryptfs.mount.statistics import Statistics, StatusServer
 
@@ -131,7 +132,9 @@ def mount_background(
 
     Raises: MountError, or another error of the start as it was raised in the daemon.
     """
-    pid = start_daemon(lambda ready: serve(vault, mountpoint, options, engine, ready), target)
+    pid = start_daemon(
+        lambda ready: serve(vault, mountpoint, options, engine, ready, target.findings), target
+    )
     vault.hand_over()
     return pid
 
@@ -153,20 +156,26 @@ def mount_foreground(
     configure_logging(target, daemon=False)
     old_umask = os.umask(0)
     try:
-        serve(vault, mountpoint, options, engine, ready)
+        serve(vault, mountpoint, options, engine, ready, target.findings)
     finally:
         os.umask(old_umask)
 
 
 def serve(
-    vault: MountableVault, mountpoint: Path, options: MountOptions, engine: Engine, ready: Ready
+    vault: MountableVault,
+    mountpoint: Path,
+    options: MountOptions,
+    engine: Engine,
+    ready: Ready,
+    findings: RecentFindings | None = None,
 ) -> None:
     """Run the engine until the mount is gone, then close the vault.
 
     Args:   ready: called once, from another thread, when the mount answers.
+            findings: what `cryptfs status` tells of what was found to be wrong.
     Raises: MountError: the mount failed or never answered.
     """
-    session = _Session(mountpoint, ready)
+    session = _Session(mountpoint, ready, str(vault.vault_dir), findings)
     try:
         with session.watching_signals():
             vault.announce(str(mountpoint))
@@ -187,8 +196,12 @@ class _Session:
     `ended` is set when the engine has returned; `failure` is why the mount never became usable.
     """
 
-    def __init__(self, mountpoint: Path, ready: Ready) -> None:
+    def __init__(
+        self, mountpoint: Path, ready: Ready, vault_dir: str, findings: RecentFindings | None
+    ) -> None:
         self.mountpoint = mountpoint
+        self._vault_dir = vault_dir
+        self._findings = findings
         self.ended = threading.Event()
         self._ready = ready
         self._settling: threading.Thread | None = None
@@ -221,7 +234,7 @@ class _Session:
         if self._statistics is None or self.ended.is_set():
             return
         try:
-            self._status = StatusServer(mount, self._statistics)
+            self._status = StatusServer(mount, self._statistics, self._findings, self._vault_dir)
         except OSError as error:
             log.info("%s: `cryptfs status` will not work: %s", self.mountpoint, error.strerror)
 

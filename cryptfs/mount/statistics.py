@@ -6,7 +6,7 @@ to no other thread within `numbers[i] += 1`. On a Python without that lock a cou
 Asked for is over a unix socket in the abstract namespace, whose name holds the mount's device number. So
 there is no file to place, to protect or to leave behind. Both sides ask the kernel who the other is: the
 daemon answers its own user and root alone, and the command believes only who may serve that mount. What is
-told are numbers; no name of a file is among them.
+told are numbers, and what was found to be wrong (recent.py) by cipher path; no plaintext name is among them.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Any
 
 from cryptfs.errors import MountError
 from cryptfs.mount.mounts import Mount
+from cryptfs.mount.recent import RecentFindings
 from cryptfs.version import VERSION
 
 log = logging.getLogger("cryptfs.mount")
@@ -112,15 +113,24 @@ def _peer(connection: socket.socket) -> tuple[int, int]:
 class StatusServer:
     """Answers who may know with the statistics of one mount, from a thread of its own.
 
-    Args:   mount: as the kernel lists it.
+    Args:   mount: as the kernel lists it.   findings: what was found to be wrong.
+            vault: the vault directory, whatever the mount has as its source.
     Raises: OSError: there is such a socket already, or the system has none of this kind.
     """
 
-    def __init__(self, mount: Mount, statistics: Statistics) -> None:
+    def __init__(
+        self,
+        mount: Mount,
+        statistics: Statistics,
+        findings: RecentFindings | None = None,
+        vault: str | None = None,
+    ) -> None:
         if not hasattr(socket, "SO_PEERCRED"):
             raise OSError(errno.ENOSYS, "this system does not tell who asks over a socket")
         self._mount = mount
         self._statistics = statistics
+        self._findings = RecentFindings() if findings is None else findings
+        self._vault = mount.source if vault is None else vault
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._socket.bind(_address(mount.device))
@@ -151,11 +161,12 @@ class StatusServer:
         mount = self._mount
         return {
             "mountpoint": mount.mountpoint,
-            "vault": mount.source,
+            "vault": self._vault,
             "read_only": mount.read_only,
             "pid": os.getpid(),
             "version": VERSION,
             **self._statistics.snapshot(),
+            **self._findings.snapshot(),
         }
 
     def close(self) -> None:

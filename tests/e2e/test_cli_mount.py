@@ -96,6 +96,18 @@ def test_from_init_to_umount_and_again(place: Place) -> None:
     place.umount()
 
 
+@pytest.mark.skipif(Path("/dev/log").exists(), reason="this machine has a syslog")
+def test_without_a_syslog_mount_says_where_findings_are_kept(place: Place) -> None:
+    told = place.mount().stderr.splitlines()
+    assert len(told) == 2
+    assert told[0].startswith("cryptfs: warning: this system has no syslog. ")
+    assert f"`cryptfs status {place.mountpoint}`" in told[0].replace("'", "")
+    assert "--log-file FILE" in told[0]
+    place.umount()
+    assert "warning" not in place.mount("--log-file", place.vault.parent / "log").stderr
+    place.umount()
+
+
 def test_umount_returns_when_the_vault_is_free(place: Place) -> None:
     for _ in range(3):
         place.mount()

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,6 +35,10 @@ def mounted(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MountedV
 def status(mounted: MountedVault, *options: str) -> subprocess.CompletedProcess[str]:
     words = [sys.executable, "-m", "cryptfs", "status", str(mounted.mountpoint), *options]
     return subprocess.run(words, capture_output=True, text=True, timeout=60, check=False, env=ENVIRONMENT)
+
+
+def engine_of(mounted: MountedVault) -> str:
+    return str(json.loads(status(mounted, "--json").stdout)["engine"])
 
 
 def test_it_tells_what_was_done_and_no_name(mounted: MountedVault, request: pytest.FixtureRequest) -> None:
@@ -76,6 +81,45 @@ def test_watching_ends_with_the_mount(mounted: MountedVault) -> None:
         assert watcher.wait(30) == 10
         assert "no vault is mounted there" in watcher.stderr.read()
     assert looks == sorted(looks) and looks[0] < looks[2]
+
+
+def damage(path: Path) -> None:
+    """A bit in the last byte: the tag of the last chunk."""
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def test_it_keeps_what_was_found_to_be_wrong(mounted: MountedVault) -> None:
+    """Also where there is no syslog: which file, what is wrong with it, how often it was met."""
+    victim = mounted.mountpoint / "unmistakable"
+    victim.write_bytes(b"x" * 100)
+    options = cryptfs.MountOptions(engine=engine_of(mounted))
+    mounted.unmount()
+    (backing,) = (path for path in mounted.vault_dir.iterdir() if not path.name.startswith("cryptfs."))
+    damage(backing)
+    planted = mounted.vault_dir / "no\x1b[2Jname"
+    planted.touch()
+    again = cryptfs.mount_vault(mounted.vault_dir, mounted.mountpoint, b"tests only", options)
+    assert json.loads(status(again, "--json").stdout)["findings"] == []
+    assert "Nothing was found to be wrong." in status(again).stdout
+    before = time.time() - 1
+    for _ in range(3):
+        with pytest.raises(OSError, match="Input/output error"):
+            victim.read_bytes()
+        assert os.listdir(again.mountpoint) == ["unmistakable"]
+    done = status(again, "--json")
+    name, chunk = json.loads(done.stdout)["findings"]
+    assert chunk["path"] == backing.name
+    assert chunk["chunk"] == 0
+    assert chunk["reason"] == "the record does not authenticate"
+    assert chunk["count"] >= 3
+    assert before < chunk["first"] <= chunk["last"] < time.time() + 1
+    assert name["path"] == "no\\x1b[2Jname"
+    text = status(again).stdout
+    assert f"{backing.name}, chunk 0: the record does not authenticate (" in text
+    assert "\x1b" not in text
+    assert "unmistakable" not in text + done.stdout
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
