@@ -254,19 +254,22 @@ def _warn_if_slow(cipher: str) -> None:
 def umount(mountpoint: Path, lazy: bool) -> None:
     """Unmount MOUNTPOINT and wait until its vault is closed.
 
-    When this returns, everything is written and the vault can be mounted again, copied or moved.
+    When this returns, everything is written and the vault can be mounted again, copied or moved. While
+    something else keeps the vault open (a bind mount, a container that has the mount, an open file), it says
+    what, and waits for up to two minutes.
     """
-    from cryptfs.mount.background import holds_vault
-    from cryptfs.mount.mounts import absolute, wait_closed
+    from cryptfs.mount.closing import SAY_AFTER, closing_of, find_keepers, wait_closed
+    from cryptfs.mount.mounts import absolute, cryptfs_mount_at, wait_until
     from cryptfs.mount.mounts import unmount as take_away
 
     mountpoint = absolute(mountpoint)
     os.chdir("/")  # this process itself must not keep the mount busy
-    taken = take_away(mountpoint, lazy=lazy)
-    vault_dir = Path(taken.source)
-    if not vault_dir.is_absolute():
-        note(f"{mountpoint} was mounted as {taken.source!r}: its daemon may still be closing the vault")
-    elif not lazy:
-        wait_closed(taken, lambda: holds_vault(taken, vault_dir))
-    elif holds_vault(taken, vault_dir):
-        note(f"{mountpoint} is gone; the vault is closed when the last program lets go of its files")
+    closing = closing_of(cryptfs_mount_at(mountpoint))
+    take_away(mountpoint, lazy=lazy)
+    if not lazy:
+        wait_closed(closing, lambda text: note(f"{text}\nWaiting for that; Ctrl-C ends the waiting only."))
+    elif not wait_until(lambda: not closing.is_open(), SAY_AFTER):
+        lines = find_keepers(closing.mount.device).lines()
+        who = ":\n  " + "\n  ".join(lines) if lines else ""
+        gone = f"{shown(mountpoint)} is gone"
+        note(f"{gone}; the vault is closed when the last program lets go of its files{who}")

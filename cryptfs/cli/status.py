@@ -26,14 +26,10 @@ def ask(mountpoint: Path) -> dict[str, Any]:
 
     Raises: MountError: no vault is mounted there, or its daemon does not answer.
     """
-    from cryptfs.errors import MountError
-    from cryptfs.mount.mounts import mount_at
+    from cryptfs.mount.mounts import cryptfs_mount_at
     from cryptfs.mount.statistics import ask_status
 
-    mount = mount_at(mountpoint)
-    if mount is None or not mount.is_cryptfs:
-        raise MountError(f"{mountpoint}: no vault is mounted there")
-    return ask_status(mount)
+    return ask_status(cryptfs_mount_at(mountpoint, "status"))
 
 
 def bytes_text(size: float) -> str:

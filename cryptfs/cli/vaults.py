@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cryptfs.cli.exit_codes import ConfigUnreadableError
-from cryptfs.errors import VaultLockedError
 
 if TYPE_CHECKING:
     from cryptfs.core.config import VaultConfig
@@ -40,11 +39,9 @@ def refuse_locked(vault_dir: Path, *, read_only: bool) -> None:
 
     Raises: VaultLockedError.
     """
+    from cryptfs.mount.closing import locked
     from cryptfs.vfs.vault import lock_holder
 
     holder = None if read_only else lock_holder(vault_dir)
     if holder is not None:
-        next_step = (
-            f"unmount it with: cryptfs umount {holder.shown_mountpoint}" if holder.mountpoint else "try later"
-        )
-        raise VaultLockedError(f"{vault_dir} is in use by {holder.describe()}; {next_step}")
+        raise locked(vault_dir, holder)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from cryptfs.mount.closing import closing_of, wait_closed
 from cryptfs.mount.daemon import LogTarget
-from cryptfs.mount.mounts import Mount, absolute, mount_at, mounts_of, unmount, wait_closed
+from cryptfs.mount.mounts import absolute, cryptfs_mount_at, mount_at, unmount
 from cryptfs.mount.options import MountOptions
 from cryptfs.mount.session import check_mountpoint, load_engine, mount_background
 from cryptfs.vfs.redo import Durability
-from cryptfs.vfs.vault import Vault, lock_holder
+from cryptfs.vfs.vault import Vault
 
 
 class MountedVault:
@@ -36,9 +37,10 @@ class MountedVault:
                 which is not waited for.
         Raises: MountError: programs still use it (the text names them), or it is not mounted any more.
         """
-        taken = unmount(self.mountpoint, lazy=lazy)
+        closing = closing_of(cryptfs_mount_at(self.mountpoint), self.vault_dir)
+        unmount(self.mountpoint, lazy=lazy)
         if not lazy:
-            wait_closed(taken, lambda: holds_vault(taken, self.vault_dir))
+            wait_closed(closing)
 
     def __enter__(self) -> MountedVault:
         return self
@@ -87,12 +89,3 @@ def mount_vault(
             vault.close()
             raise
     return MountedVault(vault_path, place, pid)
-
-
-def holds_vault(taken: Mount, vault_dir: Path) -> bool:
-    """Whether the daemon of a mount that was taken away still holds the lock of its vault."""
-    holder = lock_holder(vault_dir)
-    if holder is None or (taken.read_only and mounts_of(vault_dir)):  # read-only mounts share the lock
-        return False
-    # No mountpoint: read-only, or just about to let go.
-    return holder.mountpoint in ("", taken.mountpoint)

@@ -1,15 +1,27 @@
-"""Which processes use a directory: a cheap lsof, for messages.
+"""Which processes use a directory or a filesystem: a cheap lsof, for messages.
 
-Reads only links and texts under /proc, never the mount itself.
+Reads only links and texts under /proc, and of what these links lead to only the number of the device, which
+the kernel knows: never the mount itself, which may hang.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
+import struct
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryptfs.mount.words import shown
+
 _SHOWN = 8
+_PROC = Path("/proc")
+_LINKS = (("cwd", "current directory"), ("root", "root directory"), ("exe", "running program"))
+_AT_FDCWD = -100
+_AT_STATX_DONT_SYNC = 0x4000
+_STATX_SIZE = 256
+_STATX_DEVICE = struct.Struct("=136xII")  # stx_dev_major, stx_dev_minor of statx(2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,64 +33,103 @@ class Holder:
     uses: str
 
 
+# ---- what a process uses
+
+Test = Callable[[Path], bool]  # whether a link of a process leads there
+
+
+def _use(process: Path, leads_there: Test, is_mapped: Callable[[bytes], bool]) -> str | None:
+    for link, words in _LINKS:
+        if leads_there(process / link):
+            return words
+    try:
+        with os.scandir(process / "fd") as entries:
+            if any(leads_there(Path(entry.path)) for entry in entries):
+                return "open file"
+    except OSError:
+        pass
+    try:
+        mapped = (process / "maps").read_bytes()
+    except OSError:
+        return None
+    return "mapped file" if any(is_mapped(line) for line in mapped.splitlines()) else None
+
+
+def process_ids(proc: Path = _PROC) -> list[int]:
+    """All processes, the oldest first, as far as numbers tell."""
+    try:
+        return sorted(int(name) for name in os.listdir(proc) if name.isdecimal())
+    except OSError:
+        return []
+
+
+def command_of(process: Path) -> str:
+    """The name of a process, which chose it; '?' where it is gone."""
+    try:
+        return os.fsdecode((process / "comm").read_bytes().removesuffix(b"\n"))
+    except OSError:
+        return "?"
+
+
+def _find(leads_there: Test, is_mapped: Callable[[bytes], bool], proc: Path) -> Iterator[Holder]:
+    for pid in process_ids(proc):
+        uses = _use(proc / str(pid), leads_there, is_mapped)
+        if uses is not None:
+            yield Holder(pid, command_of(proc / str(pid)), uses)
+
+
+# ---- by path: who keeps one mount busy
+
+
 def _inside(target: str, mountpoint: str) -> bool:
     return target == mountpoint or target.startswith(mountpoint.rstrip("/") + "/")
 
 
-def _link_inside(link: Path, mountpoint: str) -> bool:
-    try:
-        return _inside(str(link.readlink()), mountpoint)
-    except OSError:
-        return False
-
-
-def _open_file(process: Path, mountpoint: str) -> bool:
-    try:
-        with os.scandir(process / "fd") as entries:
-            return any(_link_inside(Path(entry.path), mountpoint) for entry in entries)
-    except OSError:
-        return False
-
-
-def _mapped_file(process: Path, mountpoint: str) -> bool:
-    try:
-        raw = (process / "maps").read_bytes()
-    except OSError:
-        return False
+def find_holders(mountpoint: str, proc: Path = _PROC) -> list[Holder]:
+    """The processes that this user may look into and that use the mount, by pid."""
     # The kernel writes a newline in a path as \012 here.
     wanted = os.fsencode(mountpoint.rstrip("/") + "/").replace(b"\n", b"\\012")
-    return any(line.split(maxsplit=5)[-1].startswith(wanted) for line in raw.splitlines() if wanted in line)
 
-
-def _use(process: Path, mountpoint: str) -> str | None:
-    for link, words in (("cwd", "current directory"), ("root", "root directory"), ("exe", "running program")):
-        if _link_inside(process / link, mountpoint):
-            return words
-    if _open_file(process, mountpoint):
-        return "open file"
-    if _mapped_file(process, mountpoint):
-        return "mapped file"
-    return None
-
-
-def find_holders(mountpoint: str, proc: Path = Path("/proc")) -> list[Holder]:
-    """The processes that this user may look into and that use the mount, by pid."""
-    holders = []
-    try:
-        pids = sorted(int(name) for name in os.listdir(proc) if name.isdecimal())
-    except OSError:
-        return []
-    for pid in pids:
-        process = proc / str(pid)
-        uses = _use(process, mountpoint)
-        if uses is None:
-            continue
+    def leads_there(link: Path) -> bool:
         try:
-            command = os.fsdecode((process / "comm").read_bytes()).strip()
+            return _inside(str(link.readlink()), mountpoint)
         except OSError:
-            command = "?"
-        holders.append(Holder(pid, command, uses))
-    return holders
+            return False
+
+    def is_mapped(line: bytes) -> bool:
+        return wanted in line and line.split(maxsplit=5)[-1].startswith(wanted)
+
+    return list(_find(leads_there, is_mapped, proc))
+
+
+# ---- by device: who keeps a filesystem alive, whatever path leads to it, or none
+
+
+def device_behind(link: Path) -> str | None:
+    """'major:minor' of what a link leads to, without asking its filesystem; None where that is not told."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "statx"):
+        return None
+    buffer = ctypes.create_string_buffer(_STATX_SIZE)
+    if libc.statx(_AT_FDCWD, os.fsencode(link), _AT_STATX_DONT_SYNC, 0, buffer) != 0:
+        return None
+    major, minor = _STATX_DEVICE.unpack_from(buffer)
+    return f"{major}:{minor}"
+
+
+def find_users(device: str, proc: Path = _PROC) -> list[Holder]:
+    """The processes that this user may look into and that use anything of a device, by pid."""
+    major, _, minor = device.partition(":")
+    wanted = b"%02x:%02x" % (int(major), int(minor)) if major.isdecimal() and minor.isdecimal() else b"none"
+
+    def leads_there(link: Path) -> bool:
+        return device_behind(link) == device
+
+    def is_mapped(line: bytes) -> bool:
+        fields = line.split(maxsplit=5)
+        return len(fields) > 3 and fields[3] == wanted
+
+    return list(_find(leads_there, is_mapped, proc))
 
 
 def describe_holders(holders: list[Holder], *, commands: bool = True) -> str:
@@ -88,9 +139,9 @@ def describe_holders(holders: list[Holder], *, commands: bool = True) -> str:
                     from there.
     """
     if not holders:
-        return " (by a process of another user, or another mount below it)"
+        return " by a process of another user"
     names = [
-        f"{holder.command} (pid {holder.pid}, {holder.uses})"
+        f"{shown(holder.command)} (pid {holder.pid}, {holder.uses})"
         if commands
         else f"pid {holder.pid} ({holder.uses})"
         for holder in holders[:_SHOWN]

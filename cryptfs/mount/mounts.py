@@ -9,20 +9,23 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import pwd
 import re
 import shutil
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from cryptfs.core.config import CONFIG_NAME
 from cryptfs.errors import MountError
 from cryptfs.mount.holders import describe_holders, find_holders
+from cryptfs.mount.words import shell_word, shown
+from cryptfs.storage.vaultdir import lock_holder
 
 MOUNTINFO = Path("/proc/self/mountinfo")
 FUSE_TYPE = "fuse.cryptfs"
-CLOSE_TIMEOUT = 120.0  # seconds; a daemon may have gigabytes to write back
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
 _OCTAL = re.compile(rb"\\([0-3][0-7]{2})")
@@ -31,13 +34,22 @@ _DEAD = (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO)
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """One line of mountinfo. device: 'major:minor'; options: of the mount and its superblock."""
+    """One line of mountinfo. device: 'major:minor'; options: of the mount and its superblock.
+
+    mount_id: no other mount of the system has it, in whatever namespace.
+    """
 
     device: str
     mountpoint: str
     options: tuple[str, ...]
     fs_type: str
     source: str
+    mount_id: int = field(default=0, compare=False)
+
+    @property
+    def owner(self) -> int:
+        """The user who mounted it, as the kernel's options say."""
+        return next((int(each[8:]) for each in self.options if each.startswith("user_id=")), 0)
 
     @property
     def read_only(self) -> bool:
@@ -62,7 +74,7 @@ def parse_mountinfo(raw: bytes) -> list[Mount]:
     mounts = []
     for line in raw.split(b"\n"):
         fields = line.split(b" ")
-        if len(fields) < 9 or b"-" not in fields[6:]:
+        if len(fields) < 9 or b"-" not in fields[6:] or not fields[0][:19].isdigit():
             continue
         tail = fields[fields.index(b"-", 6) + 1 :]
         if len(tail) < 2:
@@ -75,6 +87,7 @@ def parse_mountinfo(raw: bytes) -> list[Mount]:
                 options=tuple(_unescape(option) for option in options),
                 fs_type=_unescape(tail[0]),
                 source=_unescape(tail[1]),
+                mount_id=int(fields[0][:19]),
             )
         )
     return mounts
@@ -122,23 +135,73 @@ def unmount(mountpoint: Path, *, lazy: bool = False) -> Mount:
     Raises: MountError: nothing of ours is mounted there, programs still use it (the text names them),
             or the system refuses.
     """
-    mount = mount_at(mountpoint)
-    if mount is None:
-        raise MountError(f"{mountpoint}: nothing is mounted there")
-    if not mount.is_cryptfs:
-        raise MountError(f"{mountpoint}: this is a mount of type {mount.fs_type}, not of cryptfs; use umount")
+    mount = cryptfs_mount_at(mountpoint)
+    if os.geteuid() not in (0, mount.owner):
+        who = _user_name(mount.owner)
+        raise MountError(f"{shown(mountpoint)}: {who} mounted it; only that user and root can unmount it")
     try:
         detach(mount.mountpoint, lazy=lazy)
     except OSError as error:
         if error.errno != errno.EBUSY:
-            raise MountError(f"{mountpoint}: cannot unmount: {error.strerror}") from None
-        who = describe_holders(find_holders(mount.mountpoint))
-        raise MountError(
-            f"{mountpoint}: still in use{who}\n"
-            "Close those programs (or leave the directory) and try again. With --lazy it disappears at once, "
-            "and the vault is closed when the last of them lets go"
-        ) from None
+            raise MountError(f"{shown(mountpoint)}: cannot unmount: {error.strerror}") from None
+        raise MountError(_busy(mount)) from None
     return mount
+
+
+def cryptfs_mount_at(mountpoint: Path, command: str = "umount") -> Mount:
+    """The cryptfs mount on exactly this directory.
+
+    Args:   command: of cryptfs, what the person wants to do with the mount.
+    Raises: MountError: there is none; the text says what the person may have meant.
+    """
+    mount = mount_at(mountpoint)
+    if mount is not None and mount.is_cryptfs:
+        return mount
+    place = shown(mountpoint)
+    if mount is not None:
+        raise MountError(f"{place}: this is a mount of type {mount.fs_type}, not of cryptfs; use umount")
+    other = _mountpoint_of(mountpoint)
+    if other is not None:
+        raise MountError(
+            f"{place} is a vault; it is mounted on {shown(other)}. Use: cryptfs {command} {shell_word(other)}"
+        )
+    if (mountpoint / CONFIG_NAME).exists():
+        raise MountError(f"{place} is a vault, and it is not mounted")
+    raise MountError(f"{place}: nothing is mounted there")
+
+
+def _mountpoint_of(vault_dir: Path) -> str | None:
+    """Where a vault is mounted, whatever its mount has as its source; None where it is not, or is none."""
+    found = mounts_of(vault_dir)
+    if found:
+        return found[-1].mountpoint
+    holder = lock_holder(vault_dir)
+    mount = mount_at(Path(holder.mountpoint)) if holder is not None and holder.mountpoint else None
+    return mount.mountpoint if mount is not None and mount.is_cryptfs else None
+
+
+def _busy(mount: Mount) -> str:
+    """Why a mount cannot be taken away."""
+    place = shown(mount.mountpoint)
+    below = [each.mountpoint for each in read_mounts() if each.mountpoint.startswith(f"{mount.mountpoint}/")]
+    if below:
+        return (
+            f"{place}: something else is mounted below it, on {shown(below[-1])}\n"
+            f"Unmount that first: umount {shell_word(below[-1])}"
+        )
+    who = describe_holders(find_holders(mount.mountpoint))
+    return (
+        f"{place}: still in use{who}\n"
+        "Close those programs (or leave the directory) and try again. With --lazy it disappears at once, "
+        "and the vault is closed when the last of them lets go"
+    )
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 def detach(mountpoint: str, *, lazy: bool) -> None:
@@ -163,13 +226,11 @@ def remount(mountpoint: Path, options: str) -> None:
     Args:   options: names that mount(8) knows, with commas between.
     Raises: MountError: no vault is mounted there, or mount(8) refuses, as it does ordinary users.
     """
-    mount = mount_at(mountpoint)
-    if mount is None or not mount.is_cryptfs:
-        raise MountError(f"{mountpoint}: no vault is mounted there, so it cannot be remounted")
+    mount = cryptfs_mount_at(mountpoint)
     command = ["mount", "-i", "-o", f"remount,{options}" if options else "remount", mount.mountpoint]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise MountError(f"{mountpoint}: {done.stderr.strip() or 'mount refused to remount'}")
+        raise MountError(f"{shown(mountpoint)}: {done.stderr.strip() or 'mount refused to remount'}")
 
 
 def _fusermount(mountpoint: str, *, lazy: bool) -> None:
@@ -185,7 +246,7 @@ def _fusermount(mountpoint: str, *, lazy: bool) -> None:
     text = os.fsdecode(done.stderr).strip()
     if "busy" in text:
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
-    raise MountError(f"{mountpoint}: {text or 'fusermount failed'}")
+    raise MountError(f"{shown(mountpoint)}: {shown(text) or 'fusermount failed'}")
 
 
 def wait_until(done: Callable[[], bool], timeout: float) -> bool:
@@ -198,16 +259,3 @@ def wait_until(done: Callable[[], bool], timeout: float) -> bool:
         time.sleep(pause)
         pause = min(pause * 1.5, 0.1)
     return True
-
-
-def wait_closed(mount: Mount, is_open: Callable[[], bool], timeout: float = CLOSE_TIMEOUT) -> None:
-    """Wait until an unmounted vault is closed and can be mounted again.
-
-    Args:   is_open: whether the daemon of that mount still holds the vault's lock.
-    Raises: MountError: it does not let go in time.
-    """
-    if not wait_until(lambda: not is_open(), timeout):
-        raise MountError(
-            f"{mount.mountpoint} is unmounted, but its daemon has not closed the vault {mount.source} "
-            f"after {timeout:.0f} s; it may still be writing. `cryptfs info` shows who holds the vault"
-        )

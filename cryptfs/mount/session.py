@@ -28,6 +28,7 @@ from cryptfs.mount.options import MountOptions
 from cryptfs.mount.recent import RecentFindings
 from cryptfs.mount.resources import claim_resources
 from cryptfs.mount.statistics import Statistics, StatusServer
+from cryptfs.mount.words import shell_word, shown
 
 log = logging.getLogger("cryptfs.mount")
 
@@ -79,19 +80,22 @@ def check_mountpoint(vault_dir: Path, mountpoint: Path, *, nonempty: bool = Fals
     """
     mount = mount_at(mountpoint)
     if mount is not None and mount.is_cryptfs:
-        what = "a mount whose daemon died" if is_stale(mountpoint) else mount.source
+        what = "a mount whose daemon died" if is_stale(mountpoint) else shown(mount.source)
         raise MountError(
-            f"{mountpoint}: {what} is mounted there already; unmount it with: cryptfs umount {mountpoint}"
+            f"{shown(mountpoint)}: {what} is mounted there already; "
+            f"unmount it with: cryptfs umount {shell_word(mountpoint)}"
         )
     try:
         mode = mountpoint.stat().st_mode
     except FileNotFoundError:
-        raise MountError(f"{mountpoint}: no such directory; create it with: mkdir -p {mountpoint}") from None
+        raise MountError(
+            f"{shown(mountpoint)}: no such directory; create it with: mkdir -p {shell_word(mountpoint)}"
+        ) from None
     except OSError as error:
-        raise MountError(f"{mountpoint}: {error.strerror}") from None
+        raise MountError(f"{shown(mountpoint)}: {error.strerror}") from None
     place, vault = absolute(mountpoint), absolute(vault_dir)
     if not stat.S_ISDIR(mode):
-        raise MountError(f"{mountpoint}: not a directory")
+        raise MountError(f"{shown(mountpoint)}: not a directory")
     _check_apart(place, vault)
     if not nonempty:
         _check_empty(mountpoint)
@@ -99,13 +103,14 @@ def check_mountpoint(vault_dir: Path, mountpoint: Path, *, nonempty: bool = Fals
 
 
 def _check_apart(place: Path, vault: Path) -> None:
+    here, there = shown(place), shown(vault)
     if place == vault:
-        raise MountError(f"{place}: a vault cannot be mounted over itself; choose another directory")
+        raise MountError(f"{here}: a vault cannot be mounted over itself; choose another directory")
     if place.is_relative_to(vault):
-        raise MountError(f"{place}: this directory is inside the vault {vault}; choose one outside")
+        raise MountError(f"{here}: this directory is inside the vault {there}; choose one outside")
     if vault.is_relative_to(place):
         raise MountError(
-            f"{place}: the vault {vault} is inside this directory and would vanish; choose another"
+            f"{here}: the vault {there} is inside this directory and would vanish; choose another"
         )
 
 
@@ -114,11 +119,12 @@ def _check_empty(mountpoint: Path) -> None:
         with os.scandir(mountpoint) as entries:
             empty = next(entries, None) is None
     except OSError as error:
-        raise MountError(f"{mountpoint}: cannot look into it: {error.strerror}") from None
+        raise MountError(f"{shown(mountpoint)}: cannot be read: {error.strerror}") from None
     if not empty:
         raise MountError(
-            f"{mountpoint}: not empty, and a mount would hide what is in it; "
-            f"choose an empty directory, or say --nonempty"
+            f"{shown(mountpoint)} is not empty. If programs wrote files here while the vault was not "
+            "mounted, they are NOT encrypted: move them away, mount, and move them in. Or choose an empty "
+            "directory, or give --nonempty to hide them"
         )
 
 

@@ -27,6 +27,7 @@ from typing import Any
 from cryptfs.errors import MountError
 from cryptfs.mount.mounts import Mount
 from cryptfs.mount.recent import RecentFindings
+from cryptfs.mount.words import shell_word, shown
 from cryptfs.version import VERSION
 
 log = logging.getLogger("cryptfs.mount")
@@ -38,6 +39,7 @@ _ANSWER_SECONDS = 5.0
 _SEND_SECONDS = 1.0
 _MAX_ANSWER = 1 << 20
 _STATUS = Path("/proc/self/status")
+_SOCKETS = Path("/proc/net/unix")
 
 
 class Statistics:
@@ -186,25 +188,43 @@ def ask_status(mount: Mount) -> dict[str, Any]:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(_ANSWER_SECONDS)
             connection.connect(_address(mount.device))
-            if _peer(connection)[1] != _owner(mount):
+            pid, uid = _peer(connection)
+            if uid != mount.owner:
                 raise MountError(f"{mount.mountpoint}: somebody else answers in place of its daemon")
             raw = _receive(connection)
     except TimeoutError:
         raise MountError(f"{mount.mountpoint}: its daemon does not answer") from None
     except (OSError, AttributeError):
         raise MountError(
-            f"{mount.mountpoint}: no daemon answers for it: it has died, is of an older cryptfs, or runs in "
-            "another container"
+            f"{shown(mount.mountpoint)}: no daemon answers for it: it has died, is of an older cryptfs, "
+            f"or runs in another container. If it died: cryptfs umount {shell_word(mount.mountpoint)}"
         ) from None
     if not raw:
         raise MountError(f"{mount.mountpoint}: its daemon answers only root and the user who mounted it")
     found: dict[str, Any] = json.loads(raw)
+    found["pid"] = pid  # as this process sees it, which may be in another container
     return found
 
 
-def _owner(mount: Mount) -> int:
-    """The user who mounted it, as the kernel's options say."""
-    return next((int(each[8:]) for each in mount.options if each.startswith("user_id=")), 0)
+def device_served_by(pid: int) -> str | None:
+    """The device number of the mount that a daemon serves, wherever it is mounted; None if nobody tells.
+
+    The kernel lists all such sockets of this network namespace, and says whose each is.
+    """
+    try:
+        lines = _SOCKETS.read_bytes().splitlines()
+    except OSError:
+        return None
+    prefix = _ADDRESS.format(device="").encode().replace(b"\0", b"@")
+    names = {line.split()[-1] for line in lines if prefix in line}
+    for name in sorted(names):
+        device = os.fsdecode(name.removeprefix(prefix))
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(_SEND_SECONDS)
+            connection.connect(_address(device))
+            if _peer(connection)[0] == pid:
+                return device
+    return None
 
 
 def _receive(connection: socket.socket) -> bytes:

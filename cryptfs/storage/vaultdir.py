@@ -147,7 +147,7 @@ class VaultLock:
             holder = _read_holder(fd)
             os.close(fd)
             raise VaultLockedError(
-                f"{vault_dir} is in use by {holder.describe()}; unmount it there first (cryptfs umount)"
+                f"{vault_dir} is in use by {holder.describe()}; unmount it there first, with: cryptfs umount"
             ) from None
         self._fd = fd
         self._shared = shared

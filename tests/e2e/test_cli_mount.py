@@ -273,12 +273,14 @@ def test_remount_as_mount_8_asks_for_it(place: Place) -> None:
 
 
 def test_another_name_in_the_mount_table(place: Place) -> None:
-    place.mount("--fsname", "my, files")
-    found = mount_at(place.mountpoint)
-    assert found is not None
-    assert found.source == "my, files"
-    assert "may still be closing" in place.umount().stderr
-    assert wait_until(lambda: place.info()["held_by"] is None, 20)
+    for name in ("my, files", "NAME@/path", str(place.passfile)):
+        place.mount("--fsname", name)
+        found = mount_at(place.mountpoint)
+        assert found is not None
+        assert found.source == name
+        (place.mountpoint / "data").write_bytes(os.urandom(8 << 20))
+        assert place.umount().stderr == ""
+        assert place.info()["held_by"] is None
 
 
 def test_passwd_while_mounted(place: Place, tmp_path: Path) -> None:

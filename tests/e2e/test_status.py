@@ -79,7 +79,7 @@ def test_watching_ends_with_the_mount(mounted: MountedVault) -> None:
         looks = [json.loads(watcher.stdout.readline())["uptime_seconds"] for _ in range(3)]
         mounted.unmount()
         assert watcher.wait(30) == 10
-        assert "no vault is mounted there" in watcher.stderr.read()
+        assert "nothing is mounted there" in watcher.stderr.read()
     assert looks == sorted(looks) and looks[0] < looks[2]
 
 

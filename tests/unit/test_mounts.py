@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cryptfs.errors import MountError
 from cryptfs.mount import mounts
 from cryptfs.mount.holders import Holder, describe_holders, find_holders
-from cryptfs.mount.mounts import Mount, mount_at, mounts_of, parse_mountinfo, unmount, wait_closed, wait_until
+from cryptfs.mount.mounts import Mount, mount_at, mounts_of, parse_mountinfo, unmount, wait_until
 
 SAMPLE = rb"""22 27 0:21 / /proc rw,relatime - proc proc rw
 27 1 254:0 / / rw,relatime shared:1 master:2 - ext4 /dev/vda rw,discard
@@ -145,7 +145,3 @@ def test_waiting() -> None:
     answers = iter([False, False, True])
     assert wait_until(lambda: next(answers), 5)
     assert not wait_until(lambda: False, 0.02)
-    mount = Mount("0:1", "/m", (), "fuse.cryptfs", "/v")
-    wait_closed(mount, lambda: False)
-    with pytest.raises(MountError, match="has not closed the vault /v"):
-        wait_closed(mount, lambda: True, timeout=0.02)
