@@ -103,8 +103,10 @@ def _negotiate(connection: Any, config: Any, options: MountOptions) -> bool:
     if config is None:
         return False  # libfuse 2 knows neither, and reads into a buffer of 128 KiB that may not be too small
     connection.max_write = MAX_REQUEST
-    wanted = CAP_ASYNC_DIO | (CAP_WRITEBACK_CACHE if options.writeback else 0)
-    connection.want |= connection.capable & wanted
+    if options.writeback:
+        connection.want |= connection.capable & CAP_WRITEBACK_CACHE
+    # libfuse wants it; with it buffered reads are stale after asynchronous direct writes: decision 0016.
+    connection.want &= ~CAP_ASYNC_DIO
     # The bytes have to come to memory to be sealed; by way of a pipe that costs a copy and a fresh buffer.
     connection.want &= ~CAP_SPLICE
     return bool(connection.want & CAP_WRITEBACK_CACHE)
