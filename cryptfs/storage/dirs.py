@@ -11,9 +11,11 @@ import errno
 import os
 import stat
 import threading
+import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from cryptfs.core.conflicts import copies_of_entry, is_copy_of_internal, long_original
 from cryptfs.core.dirrecord import RECORD_NAME, RECORD_SIZE
 from cryptfs.core.names import (
     INTERNAL_PREFIX,
@@ -30,6 +32,8 @@ from cryptfs.storage.durability import PendingSync
 from cryptfs.storage.libc import RENAME_NOREPLACE, renameat2
 
 MAX_CIPHER_NAME = 363  # a plaintext name of 255 bytes, padded to 256
+_LONG_STEM = LONG_PREFIX.removesuffix(".")
+_COPIES_SECONDS = 1.0
 
 
 class BackingEntry(NamedTuple):
@@ -46,15 +50,17 @@ def entry_name_of(cipher_name: str) -> str:
 
 
 def is_long(entry_name: str) -> bool:
-    """Whether an entry has its cipher name in a sidecar."""
-    return entry_name.startswith(LONG_PREFIX)
+    """Whether an entry has its cipher name in a sidecar, its own or that of what it is a conflict copy of."""
+    return entry_name.startswith(_LONG_STEM)
 
 
 def holds_plaintext(entry_name: str) -> bool:
-    """Whether an entry stands for one of the plaintext: a cipher name or a long one, no internal file."""
+    """Whether an entry stands for one of the plaintext: a cipher name, a long one, a conflict copy of one."""
     if not entry_name.startswith(INTERNAL_PREFIX):
         return True
-    return is_long(entry_name) and not entry_name.endswith(SIDECAR_SUFFIX)
+    if entry_name.endswith(SIDECAR_SUFFIX):
+        return False
+    return is_long(entry_name) or bool(copies_of_entry(entry_name))
 
 
 def temp_name() -> str:
@@ -151,15 +157,19 @@ def remove_directory(parent_fd: int, entry_name: str) -> None:
 def _other_names(dir_fd: int) -> list[str]:
     """What a directory holds beside its record.
 
-    Sidecars without their entry go, and so does what an interrupted operation left, and a directory that
-    was planted as the record.
+    Sidecars without their entry go, and so do what an interrupted operation left, a sync client's conflict
+    copies of records and sidecars, and a directory that was planted as the record.
     """
     listing_fd = open_for_listing(dir_fd, keep_atime=True)
     try:
         present = set(os.listdir(listing_fd))
     finally:
         os.close(listing_fd)
-    leftovers = {name for name in present if name.startswith(TEMP_PREFIX) or _is_orphan(name, present)}
+    leftovers = {
+        name
+        for name in present
+        if name.startswith(TEMP_PREFIX) or _is_orphan(name, present) or is_copy_of_internal(name)
+    }
     others = present - leftovers - {RECORD_NAME}
     if others:
         return sorted(others)  # then nothing is touched: an operation may be under way here
@@ -264,6 +274,7 @@ class Sidecars:
     def __init__(self, pending: PendingSync) -> None:
         self._pending = pending
         self.lock = threading.RLock()
+        self._copied: tuple[tuple[int, int], float, frozenset[str]] = ((0, 0), 0.0, frozenset())
 
     def read(self, dir_fd: int, entry_name: str) -> str:
         """The full cipher name of a long entry. Raises: NameError_, as read_sidecar."""
@@ -290,11 +301,44 @@ class Sidecars:
         self._pending.add(fd)
 
     def remove_if_orphaned(self, dir_fd: int, entry_name: str) -> None:
-        """Remove the sidecar unless its entry exists. Call with the lock held, after the entry went."""
+        """Remove the sidecar unless its entry exists, or a conflict copy of it.
+
+        Call with the lock held, after the entry went.
+        """
+        owner = long_original(entry_name)
         try:
-            os.stat(entry_name, dir_fd=dir_fd, follow_symlinks=False)
+            os.stat(owner, dir_fd=dir_fd, follow_symlinks=False)
         except FileNotFoundError:
             with contextlib.suppress(OSError):
-                os.unlink(entry_name + SIDECAR_SUFFIX, dir_fd=dir_fd)
+                if owner not in self._long_originals(dir_fd, entry_name):
+                    os.unlink(owner + SIDECAR_SUFFIX, dir_fd=dir_fd)
         except OSError:
             return
+
+    def _long_originals(self, dir_fd: int, gone: str) -> frozenset[str]:
+        """Of which long entries a directory holds conflict copies.
+
+        A listing serves for a moment, in which many may be removed. gone: the entry that was removed now.
+        """
+        st = os.fstat(dir_fd)
+        place, now = (st.st_dev, st.st_ino), time.monotonic()
+        known, when, found = self._copied
+        if known != place or now - when > _COPIES_SECONDS or long_original(gone) in found:
+            found = copied_long_entries(dir_fd)
+            self._copied = place, now, found
+        return found
+
+
+def copied_long_entries(dir_fd: int) -> frozenset[str]:
+    """The long entries of which a directory holds conflict copies."""
+    listing_fd = open_for_listing(dir_fd, keep_atime=True)
+    try:
+        names = os.listdir(listing_fd)
+    finally:
+        os.close(listing_fd)
+    return frozenset(
+        copy.original
+        for name in names
+        if is_long(name) and not name.endswith(SIDECAR_SUFFIX)
+        for copy in copies_of_entry(name)
+    )

@@ -21,7 +21,7 @@ from cryptfs.core.config import CONFIG_NAME
 from cryptfs.core.journal import Sessions
 from cryptfs.core.names import SIDECAR_SUFFIX
 from cryptfs.errors import DirectoryRecordError, IntegrityError
-from cryptfs.storage.dirs import is_long
+from cryptfs.storage.dirs import copied_long_entries, is_long
 from cryptfs.storage.journal import JOURNAL_NAMES
 from cryptfs.storage.sessions import SESSIONS_NAME, UNSETTLED_NAME, read_sessions_file
 from cryptfs.storage.vaultdir import LOCK_NAME, lock_holder
@@ -166,6 +166,9 @@ class VaultCheck:
         match entry.role:
             case Role.ENTRY:
                 yield from self._named_entry(entry)
+            case Role.CONFLICT:
+                yield self._reporter.found(Kind.CONFLICT_COPY, entry)
+                yield from self._named_entry(entry)
             case Role.SIDECAR:
                 yield from self._sidecar(entry)
             case Role.TEMPORARY:
@@ -233,7 +236,13 @@ class VaultCheck:
 
     def _sidecar(self, entry: WalkedEntry) -> Iterator[Finding]:
         directory, owner = entry.directory, entry.entry_name.removesuffix(SIDECAR_SUFFIX)
-        if self._reporter.seems(lambda: not directory.holds(owner) and directory.holds(entry.entry_name)):
+
+        def is_orphaned() -> bool:
+            if directory.holds(owner) or not directory.holds(entry.entry_name):
+                return False
+            return owner not in copied_long_entries(directory.fd)
+
+        if self._reporter.seems(is_orphaned):
             yield self._reporter.found(
                 Kind.ORPHANED_SIDECAR, entry, "", lambda repairer: repairer.remove_own(entry)
             )
@@ -337,6 +346,6 @@ def count_content(vault: Vault) -> int:
     total = 0
     for directory in walker.directories():
         for entry in walker.entries(directory):
-            if entry.role is Role.ENTRY and stat.S_ISREG(entry.st.st_mode):
+            if entry.role in (Role.ENTRY, Role.CONFLICT) and stat.S_ISREG(entry.st.st_mode):
                 total += context.geometry.plain_size_floor(entry.st.st_size)
     return total

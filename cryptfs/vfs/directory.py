@@ -6,11 +6,13 @@ import os
 import threading
 import weakref
 
+from cryptfs.core.conflicts import CONFLICT_WORD, copies_of_name
 from cryptfs.core.dirrecord import unpack_directory_record
 from cryptfs.core.keys import Subkeys
 from cryptfs.core.names import MAX_NAME_SIZE, DirectoryNames, NameCipher
 from cryptfs.errors import DirectoryRecordError, NameTooLongError
 from cryptfs.storage.dirs import entry_name_of, open_directory, read_record
+from cryptfs.vfs.conflicts import Conflicting, find_copy, open_copy
 
 SELF = b""
 """In place of a name: the directory itself, as the root has no entry anywhere."""
@@ -80,20 +82,44 @@ class Directory:
         known = self._entry_names.get(name)
         if known is None:
             known = entry_name_of(self._names.seal(name))
+            if CONFLICT_WORD in name and copies_of_name(name):
+                copy = find_copy(self.fd, self._names, name, known)
+                return (
+                    known if copy is None else copy.entry_name
+                )  # others make and remove them: not remembered
             self._remember(name, known)
         return known
 
     def cipher_name(self, name: bytes) -> str:
-        """The full cipher name of a plaintext name."""
+        """The full cipher name of a plaintext name; that of its original where it means a conflict copy."""
         if len(name) > MAX_NAME_SIZE:
             raise NameTooLongError(f"a name of {len(name)} bytes is over the limit of {MAX_NAME_SIZE}")
-        return self._names.seal(name)
+        cipher_name = self._names.seal(name)
+        if CONFLICT_WORD in name:
+            copy = find_copy(self.fd, self._names, name, entry_name_of(cipher_name))
+            if copy is not None:
+                return copy.cipher_name
+        return cipher_name
 
     def open_name(self, cipher_name: str, entry_name: str) -> bytes:
         """Decrypt and verify a full cipher name that was found here; NameError_ where it is not."""
         name = self._names.open(cipher_name)
-        self._remember(name, entry_name)
+        if CONFLICT_WORD not in name:
+            self._remember(name, entry_name)
         return name
+
+    def open_copy(self, entry_name: str) -> Conflicting | None:
+        """What an entry is shown as whose name is none of cryptfs; None where it is no conflict copy.
+
+        Raises: NameError_: it is one, and cannot be shown.
+        """
+        return open_copy(self.fd, self._names, entry_name)
+
+    def is_copy(self, name: bytes) -> bool:
+        """Whether a plaintext name means a conflict copy."""
+        if CONFLICT_WORD not in name:
+            return False
+        return find_copy(self.fd, self._names, name, entry_name_of(self._names.seal(name))) is not None
 
     def _remember(self, name: bytes, entry_name: str) -> None:
         names = self._entry_names
@@ -161,7 +187,10 @@ class DirectoryOpener:
         """
         if name == SELF:
             return parent
-        entry_name = parent.entry_name(name)
+        return self.child_by_entry(parent, parent.entry_name(name))
+
+    def child_by_entry(self, parent: Directory, entry_name: str) -> Directory:
+        """As child, by the name in the backing directory."""
         return self._verified(open_directory(parent.fd, entry_name), parent.path_of(entry_name))
 
     def of_descriptor(self, fd: int) -> Directory:

@@ -51,6 +51,7 @@ class Kind(StrEnum):
     SESSIONS = "sessions"
     SPECIAL_FILE = "special-file"
     STRAY = "stray"
+    CONFLICT_COPY = "conflict-copy"
     FOREIGN = "foreign"
     UNKNOWN_INTERNAL = "unknown-internal"
     OUTSIDE_LINK = "outside-link"
@@ -165,6 +166,11 @@ DESCRIPTIONS = {
         _WARNING,
         "Content of this vault under a name that cryptfs did not give it, such as a sync tool's copy.",
         "Move it to lost+found, where it can be read.",
+    ),
+    Kind.CONFLICT_COPY: Description(
+        _INFO,
+        "Another version of an entry, which a sync client has kept. A mount shows it under its own name.",
+        "",
     ),
     Kind.FOREIGN: Description(_INFO, "Not made by cryptfs; it is left alone.", ""),
     Kind.UNKNOWN_INTERNAL: Description(

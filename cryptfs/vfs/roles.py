@@ -28,6 +28,7 @@ class Role(StrEnum):
     SIDECAR = "sidecar"  # cryptfs.long.<hash>.name
     TEMPORARY = "temporary"  # cryptfs.tmp.*
     INTERNAL = "internal"  # another name that begins with cryptfs.
+    CONFLICT = "conflict"  # a sync client's copy of an entry, where the original's name verifies
     FOREIGN = "foreign"  # not a name that cryptfs makes
 
 

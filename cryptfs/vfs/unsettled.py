@@ -107,7 +107,7 @@ class Unsettled:
                 for entry in walker.entries(directory):
                     if self._stopping:
                         return
-                    if entry.role is Role.ENTRY and stat.S_ISREG(entry.st.st_mode):
+                    if entry.role in (Role.ENTRY, Role.CONFLICT) and stat.S_ISREG(entry.st.st_mode):
                         with contextlib.suppress(OSError, IntegrityError):
                             fd, st = open_backing(directory.fd, entry.entry_name, os.O_RDONLY)
                             self._look(fd, st, entry.cipher_path, settle=True)

@@ -26,6 +26,7 @@ from cryptfs.core.names import (
 )
 from cryptfs.errors import DirectoryRecordError, NameError_
 from cryptfs.storage.dirs import is_long, open_directory, open_for_listing, read_record, read_sidecar
+from cryptfs.vfs.conflicts import Conflicting, open_copy
 from cryptfs.vfs.context import FileContext
 from cryptfs.vfs.directory import printable
 from cryptfs.vfs.roles import Role, is_plain_name, role_of
@@ -140,7 +141,7 @@ class WalkedEntry:
     @property
     def verified(self) -> bool:
         """Whether it is an entry of the plaintext tree: its name holds, and all names above it."""
-        return self.role is Role.ENTRY and self.damage is None and self.directory.verified
+        return self.role in (Role.ENTRY, Role.CONFLICT) and self.damage is None and self.directory.verified
 
 
 class _Level:
@@ -281,7 +282,8 @@ class Walker:
         except OSError as error:
             self._skip(path, error)
             return None
-        _, name, damage = self.open_name(parent, entry_name)
+        copy = _copy(parent, entry_name)
+        _, name, damage = self.open_name(parent, entry_name) if copy is None else (None, copy.name, None)
         verified = damage is None and parent.verified
         child = WalkedDirectory(fd, path, parent.plain_path_of(name), verified=verified)
         self.read_record(child)
@@ -349,6 +351,12 @@ class Walker:
         entry = WalkedEntry(directory, entry_name, st)
         if entry.role is Role.ENTRY:
             entry.cipher_name, entry.name, entry.damage = self.open_name(directory, entry_name)
+        if entry.role not in (Role.ENTRY, Role.RECORD) or entry.damage is not None:
+            copy = _copy(directory, entry_name)
+            if copy is not None:
+                entry.role, entry.damage = Role.CONFLICT, None
+                entry.name, entry.cipher_name = copy.name, copy.cipher_name
+                entry.descend = stat.S_ISDIR(st.st_mode)
         return entry
 
     def open_name(
@@ -369,3 +377,13 @@ class Walker:
                 name = found if is_plain_name(found) else None
         damage.cipher_path = directory.path_of(entry_name)
         return cipher_name, name, damage
+
+
+def _copy(directory: WalkedDirectory, entry_name: str) -> Conflicting | None:
+    """The conflict copy that an entry is, where it is shown as one."""
+    if directory.names is None:
+        return None
+    try:
+        return open_copy(directory.fd, directory.names, entry_name)
+    except NameError_:
+        return None

@@ -1,0 +1,211 @@
+"""Names that other programs give to conflict copies, and the readable names that these are shown under.
+
+A sync client that finds two versions of an entry keeps one of them under the entry's name with a suffix. It
+knows nothing of the plaintext, so it puts the suffix behind a cipher name:
+
+    <cipher name of report.odt>.sync-conflict-20261129-131011-ABCDEFG
+    shown as  report.sync-conflict-20261129-131011-ABCDEFG.odt
+
+Both ways follow from the names alone. Suffixes are printable ASCII. Those that say nothing of a conflict are
+shown in other words, so that no common name has to be looked at twice. Source: docs/FORMAT.md, section 5.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from cryptfs.core.dirrecord import RECORD_NAME
+from cryptfs.core.names import (
+    INTERNAL_PREFIX,
+    LONG_PREFIX,
+    MAX_NAME_SIZE,
+    MAX_PADDED_SIZE,
+    PAD_STEP,
+    SIDECAR_SUFFIX,
+    SIV_SIZE,
+)
+
+CONFLICT_WORD = b"onflict"
+"""Every name that a conflict copy is shown under has it."""
+
+_HASH_LENGTH = 43
+_LONG_STEM = LONG_PREFIX.removesuffix(".")  # the hash looks like an extension: many put the suffix before it
+_CIPHER_LENGTHS = tuple(
+    length
+    for padded in range(PAD_STEP, MAX_PADDED_SIZE + 1, PAD_STEP)
+    if (length := -(-(SIV_SIZE + padded) * 4 // 3)) < MAX_NAME_SIZE
+)
+
+_DATE = r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
+_STAMP = r"[0-9]{8}-[0-9]{6}"
+_WHO = r"[ !#-'*-.0-~]{1,64}?"  # printable, but for '"', '(', ')' and '/'
+_AS_IT_IS = (
+    rf"\.sync-conflict-{_STAMP}(?:-[A-Z2-7]{{7}})?",  # Syncthing
+    rf" \({_WHO}'s conflicted copy(?: {_DATE})?(?: \([0-9]{{1,3}}\))?\)",  # Dropbox
+    rf" \(conflicted copy (?:{_WHO} )?{_DATE}(?: [0-9]{{6}})?\)",  # Nextcloud
+    rf"_conflict-(?:[A-Za-z0-9.@]{{1,64}}-)?{_STAMP}",  # ownCloud
+)
+
+
+class _Words(NamedTuple):
+    """A suffix, and how it is shown: what stands before and after the part that both have in common."""
+
+    before: str
+    part: str
+    after: str
+    shown_before: str
+    shown_after: str = ")"
+
+
+_IN_OTHER_WORDS = (
+    _Words("-", r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?", "", " (conflict copy of "),  # OneDrive
+    _Words(" (", r"[0-9]{1,3}", ")", " (conflict copy "),  # Google Drive and many others
+)
+
+_SUFFIX = re.compile("|".join(_AS_IT_IS))
+_SHOWN_SUFFIX = [re.compile(f"(?:{pattern})\\Z") for pattern in _AS_IT_IS]
+_WORDS = [(words, re.compile(words.part)) for words in _IN_OTHER_WORDS]
+_SHOWN_WORDS = [
+    (
+        words,
+        re.compile(re.escape(words.shown_before) + f"({words.part})" + re.escape(words.shown_after) + "\\Z"),
+    )
+    for words in _IN_OTHER_WORDS
+]
+_LONG_SPLIT = re.compile(re.escape(_LONG_STEM) + r"(.+)(\.[A-Za-z0-9_-]{43})", re.DOTALL)
+
+
+class Copy(NamedTuple):
+    """A conflict copy: of what entry or plain name, and the suffix as it stands on disk."""
+
+    original: str
+    suffix: str
+
+
+class ShownCopy(NamedTuple):
+    """The same, as a plain name says it."""
+
+    original: bytes
+    suffix: str
+
+
+def copies_of_entry(entry_name: str) -> list[Copy]:
+    """What an entry of a backing directory may be a conflict copy of, by its name alone.
+
+    That the original is an authentic name of the directory remains to be seen.
+    """
+    found = []
+    if entry_name.startswith(INTERNAL_PREFIX):
+        length = len(LONG_PREFIX) + _HASH_LENGTH
+        split = _LONG_SPLIT.fullmatch(entry_name)
+        if split is not None and _shown(split[1]) is not None:
+            found.append(Copy(_LONG_STEM + split[2], split[1]))
+        elif entry_name.startswith(LONG_PREFIX) and _shown(entry_name[length:]) is not None:
+            found.append(Copy(entry_name[:length], entry_name[length:]))
+        return found
+    for length in _CIPHER_LENGTHS:
+        if length < len(entry_name) and _shown(entry_name[length:]) is not None:
+            found.append(Copy(entry_name[:length], entry_name[length:]))
+    return found
+
+
+def entries_of_copy(entry_name: str, suffix: str) -> list[str]:
+    """What a conflict copy of an entry may be called in the backing directory."""
+    found = [entry_name + suffix]
+    if entry_name.startswith(LONG_PREFIX):
+        found.append(_LONG_STEM + suffix + "." + entry_name.removeprefix(LONG_PREFIX))
+    return [each for each in found if len(each) <= MAX_NAME_SIZE]
+
+
+def is_copy_of_internal(entry_name: str) -> bool:
+    """Whether an entry is a conflict copy of a directory record or of a sidecar, which say nothing new."""
+    if not entry_name.startswith(INTERNAL_PREFIX):
+        return False
+    for own in (RECORD_NAME, entry_name[: len(LONG_PREFIX) + _HASH_LENGTH] + SIDECAR_SUFFIX):
+        stem, dot, extension = own.rpartition(".")
+        for ending in (dot + extension, ""):
+            start = stem if ending else own
+            middle = entry_name.removeprefix(start).removesuffix(ending)
+            if start + middle + ending == entry_name and _shown(middle) is not None:
+                return True
+    return False
+
+
+def long_original(entry_name: str) -> str:
+    """The long entry whose sidecar an entry has: itself, or what it is a conflict copy of."""
+    copies = copies_of_entry(entry_name)
+    return copies[0].original if copies else entry_name
+
+
+def shown_name(original: bytes, suffix: str) -> bytes | None:
+    """The plain name that a conflict copy is shown under; None where it would be too long."""
+    shown = _shown(suffix)
+    if shown is None:
+        return None
+    stem, extension = _split_extension(original)
+    name = stem + shown + extension
+    return name if len(name) <= MAX_NAME_SIZE else None
+
+
+def copies_of_name(name: bytes) -> list[ShownCopy]:
+    """What a plain name says that it is a conflict copy of; nothing for nearly all names."""
+    found: list[ShownCopy] = []
+    if CONFLICT_WORD not in name:
+        return found
+    dot = name.rfind(b".")
+    for end in {len(name), dot} - {-1, 0}:
+        head, extension = name[:end], name[end:]
+        text = head.decode("latin-1")
+        for start, suffix in _shown_suffixes(text):
+            original = head[:start] + extension
+            if start and shown_name(original, suffix) == name:
+                found.append(ShownCopy(original, suffix))
+    return sorted(set(found))
+
+
+def _shown_suffixes(text: str) -> list[tuple[int, str]]:
+    """Where suffixes begin with which a text ends, and what they are on disk."""
+    found = []
+    for pattern in _SHOWN_SUFFIX:
+        match = pattern.search(text)
+        if match is not None:
+            found.append((match.start(), match[0]))
+    for words, pattern in _SHOWN_WORDS:
+        match = pattern.search(text)
+        if match is not None:
+            found.append((match.start(), words.before + match[1] + words.after))
+    return found
+
+
+def _shown(suffix: str) -> bytes | None:
+    """How a suffix is shown; None for what is none."""
+    if _SUFFIX.fullmatch(suffix) is not None:
+        return suffix.encode("ascii")
+    for words, part in _WORDS:
+        middle = suffix[len(words.before) : len(suffix) - len(words.after)]
+        if words.before + middle + words.after == suffix and part.fullmatch(middle) is not None:
+            return (words.shown_before + middle + words.shown_after).encode("ascii")
+    return None
+
+
+def _split_extension(name: bytes) -> tuple[bytes, bytes]:
+    """A name in two, the second empty or from the last dot on, which is not the first byte."""
+    dot = name.rfind(b".")
+    return (name, b"") if dot <= 0 else (name[:dot], name[dot:])
+
+
+def kept_name(name: bytes, stamp: str, number: int) -> bytes:
+    """A name beside another for a version that would be lost: `report (conflict 2026-11-29 13.10.11).odt`.
+
+    Args: stamp: date and time.   number: from 1; further ones are told apart by it.
+    """
+    mark = f" (conflict {stamp})" if number == 1 else f" (conflict {stamp} {number})"
+    stem, extension = _split_extension(name)
+    room = MAX_NAME_SIZE - len(mark)
+    if len(extension) > room // 2:
+        stem, extension = name, b""
+    stem = stem[: room - len(extension)]
+    if len(stem) + len(extension) < len(name):
+        stem = stem.decode("utf-8", "ignore").encode() or stem  # no half of a letter
+    return stem + mark.encode("ascii") + extension
