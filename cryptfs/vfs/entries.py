@@ -114,7 +114,11 @@ class EntryOperations:
         self.require_writable()
         long_target = self.symlinks.text_to_discard(parent, name)
         with self.unnaming(parent, name) as entry_name:
-            os.unlink(entry_name, dir_fd=parent.fd)
+            removed = self.files.removing(parent.fd, entry_name)
+            try:
+                os.unlink(entry_name, dir_fd=parent.fd)
+            finally:
+                self.files.removed(removed)
         self.files.drop_unlinked()
         self.symlinks.discard(long_target)
 
@@ -167,6 +171,13 @@ class EntryOperations:
         self.require_writable()
         with self.naming(target, new_name) as entry_name:
             os.link(f"/proc/self/fd/{held_fd}", entry_name, dst_dir_fd=target.fd, follow_symlinks=True)
+        self._moved(os.fstat(held_fd), target, new_name)
+
+    def _moved(self, st: os.stat_result, directory: Directory, name: bytes) -> None:
+        """A file has a name that this mount gave it: note that where it is open."""
+        state = self.files.find_key((st.st_dev, st.st_ino))
+        if state is not None:
+            state.whereabouts.place, state.whereabouts.removed_here = (directory, name), False
 
     def rename(
         self,
@@ -191,12 +202,15 @@ class EntryOperations:
         long_target = self.symlinks.text_to_discard(target, new_name)
         with self.unnaming(source, name) as old, self.naming(target, new_name) as new:
             self._bring_home(source, target, new)
-            if is_single_symlink(backing_stat(source, name) if st is None else st):
+            if st is None:
+                st = backing_stat(source, name)
+            if is_single_symlink(st):
                 self._move_symlink(source, name, target, new_name, flags)
             elif flags == RENAME_NOREPLACE:
                 rename_exclusive(source.fd, old, target.fd, new)
             else:
                 self._rename_over(source.fd, old, target.fd, new)
+            self._moved(st, target, new_name)
         self.files.drop_unlinked()
         if long_target and not self._same_target(target, new_name, long_target):
             self.symlinks.discard(long_target)
@@ -240,9 +254,12 @@ class EntryOperations:
         self._bring_home(source, target, old)
         self._bring_home(source, target, new)
         renameat2(source.fd, old, target.fd, new, RENAME_EXCHANGE)
+        self._moved(old_st, target, new_name)
+        self._moved(new_st, source, name)
 
     def _rename_over(self, source_fd: int, old: str, target_fd: int, new: str) -> None:
         """rename(2); an empty directory that is replaced loses its record first."""
+        removed = self.files.removing(target_fd, new)
         try:
             os.rename(old, new, src_dir_fd=source_fd, dst_dir_fd=target_fd)
         except OSError as error:
@@ -251,3 +268,5 @@ class EntryOperations:
             with self.sidecars.lock:
                 remove_directory(target_fd, new)
             os.rename(old, new, src_dir_fd=source_fd, dst_dir_fd=target_fd)
+        finally:
+            self.files.removed(removed)

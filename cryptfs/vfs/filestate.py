@@ -20,6 +20,7 @@ from cryptfs.storage.backing import O_NOATIME, read_header, reopen, write_fully
 from cryptfs.storage.libc import UTIME_OMIT, Times, futimens, restore_mtime
 from cryptfs.vfs.context import FileContext
 from cryptfs.vfs.recovery import ends_whole, found_length
+from cryptfs.vfs.whereabouts import Whereabouts
 from cryptfs.vfs.writemarks import WriteMarks
 
 log = logging.getLogger(__name__)
@@ -78,6 +79,7 @@ class FileState(WriteMarks):
         self.durable_size = 0
         self.synced = False
         self.overtaken = False  # see overtaking.py
+        self.whereabouts = Whereabouts()
         self._floor_due = 0  # the journal_floor that the header must have before the file changes again
 
     # ---- what is on disk

@@ -5,6 +5,7 @@ Lock order: a FileState's lock, then the table's. The table's lock is held for m
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -21,6 +22,10 @@ def _nobody_asks(_: FileState) -> None:
     pass
 
 
+def _never(_: FileState) -> bool:
+    return False
+
+
 class FileTable:
     """The open files of a vault."""
 
@@ -30,6 +35,8 @@ class FileTable:
         self._states: dict[FileKey, FileState] = {}
         self._closed: dict[FileKey, FileState] = {}  # no handle, but the redo log needs them
         self.on_left: Callable[[FileState], None] = _nobody_asks  # called when a file is closed for good
+        self.is_lost: Callable[[FileState], bool] = _never
+        self.before_loss: Callable[[FileState], None] = _nobody_asks  # afterwards, it is lost no more
 
     @property
     def closed_count(self) -> int:
@@ -86,6 +93,26 @@ class FileTable:
         """As find, by device and inode."""
         return self._states.get(key)
 
+    def removing(self, dir_fd: int, entry_name: str) -> FileState | None:
+        """The file that is open and is about to lose a name to a request; marked where that is its last."""
+        if not self._states:
+            return None
+        try:
+            st = os.stat(entry_name, dir_fd=dir_fd, follow_symlinks=False)
+        except OSError:
+            return None
+        state = self._states.get((st.st_dev, st.st_ino))
+        if state is not None and st.st_nlink == 1:
+            state.whereabouts.removed_here = True
+        return state
+
+    @staticmethod
+    def removed(state: FileState | None) -> None:
+        """After a name of a file went, or did not."""
+        if state is not None:
+            with contextlib.suppress(OSError):  # it was closed meanwhile
+                state.whereabouts.removed_here = os.fstat(state.fd).st_nlink == 0
+
     def find(self, st: os.stat_result) -> FileState | None:
         """The state of a file that is open, or None."""
         with self._lock:
@@ -108,7 +135,10 @@ class FileTable:
                     state.handles -= 1
                     return
                 redo = self._context.redo
-                if (
+                lost = self.is_lost(state)
+                if lost:
+                    pass
+                elif (
                     redo is not None
                     and not state.overtaken
                     and redo.holds(state)
@@ -117,9 +147,12 @@ class FileTable:
                     state.handles = 0
                     self._closed[state.key] = state
                     return
-                if state.clean or state.overlay:  # with an overlay, it has no name left
+                elif state.clean or state.overlay:  # with an overlay, it has no name left
                     self._drop(state)
                     return
+            if lost:
+                self.before_loss(state)
+                continue
             if is_overtaken(state, os.fstat(state.fd)):
                 continue
             try:
@@ -148,7 +181,7 @@ class FileTable:
         """After a name went: let go of files that have no name left and that nobody has open."""
         with self._lock:  # also where none is there now: one may be on its way, see release
             for state in list(self._closed.values()):
-                if os.fstat(state.fd).st_nlink == 0:
+                if os.fstat(state.fd).st_nlink == 0 and not self.is_lost(state):
                     self._drop(state)
 
     def close(self) -> None:
@@ -156,6 +189,8 @@ class FileTable:
         with self._lock:
             states = list(self._states.values())
         for state in states:
+            if self.is_lost(state):
+                self.before_loss(state)
             try:
                 state.write_clean()
             except OSError as error:

@@ -27,13 +27,16 @@ from cryptfs.vfs.attributes import (
     plain_attributes,
 )
 from cryptfs.vfs.checkpoint import Checkpointer
+from cryptfs.vfs.conflicts import stands
 from cryptfs.vfs.context import FileContext
 from cryptfs.vfs.directory import NO_NAME, SELF, Directory, Place, Unnamed
 from cryptfs.vfs.entries import EntryOperations
+from cryptfs.vfs.fileids import FileIds
 from cryptfs.vfs.filestate import FileKey, FileState
-from cryptfs.vfs.identity import Identity, Known
+from cryptfs.vfs.identity import Identity, Known, stale
 from cryptfs.vfs.leftout import LeftOut
 from cryptfs.vfs.openfile import OpenFile
+from cryptfs.vfs.rescue import Rescuer, is_lost
 from cryptfs.vfs.unsettled import Unsettled
 
 
@@ -60,6 +63,9 @@ class VaultTree(EntryOperations):
         self.identity = Identity(context)
         self._vault_fd = vault_fd
         self._max_empty_size = context.geometry.max_empty_size
+        self.file_ids = FileIds(self, vault_fd)
+        self._rescuer = Rescuer(self, self.root)
+        self.files.is_lost, self.files.before_loss = is_lost, self._rescuer.before_close
         self.checkpointer: Checkpointer | None = None
         if context.redo is not None:
             self.checkpointer = Checkpointer(self.files, context.redo)
@@ -170,9 +176,16 @@ class VaultTree(EntryOperations):
                 cipher_name = self.sidecars.read(directory.fd, entry_name)
             return directory.open_name(cipher_name, entry_name)
         except NameError_ as error:
-            if _is_there(directory, entry_name):  # else it went meanwhile, and its sidecar after it
-                left_out.add(directory.path_of(entry_name), error.reason)
-            return None
+            reason = error.reason
+        try:
+            copy = directory.open_copy(entry_name)
+            if copy is not None:
+                return copy.name
+        except NameError_ as error:
+            reason = error.reason
+        if stands(directory.fd, entry_name):  # else it went meanwhile, and its sidecar after it
+            left_out.add(directory.path_of(entry_name), reason)
+        return None
 
     def statfs(self) -> os.statvfs_result:
         """Room and inodes of the backing filesystem; f_namemax is 255 whatever it says there."""
@@ -234,7 +247,12 @@ class VaultTree(EntryOperations):
             except OSError:
                 os.close(fd)
                 raise
-        return self._ready(self._handle(directory, entry_name, fd, st, writable=writable), st, flags, meant)
+        file = self._handle(directory, name, fd, st, writable=writable)
+        if writable and self.file_ids.replaced(directory, name, file.state):
+            if meant is not None:
+                raise stale()
+            return self.open(directory, name, flags)
+        return self._ready(file, st, flags, meant)
 
     def create(
         self, directory: Directory, name: bytes, flags: int, mode: int, caller: Caller | None = None
@@ -266,14 +284,19 @@ class VaultTree(EntryOperations):
                 os.close(fd)
                 os.unlink(entry_name, dir_fd=directory.fd)
                 raise
-        file = self._handle(directory, entry_name, fd, st, writable=True)
+        file = self._handle(directory, name, fd, st, writable=True)
+        self.file_ids.created(file.state)
         file.state.may_have_capability = False
         return file, plain_attributes(st, self.context)
 
     def _handle(
-        self, directory: Directory, entry_name: str, fd: int, st: os.stat_result, *, writable: bool
+        self, directory: Directory, name: bytes, fd: int, st: os.stat_result, *, writable: bool
     ) -> OpenFile:
-        return self._state_of(fd, st, directory.path_of(entry_name), writable=writable)
+        path = directory.path_of(directory.entry_name(name))
+        file = self._state_of(fd, st, path, writable=writable)
+        if writable:
+            file.state.whereabouts.place = (directory, name)
+        return file
 
     def _state_of(self, fd: int, st: os.stat_result, path: str, *, writable: bool) -> OpenFile:
         state = self.files.acquire(fd, st, writable=writable, cipher_path=path)
@@ -354,6 +377,8 @@ class VaultTree(EntryOperations):
 
     def release(self, file: OpenFile) -> None:
         """Give a handle back. Raises: OSError: the header could not be written; it is closed all the same."""
+        if file.state.was_changed:
+            self.file_ids.written(file.state)
         self.files.release(file.state)
 
     def truncate(self, directory: Directory, name: bytes, size: int) -> None:
@@ -370,6 +395,8 @@ class VaultTree(EntryOperations):
         """fsync(2) or fdatasync(2): on return the file is on disk, and what leads to it."""
         self.pending.flush()
         file.sync(data_only=data_only)
+        if is_lost(file.state):
+            self._rescuer.keep(file.state, synced=True)
 
     def sync_directory(self, directory: Directory) -> None:
         """fsync(2) of a directory: its entries are on disk, records and sidecars too."""
@@ -396,14 +423,6 @@ class VaultTree(EntryOperations):
         self.symlinks.close()
         if self.context.redo is not None:
             self.context.redo.end()
-
-
-def _is_there(directory: Directory, entry_name: str) -> bool:
-    try:
-        os.stat(entry_name, dir_fd=directory.fd, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return True
 
 
 def _open_unreadable(directory: Directory, entry_name: str) -> tuple[int, os.stat_result]:

@@ -1,0 +1,146 @@
+"""A conflict copy gets a file_id of its own at its first write.
+
+A sync client copies or renames whole backing files, so two of them come to have one file_id. As long as both
+are only read that does no harm. But the redo log and the extended attributes know a file by its file_id.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import weakref
+from typing import NamedTuple
+
+from cryptfs.errors import IntegrityError
+from cryptfs.storage.backing import open_backing
+from cryptfs.storage.dirs import entry_name_of
+from cryptfs.vfs.directory import Directory
+from cryptfs.vfs.entries import EntryOperations
+from cryptfs.vfs.filestate import FileKey, FileState
+from cryptfs.vfs.identity import stale
+from cryptfs.vfs.sealanew import seal_anew
+
+log = logging.getLogger(__name__)
+
+MAX_KNOWN = 4096
+
+
+class _Owner(NamedTuple):
+    key: FileKey
+    path: str
+
+
+class FileIds:
+    """Which file has which file_id, of those that were written to in this session; of too many, the newest.
+
+    Args: vault_fd: the vault directory.
+    """
+
+    def __init__(self, entries: EntryOperations, vault_fd: int) -> None:
+        self._entries = entries
+        self._vault_fd = vault_fd
+        self._owners: dict[bytes, _Owner] = {}
+        self._created: weakref.WeakSet[FileState] = weakref.WeakSet()
+
+    def created(self, state: FileState) -> None:
+        """A file was made here, and gets its file_id when it is written to."""
+        self._created.add(state)
+
+    def written(self, state: FileState) -> None:
+        """Before a file that was changed here is closed."""
+        header, place = state.header, state.whereabouts.place
+        if header is not None and place is not None and header.file_id not in self._owners:
+            self._note(header.file_id, state.key, *place)
+
+    def _note(self, file_id: bytes, key: FileKey, directory: Directory, name: bytes) -> None:
+        owners = self._owners
+        while len(owners) >= MAX_KNOWN:
+            owners.pop(next(iter(owners)), None)
+        owners[file_id] = _Owner(key, directory.path_of(directory.entry_name(name)))
+
+    def is_shared(self, directory: Directory, name: bytes, state: FileState) -> bool:
+        """Before a file is opened for writing: whether another file has its file_id.
+
+        One with several names is left as it is: they belong together.
+        """
+        try:
+            state.require_loaded()
+        except IntegrityError:
+            return False
+        if state.header is None or state.header_is_planned:
+            return False
+        file_id = state.header.file_id
+        for created in list(self._created):
+            self._created.discard(created)
+            self.written(created)
+        owner = self._owners.get(file_id)
+        if owner is None:
+            shared = directory.is_copy(name) and self._has_original(directory, name, file_id)
+        else:
+            shared = owner.key != state.key and self._is_there(owner)
+        if shared and os.fstat(state.fd).st_nlink == 1:
+            return True
+        if owner is None or owner.key != state.key:
+            self._note(file_id, state.key, directory, name)
+        return False
+
+    def _is_there(self, owner: _Owner) -> bool:
+        state = self._entries.files.find_key(owner.key)
+        if state is not None:
+            return os.fstat(state.fd).st_nlink > 0
+        try:
+            st = os.stat(owner.path, dir_fd=self._vault_fd, follow_symlinks=False)
+        except OSError:
+            return False
+        return (st.st_dev, st.st_ino) == owner.key
+
+    def _has_original(self, directory: Directory, name: bytes, file_id: bytes) -> bool:
+        """Whether a conflict copy may share its file_id with what it is a copy of."""
+        original = entry_name_of(directory.cipher_name(name))
+        try:
+            fd, _ = open_backing(directory.fd, original, os.O_RDONLY)
+        except (OSError, IntegrityError):
+            return True
+        try:
+            header = self._entries.context.header_of(fd)
+        except (OSError, IntegrityError):
+            return True
+        finally:
+            os.close(fd)
+        return header is not None and header.file_id == file_id
+
+    def replaced(self, directory: Directory, name: bytes, state: FileState) -> bool:
+        """When a file was opened for writing: whether another stands in its place now, and this handle has gone.
+
+        Raises: as give_own: the handle has gone.
+        """
+        done = False
+        try:
+            shared = self.is_shared(directory, name, state)
+            if shared:
+                self.give_own(directory, name, state)
+            done = not shared
+        finally:
+            if not done:
+                self._entries.files.release(state)
+        return not done
+
+    def give_own(self, directory: Directory, name: bytes, state: FileState) -> None:
+        """Put a copy with a file_id of its own in the place of a file.
+
+        Raises: OSError: ESTALE: another file has its place by now.   IntegrityError: it is damaged.
+        """
+        entry_name = directory.entry_name(name)
+        temporary = seal_anew(self._entries, state, directory, synced=True)
+        try:
+            st = os.stat(entry_name, dir_fd=directory.fd, follow_symlinks=False)
+            if (st.st_dev, st.st_ino) != state.key:
+                raise stale()
+            os.rename(temporary, entry_name, src_dir_fd=directory.fd, dst_dir_fd=directory.fd)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary, dir_fd=directory.fd)
+            raise
+        state.whereabouts.removed_here = True
+        log.info("%s: a copy of another file, sealed anew before it is written to", state.cipher_path)

@@ -1,0 +1,140 @@
+"""What a program writes to a file that somebody else deletes or replaces meanwhile is not lost.
+
+Such a file has no name any more, so all that was written to it would go with its last handle. It is sealed
+anew under its own name where that is free: a change wins over a deletion. Where another version has the
+name, that version keeps it, and what was written here goes beside it under a name that says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Iterator
+
+from cryptfs.core.conflicts import kept_name
+from cryptfs.errors import IntegrityError
+from cryptfs.storage.dirs import open_for_listing, rename_exclusive
+from cryptfs.vfs.directory import Directory
+from cryptfs.vfs.entries import EntryOperations
+from cryptfs.vfs.filestate import FileState
+from cryptfs.vfs.sealanew import seal_anew
+from cryptfs.vfs.whereabouts import Kept
+
+log = logging.getLogger(__name__)
+
+_TRIED_NUMBERS = 100
+
+
+def is_lost(state: FileState) -> bool:
+    """Whether a file was changed here, has no name left, and nobody here has taken its names."""
+    where = state.whereabouts
+    return (
+        where.place is not None
+        and not where.removed_here
+        and state.was_changed
+        and state.marks != where.kept_mark
+        and not state.overtaken
+        and os.fstat(state.fd).st_nlink == 0
+    )
+
+
+class Rescuer:
+    """Keeps what was written to files that somebody else has taken away.
+
+    Args: root: where a file goes whose directories are all gone.
+    """
+
+    def __init__(self, entries: EntryOperations, root: Directory) -> None:
+        self._entries = entries
+        self._root = root
+
+    def before_close(self, state: FileState) -> None:
+        """Before the last close of a file that is lost. Where it cannot be kept, the log says so."""
+        try:
+            self.keep(state, synced=False)
+        except (OSError, IntegrityError) as error:
+            log.error("%s: removed by somebody else, and not kept: %s", state.cipher_path, error)
+
+    def keep(self, state: FileState, *, synced: bool) -> None:
+        """Seal a lost file anew, or what came of it before.
+
+        Args:   synced: whether it is on disk when this returns, its entry too.
+        Raises: OSError, IntegrityError: it was not kept.
+        """
+        where = state.whereabouts
+        assert where.place is not None  # else it is not lost
+        mark, before = state.marks, where.kept_as
+        try:
+            if before is not None and before.is_untouched():
+                where.kept_as = self._refresh(state, before, synced=synced)
+            else:
+                where.kept_as = self._put(state, *where.place, synced=synced)
+        finally:
+            where.kept_mark = mark
+        if synced:
+            _sync(where.kept_as.directory)
+
+    def _refresh(self, state: FileState, kept: Kept, *, synced: bool) -> Kept:
+        directory = kept.directory
+        temporary = seal_anew(self._entries, state, directory, synced=synced)
+        os.rename(
+            temporary, directory.entry_name(kept.name), src_dir_fd=directory.fd, dst_dir_fd=directory.fd
+        )
+        return Kept(directory, kept.name)
+
+    def _put(self, state: FileState, directory: Directory, name: bytes, *, synced: bool) -> Kept:
+        directory = self._standing(directory)
+        temporary = seal_anew(self._entries, state, directory, synced=synced)
+        try:
+            kept = self._name(directory, temporary, name, synced=synced)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary, dir_fd=directory.fd)
+            raise
+        log.warning(
+            "%s: deleted or replaced by somebody else while it was written to; kept as %s",
+            state.cipher_path,
+            directory.path_of(directory.entry_name(kept.name)),
+        )
+        return kept
+
+    def _name(self, directory: Directory, temporary: str, name: bytes, *, synced: bool) -> Kept:
+        for candidate in _candidates(name):
+            with self._entries.naming(directory, candidate) as entry_name:
+                if synced:
+                    self._entries.pending.flush()
+                try:
+                    rename_exclusive(directory.fd, temporary, directory.fd, entry_name)
+                except FileExistsError:
+                    continue
+            return Kept(directory, candidate)
+        raise FileExistsError("every name that was tried is taken")
+
+    def _standing(self, directory: Directory) -> Directory:
+        """The directory, or the nearest one above that has not been removed."""
+        if os.fstat(directory.fd).st_nlink:
+            return directory
+        found = self._root
+        for entry_name in directory.cipher_path.split("/"):
+            try:
+                found = self._entries.opener.child_by_entry(found, entry_name)
+            except (OSError, IntegrityError):
+                break
+        return found
+
+
+def _candidates(name: bytes) -> Iterator[bytes]:
+    yield name
+    stamp = time.strftime("%Y-%m-%d %H.%M.%S")
+    for number in range(1, _TRIED_NUMBERS):
+        yield kept_name(name, stamp, number)
+
+
+def _sync(directory: Directory) -> None:
+    fd = open_for_listing(directory.fd)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,105 @@
+"""A copy of an open file as a new one: sealed anew under a file_id of its own, with all its attributes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import stat
+
+from cryptfs.errors import NameError_
+from cryptfs.storage.backing import open_backing
+from cryptfs.storage.dirs import temp_name
+from cryptfs.vfs import ranges
+from cryptfs.vfs.directory import SELF, Directory, Unnamed
+from cryptfs.vfs.entries import EntryOperations
+from cryptfs.vfs.filestate import FileState
+from cryptfs.vfs.openfile import OpenFile
+
+log = logging.getLogger(__name__)
+
+_PIECE = 1024 * 1024
+
+
+def seal_anew(entries: EntryOperations, state: FileState, directory: Directory, *, synced: bool) -> str:
+    """Copy a file into a new one; returns its temporary name in the directory, to be renamed.
+
+    Args:   state: of the file.   synced: whether the copy is on disk when this returns.
+    Raises: IntegrityError, OSError: nothing is left behind then.
+    """
+    temporary = temp_name()
+    fd, st = open_backing(directory.fd, temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        new = entries.files.acquire(fd, st, writable=True, cipher_path=directory.path_of(temporary))
+        try:
+            copy = OpenFile(new, writable=True)
+            _copy_content(OpenFile(state, writable=False), copy)
+            _copy_xattrs(entries, state, new)
+            _copy_attributes(state, new)
+            if synced:
+                copy.sync(data_only=False)
+        finally:
+            entries.files.release(new)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary, dir_fd=directory.fd)
+        raise
+    return temporary
+
+
+def _copy_content(source: OpenFile, copy: OpenFile) -> None:
+    """All bytes; holes stay holes. Nobody else knows of the copy, so it is written without make_room."""
+    source.state.require_loaded()
+    copy.state.require_loaded()
+    room = memoryview(bytearray(_PIECE))
+    with source.state.lock, copy.state.lock:
+        at, size = 0, source.state.size
+        while at < size:
+            start = _next_data(source, at)
+            if start > at:
+                copy.grow_hole(start)
+            got = source.read_into(start, room) if start < size else 0
+            if got:
+                copy.writer.write_run(start, room[:got])
+            at = start + got
+
+
+def _next_data(source: OpenFile, at: int) -> int:
+    """Where data goes on, at the end of the file at the latest."""
+    if not source.state.sparse:
+        return at
+    try:
+        found = ranges.seek(source, at, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        return source.state.size
+    return max(at, found // _PIECE * _PIECE)  # runs begin at chunks, so that none is sealed twice
+
+
+def _copy_xattrs(entries: EntryOperations, state: FileState, new: FileState) -> None:
+    source, target = Unnamed(state.fd, state.cipher_path), Unnamed(new.fd, new.cipher_path)
+    try:
+        names = entries.xattrs.list(source, SELF)
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        return
+    for name in names:
+        try:
+            value = entries.xattrs.get(source, SELF, name)
+        except NameError_ as error:
+            log.warning("%s: not copied: %s", state.cipher_path, error.reason)
+            continue
+        entries.xattrs.set(target, SELF, name, value, 0)
+
+
+def _copy_attributes(state: FileState, new: FileState) -> None:
+    st = os.fstat(state.fd)
+    if (st.st_uid, st.st_gid) != (os.geteuid(), os.getegid()):
+        with contextlib.suppress(PermissionError):
+            os.fchown(new.fd, st.st_uid, st.st_gid)
+    os.fchmod(new.fd, stat.S_IMODE(st.st_mode))
+    mtime = st.st_mtime_ns if state.kept_mtime_ns is None else state.kept_mtime_ns
+    os.utime(new.fd, ns=(st.st_atime_ns, mtime))
