@@ -29,7 +29,8 @@ from cryptfs.core.names import (
 CONFLICT_WORD = b"onflict"
 """Every name that a conflict copy is shown under has it."""
 
-_HASH_LENGTH = 43
+_INTERNAL_STEM = INTERNAL_PREFIX.removesuffix(".")
+_LONG_LENGTH = len(LONG_PREFIX) + 43
 _LONG_STEM = LONG_PREFIX.removesuffix(".")  # the hash looks like an extension: many put the suffix before it
 _CIPHER_LENGTHS = tuple(
     length
@@ -97,12 +98,11 @@ def copies_of_entry(entry_name: str) -> list[Copy]:
     """
     found = []
     if entry_name.startswith(INTERNAL_PREFIX):
-        length = len(LONG_PREFIX) + _HASH_LENGTH
         split = _LONG_SPLIT.fullmatch(entry_name)
         if split is not None and _shown(split[1]) is not None:
             found.append(Copy(_LONG_STEM + split[2], split[1]))
-        elif entry_name.startswith(LONG_PREFIX) and _shown(entry_name[length:]) is not None:
-            found.append(Copy(entry_name[:length], entry_name[length:]))
+        elif entry_name.startswith(LONG_PREFIX) and _shown(entry_name[_LONG_LENGTH:]) is not None:
+            found.append(Copy(entry_name[:_LONG_LENGTH], entry_name[_LONG_LENGTH:]))
         return found
     for length in _CIPHER_LENGTHS:
         if length < len(entry_name) and _shown(entry_name[length:]) is not None:
@@ -119,13 +119,15 @@ def entries_of_copy(entry_name: str, suffix: str) -> list[str]:
 
 
 def is_copy_of_internal(entry_name: str) -> bool:
-    """Whether an entry is a conflict copy of a directory record or of a sidecar, which say nothing new."""
-    if not entry_name.startswith(INTERNAL_PREFIX):
+    """Whether an entry is a conflict copy of a file of cryptfs itself, a directory record for one."""
+    if not entry_name.startswith(_INTERNAL_STEM):
         return False
-    for own in (RECORD_NAME, entry_name[: len(LONG_PREFIX) + _HASH_LENGTH] + SIDECAR_SUFFIX):
-        stem, dot, extension = own.rpartition(".")
-        for ending in (dot + extension, ""):
-            start = stem if ending else own
+    stem, dot, extension = entry_name.rpartition(".")
+    if dot and extension.isalnum() and _shown(stem.removeprefix(_INTERNAL_STEM)) is not None:
+        return True
+    for own in (RECORD_NAME, entry_name[:_LONG_LENGTH] + SIDECAR_SUFFIX):
+        stem, _, extension = own.rpartition(".")
+        for start, ending in ((stem, "." + extension), (own, "")):
             middle = entry_name.removeprefix(start).removesuffix(ending)
             if start + middle + ending == entry_name and _shown(middle) is not None:
                 return True

@@ -33,6 +33,8 @@ from cryptfs.storage.libc import RENAME_NOREPLACE, renameat2
 
 MAX_CIPHER_NAME = 363  # a plaintext name of 255 bytes, padded to 256
 _LONG_STEM = LONG_PREFIX.removesuffix(".")
+_STEM = INTERNAL_PREFIX.removesuffix(".")
+_LONG_LENGTH = len(LONG_PREFIX) + 43
 _COPIES_SECONDS = 1.0
 
 
@@ -56,11 +58,13 @@ def is_long(entry_name: str) -> bool:
 
 def holds_plaintext(entry_name: str) -> bool:
     """Whether an entry stands for one of the plaintext: a cipher name, a long one, a conflict copy of one."""
-    if not entry_name.startswith(INTERNAL_PREFIX):
+    if not entry_name.startswith(_STEM):
         return True
-    if entry_name.endswith(SIDECAR_SUFFIX):
+    if not entry_name.startswith(INTERNAL_PREFIX):
+        return not is_copy_of_internal(entry_name)
+    if not is_long(entry_name) or entry_name.endswith(SIDECAR_SUFFIX):
         return False
-    return is_long(entry_name) or bool(copies_of_entry(entry_name))
+    return len(entry_name) == _LONG_LENGTH or not is_copy_of_internal(entry_name)
 
 
 def temp_name() -> str:

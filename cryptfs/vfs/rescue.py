@@ -33,8 +33,7 @@ def is_lost(state: FileState) -> bool:
     return (
         where.place is not None
         and not where.removed_here
-        and state.was_changed
-        and state.marks != where.kept_mark
+        and state.change_count != where.kept_change
         and not state.overtaken
         and os.fstat(state.fd).st_nlink == 0
     )
@@ -65,14 +64,14 @@ class Rescuer:
         """
         where = state.whereabouts
         assert where.place is not None  # else it is not lost
-        mark, before = state.marks, where.kept_as
+        change, before = state.change_count, where.kept_as
         try:
             if before is not None and before.is_untouched():
                 where.kept_as = self._refresh(state, before, synced=synced)
             else:
                 where.kept_as = self._put(state, *where.place, synced=synced)
         finally:
-            where.kept_mark = mark
+            where.kept_change = change
         if synced:
             _sync(where.kept_as.directory)
 

@@ -13,16 +13,16 @@ class Whereabouts:
     place:        directory and name of a file that was opened for writing by its name, kept through renames.
     removed_here: whether this mount has removed its last name: nobody misses it.
     kept_as:      what the content was kept as after somebody else had removed it.
-    kept_mark:    the WriteMarks of then.
+    kept_change:  the change_count of then.
     """
 
-    __slots__ = ("kept_as", "kept_mark", "place", "removed_here")
+    __slots__ = ("kept_as", "kept_change", "place", "removed_here")
 
     def __init__(self) -> None:
         self.place: tuple[Directory, bytes] | None = None
         self.removed_here = False
         self.kept_as: Kept | None = None
-        self.kept_mark = 0
+        self.kept_change = 0
 
 
 class Kept:

@@ -36,11 +36,6 @@ class WriteMarks:
         self._told_mark = self._marks
 
     @property
-    def marks(self) -> int:
-        """Differs after each write."""
-        return self._marks
-
-    @property
     def was_changed(self) -> bool:
         """Whether the backing file was written to here."""
         return self._marks > 1
