@@ -53,6 +53,10 @@ class FileIds:
         if header is not None and place is not None and header.file_id not in self._owners:
             self._note(header.file_id, state.key, *place)
 
+    def _take_over(self, state: FileState, directory: Directory, name: bytes) -> None:
+        if state.header is not None:
+            self._note(state.header.file_id, state.key, directory, name)
+
     def _note(self, file_id: bytes, key: FileKey, directory: Directory, name: bytes) -> None:
         owners = self._owners
         while len(owners) >= MAX_KNOWN:
@@ -82,7 +86,7 @@ class FileIds:
         if shared and os.fstat(state.fd).st_nlink == 1:
             return True
         if owner is None or owner.key != state.key:
-            self._note(file_id, state.key, directory, name)
+            self._take_over(state, directory, name)
         return False
 
     def _is_there(self, owner: _Owner) -> bool:
@@ -111,7 +115,7 @@ class FileIds:
         return header is not None and header.file_id == file_id
 
     def replaced(self, directory: Directory, name: bytes, state: FileState) -> bool:
-        """When a file was opened for writing: whether another stands in its place now, and this handle has gone.
+        """After opening for writing: whether another file has its place now, and this handle has gone.
 
         Raises: as give_own: the handle has gone.
         """
@@ -119,7 +123,13 @@ class FileIds:
         try:
             shared = self.is_shared(directory, name, state)
             if shared:
-                self.give_own(directory, name, state)
+                try:
+                    self.give_own(directory, name, state)
+                except (PermissionError, IntegrityError) as error:
+                    # To make a file takes more rights than to write to one; a damaged one can be emptied.
+                    log.warning("%s: keeps the file_id of another file: %s", state.cipher_path, error)
+                    self._take_over(state, directory, name)
+                    shared = False
             done = not shared
         finally:
             if not done:

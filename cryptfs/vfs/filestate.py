@@ -147,6 +147,7 @@ class FileState(WriteMarks):
         for fd in (self.fd, *self._retired_fds):
             os.close(fd)
         self._retired_fds.clear()
+        self.whereabouts.place = None
 
     @property
     def clean(self) -> bool:

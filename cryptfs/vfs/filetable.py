@@ -135,7 +135,7 @@ class FileTable:
                     state.handles -= 1
                     return
                 redo = self._context.redo
-                lost = self.is_lost(state)
+                lost = self._states.get(state.key) is state and self.is_lost(state)
                 if lost:
                     pass
                 elif (

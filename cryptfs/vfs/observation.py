@@ -120,6 +120,8 @@ class Observation:
                 for entry in walker.entries(directory):
                     if entry.role is Role.ENTRY:
                         self._add(self._entry(entry))
+                    else:
+                        entry.descend = False  # what a conflict copy holds has the places of its original
         self.skipped += walker.skipped
 
     def seen(self) -> Iterator[Seen]:

@@ -16,6 +16,7 @@ from tests.fsck.deaths import dying
 from tests.fsck.scene import (
     CHUNK,
     CONTENT,
+    LONG,
     Tree,
     bad,
     check,
@@ -95,7 +96,7 @@ def test_every_kind_has_a_case() -> None:
     told = {kind for case in CASES for kind in case.found}
     elsewhere = {
         *(Kind.FOREIGN, Kind.UNKNOWN_INTERNAL, Kind.OUTSIDE_LINK, Kind.UNFINISHED_JOURNAL),
-        *(Kind.UNREADABLE, Kind.SET_ASIDE),
+        *(Kind.UNREADABLE, Kind.SET_ASIDE, Kind.CONFLICT_COPY),
     }
     assert told | elsewhere == set(Kind)
 
@@ -159,6 +160,43 @@ def test_what_cryptfs_did_not_make_is_left_alone(vault: BareVault) -> None:
     state = snapshot(vault.vault_dir)
     assert kinds(repair(vault)) == sorted(expected)
     assert snapshot(vault.vault_dir) == state
+
+
+def copy_aside(vault: BareVault, suffix: str, *names: bytes) -> Path:
+    """As a sync client keeps another version: under the cipher name with a suffix."""
+    path = path_of(vault, *names)
+    copy = path.with_name(path.name + suffix)
+    subprocess.run(["cp", "-a", path, copy], check=True)
+    return copy
+
+
+def test_conflict_copies_are_told_and_looked_at(vault: BareVault) -> None:
+    """Files, a link, a long name, and a directory with all that is in it."""
+    suffix = ".sync-conflict-20261129-131011-ABCDEFG"
+    copies = [(b"file",), (DOCS, LONG), (DOCS, b"link"), (DOCS, DEEP)]
+    for names in copies:
+        copy_aside(vault, suffix, *names)
+    found = check(vault)
+    assert kinds(found) == [Kind.CONFLICT_COPY] * len(copies)
+    shown = {b"/".join(names) + suffix.encode() for names in copies}
+    assert {finding.plain_path for finding in found} == shown
+    before = snapshot(vault.vault_dir)
+    assert kinds(repair(vault)) == [Kind.CONFLICT_COPY] * len(copies)
+    assert snapshot(vault.vault_dir) == before
+
+
+def test_a_damaged_conflict_copy(vault: BareVault) -> None:
+    copy = copy_aside(vault, "-LAPTOP", b"file")
+    flip(copy, 10)
+    assert kinds(check(vault)) == [Kind.CONFLICT_COPY, Kind.HEADER]
+
+
+def test_the_sidecar_of_a_conflict_copy_is_no_orphan(vault: BareVault) -> None:
+    copy = copy_aside(vault, " (1)", DOCS, LONG)
+    path_of(vault, DOCS, LONG).unlink()
+    assert kinds(repair(vault)) == [Kind.CONFLICT_COPY]
+    copy.unlink()
+    assert kinds(check(vault)) == [Kind.ORPHANED_SIDECAR]
 
 
 def test_an_unfinished_journal_is_replayed_before_a_repair(vault: BareVault) -> None:
