@@ -16,7 +16,7 @@ from typing import Any
 from cryptfs.errors import MountError
 from cryptfs.mount.libfuse import CAP_ASYNC_DIO, CAP_SPLICE, CAP_WRITEBACK_CACHE, mfusepy
 from cryptfs.mount.operations import CryptOperations
-from cryptfs.mount.options import MountOptions, escape_value
+from cryptfs.mount.options import FRESH_SECONDS, MountOptions, escape_value
 from cryptfs.mount.session import EngineReady
 from cryptfs.storage.libc import UTIME_NOW
 from cryptfs.vfs.vault import Vault
@@ -24,8 +24,6 @@ from cryptfs.vfs.vault import Vault
 log = logging.getLogger(__name__)
 
 MAX_REQUEST = 1024 * 1024
-_ENTRY_TIMEOUT = 60.0  # nobody else changes the vault
-_ATTR_TIMEOUT = 1.0  # but a hard link under another path has its own inode in the kernel, which goes stale
 _MAX_THREADS = 10  # libfuse's own default
 _MAX_ID = 2**32 - 1  # chown: "leave it"
 
@@ -50,7 +48,8 @@ def run(vault: Vault, mountpoint: Path, options: MountOptions, on_ready: EngineR
 
     def on_init(connection: Any, config: Any) -> None:
         nonlocal ready
-        operations.kernel_owns_mtime = _negotiate(connection, config, options)
+        writeback = _negotiate(connection, config, options)
+        operations.kernel_owns_mtime = operations.told.writeback = writeback
         ready = True
         on_ready(operations.statistics)
 
@@ -72,8 +71,9 @@ def run(vault: Vault, mountpoint: Path, options: MountOptions, on_ready: EngineR
 
 def _fuse_options(vault: Vault, options: MountOptions) -> dict[str, Any]:
     source = options.fsname or str(vault.vault_dir)
-    entry = _ENTRY_TIMEOUT if options.entry_timeout is None else options.entry_timeout
-    attr = _ATTR_TIMEOUT if options.attr_timeout is None else options.attr_timeout
+    entry = options.entry_seconds
+    # A hard link under another path has its own inode in the kernel, which goes stale whoever is here.
+    attr = FRESH_SECONDS if options.attr_timeout is None else options.attr_seconds
     wanted: dict[str, Any] = {
         "foreground": True,  # session.py has made the daemon
         "fsname": escape_value(os.fsencode(source).decode("latin-1")),
@@ -95,7 +95,9 @@ def _fuse_options(vault: Vault, options: MountOptions) -> dict[str, Any]:
 
 
 def _negotiate(connection: Any, config: Any, options: MountOptions) -> bool:
-    """Ask for what the kernel offers: large requests and, with libfuse 3, the writeback cache.
+    """Ask for what the kernel offers: large requests and, with --exclusive and libfuse 3, a writeback cache.
+
+    With it the kernel takes no smaller size for an inode that it has, and a path has one inode for good.
 
     Returns: whether the writeback cache is on.
     """
@@ -103,7 +105,7 @@ def _negotiate(connection: Any, config: Any, options: MountOptions) -> bool:
     if config is None:
         return False  # libfuse 2 knows neither, and reads into a buffer of 128 KiB that may not be too small
     connection.max_write = MAX_REQUEST
-    if options.writeback:
+    if options.writeback and options.exclusive:
         connection.want |= connection.capable & CAP_WRITEBACK_CACHE
     # libfuse wants it; with it buffered reads are stale after asynchronous direct writes: decision 0016.
     connection.want &= ~CAP_ASYNC_DIO

@@ -7,43 +7,35 @@ operation on an open file; fh is the number of a handle, or None; fi is libfuse'
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
+import math
 import os
-import re
 import stat
-import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from cryptfs.mount.errno_map import errno_of
+from cryptfs.mount.hidden import HiddenFiles
 from cryptfs.mount.libfuse import mfusepy
 from cryptfs.mount.native.structs import Op
-from cryptfs.mount.options import MountOptions
+from cryptfs.mount.options import FRESH_SECONDS, MountOptions
 from cryptfs.mount.paths import PathResolver
 from cryptfs.mount.statistics import Statistics
+from cryptfs.mount.told import Told, ToldTable
 from cryptfs.mount.translation import translated
-from cryptfs.storage.libc import Times
+from cryptfs.storage.libc import AT_FDCWD, RENAME_EXCHANGE, Times, utimensat
 from cryptfs.vfs import ranges
 from cryptfs.vfs.attributes import (
     Attributes,
     Caller,
     change_mode,
-    change_owner,
     check_access,
 )
-from cryptfs.vfs.directory import Directory
-from cryptfs.vfs.filestate import FileKey
+from cryptfs.vfs.directory import SELF, Directory, Place, Unnamed
 from cryptfs.vfs.openfile import OpenFile
 from cryptfs.vfs.vault import Vault
-
-_HIDDEN = re.compile(r"\.fuse_hidden[0-9a-f]{8}([0-9a-f]{8})")
-"""What libfuse renames an open file to before it is unlinked or replaced: inode and counter."""
-_HIDDEN_AT_ONCE = 64  # how far its counter may be out of order
-
-_RELEASE_SECONDS = 1.0
-"""How long after its release libfuse may still take a file for open."""
 
 
 class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
@@ -61,7 +53,9 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
     def __init__(self, vault: Vault, options: MountOptions, on_init: Callable[[Any, Any], None]) -> None:
         self._vault = vault
         self._tree = vault.tree
-        self._paths = PathResolver(vault.tree)
+        vault.tree.context.exclusive = options.exclusive
+        self._paths = PathResolver(vault.tree, math.inf if options.exclusive else FRESH_SECONDS)
+        self.told = ToldTable(vault.tree)
         self._shared = options.allow_other
         self._on_init = on_init
         self.kernel_owns_mtime = False  # on_init says it: with the writeback cache
@@ -69,9 +63,7 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
         self._directories: dict[int, Directory] = {}
         self.statistics = Statistics("fusepy", {op: op.name.lower() for op in Op}, self._gauges)
         self._next_handle = itertools.count(1)
-        self._released: deque[tuple[FileKey, float]] = deque(maxlen=_HIDDEN_AT_ONCE)  # see _hide
-        self._hidden: dict[str, OpenFile] = {}  # path that libfuse made up -> file without a name, see _hide
-        self._hidden_count = 0
+        self._hidden = HiddenFiles(vault.tree, self._paths, self.told, self._handles)
         left_out = set() if options.xattrs else {"getxattr", "setxattr", "listxattr", "removexattr"}
         if options.kernel_checks_permissions:
             left_out.add("access")
@@ -107,45 +99,74 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
         """stat, fstat."""
         file = self._file(path, fh)
         if file is not None:
-            return self._tree.stat_open(file)
+            found = self._tree.stat_open(file)
+            if fh is not None:
+                self.told.saw_open(fh, file, found)
+            return found
         assert path is not None  # libfuse gives a path or a handle
-        return self._tree.stat(*self._paths.resolve(path))
+        try:
+            found = self._stat(path)
+        except FileNotFoundError:
+            self.told.gone(path)
+            raise
+        self.told.saw(path, found)
+        return found
+
+    def _stat(self, path: str) -> Attributes:
+        directory, name = self._paths.resolve(path)
+        try:
+            found = self._tree.stat(directory, name)
+        except FileNotFoundError:
+            if os.fstat(directory.fd).st_nlink:
+                raise
+            self._paths.look_again()  # somebody else has removed the directory; there may be another
+            return self._tree.stat(*self._paths.resolve(path))
+        if stat.S_ISDIR(found.st.st_mode):
+            self._paths.saw(path, (found.st.st_dev, found.st.st_ino))
+        return found
+
+    def look_again(self) -> None:
+        """Something was not where it was thought to be."""
+        self._paths.look_again()
 
     def _file(self, path: str | None, fh: int | None) -> OpenFile | None:
         """The open file that an operation means, by handle or as one without a name; None: go by path."""
         if fh is not None and (file := self._handles.get(fh)) is not None:
             return file
-        return self._hidden.get(path) if self._hidden and path is not None else None
+        return self._hidden.get(path) if path is not None else None
+
+    def _meant(self, path: str | None, fh: int | None = None) -> Place:
+        """What an operation is to change, by a descriptor. Raises: OSError: ESTALE: it is another by now."""
+        file = self._file(path, fh)
+        if file is not None:
+            return Unnamed(file.state.fd), SELF
+        assert path is not None
+        directory, name = self._paths.resolve(path)
+        return (directory, SELF) if name == SELF else (self.told.hold(path, directory, name), SELF)
 
     @translated
     def chmod(self, path: str | None, mode: int, fh: int | None) -> None:
         """chmod, fchmod."""
         self._tree.require_writable()
-        file = self._file(path, fh)
-        if file is not None:
-            os.fchmod(file.state.fd, mode)
-        elif path is not None:
-            change_mode(*self._paths.resolve(path), mode)
+        change_mode(*self._meant(path, fh), mode)
 
     @translated
     def chown(self, path: str | None, uid: int, gid: int, fh: int | None) -> None:
         """lchown, fchown; -1 leaves an id."""
         self._tree.require_writable()
-        file = self._file(path, fh)
-        if file is not None:
-            os.fchown(file.state.fd, uid, gid)
-        elif path is not None:
-            change_owner(*self._paths.resolve(path), uid, gid)
+        where, _ = self._meant(path, fh)
+        os.chown(f"/proc/self/fd/{where.fd}", uid, gid)
 
     @translated
     def utimens(self, path: str | None, times: Times, fh: int | None) -> None:
         """utimensat, futimens."""
         self._tree.require_writable()
-        file = self._file(path, fh)
-        if file is not None:
-            file.state.set_times(times)
-        elif path is not None:
-            self._tree.set_times(*self._paths.resolve(path), times)
+        where, _ = self._meant(path, fh)
+        state = self._tree.files.find(os.fstat(where.fd))
+        if state is None:
+            utimensat(AT_FDCWD, f"/proc/self/fd/{where.fd}", times, follow=True)
+        else:
+            state.set_times(times)
 
     @translated
     def truncate(self, path: str | None, size: int, fh: int | None) -> None:
@@ -154,12 +175,21 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
         if file is not None and file.writable:
             file.truncate(size)
         elif path is not None:
-            self._tree.truncate(*self._paths.resolve(path), size)
+            self._truncate(path, size)
+
+    def _truncate(self, path: str, size: int) -> None:
+        told, file = self.told.open(path, *self._paths.resolve(path), os.O_WRONLY)
+        try:
+            if told.has_pages_of(file.state):
+                told.will_cache(file.state)  # the kernel cuts them, too
+            file.truncate(size)
+        finally:
+            self._tree.release(file)
 
     @translated
     def access(self, path: str, amode: int) -> int:
         """access(2), where the kernel does not check permissions itself."""
-        if path not in self._hidden:
+        if self._hidden.get(path) is None:
             check_access(*self._paths.resolve(path), amode)
         return 0
 
@@ -207,8 +237,11 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
     @translated
     def rmdir(self, path: str) -> int:
         """Remove an empty directory."""
-        self._tree.remove_directory(*self._paths.resolve(path))
+        directory, name = self._paths.resolve(path)
+        self.told.hold(path, directory, name)
+        self._tree.remove_directory(directory, name)
         self._paths.forget(path)
+        self.told.removed(path)
         return 0
 
     # ---- entries
@@ -234,61 +267,47 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
     @translated
     def link(self, target: str, source: str) -> int:
         """A new name `target` for the file `source`: mfusepy's names for them."""
-        # The kernel makes a new inode of the new name, and believes for ever what it is told of it first.
-        self._tree.settle(*self._paths.resolve(source))
-        self._tree.link(*self._paths.resolve(source), *self._paths.resolve(target))
+        directory, name = self._paths.resolve(source)
+        self.told.hold(source, directory, name)
+        # The kernel makes a new inode of the new name, and believes what it is told of it first.
+        self._tree.settle(directory, name)
+        self._tree.link(directory, name, *self._paths.resolve(target))
+        self.told.saw(source, self._tree.stat(directory, name))
         return 0
 
     @translated
     def unlink(self, path: str) -> int:
         """Remove a name."""
-        hidden = self._hidden.pop(path, None)
-        if hidden is not None:
-            self._tree.release(hidden)
-        else:
-            self._tree.unlink(*self._paths.resolve(path))
+        if not self._hidden.unlink(path):
+            directory, name = self._paths.resolve(path)
+            held = self.told.hold(path, directory, name)
+            self._tree.unlink(directory, name)
+            self.told.removed(path, held)
         return 0
 
     @translated
     def rename(self, old: str, new: str, flags: int) -> None:
         """rename, renameat2."""
-        if self._hide(old, new):
+        if self._hidden.hide(old, new):
             return
-        self._tree.rename(*self._paths.resolve(old), *self._paths.resolve(new), flags)
+        source, target = self._paths.resolve(old), self._paths.resolve(new)
+        moving = self.told.hold(old, *source)
+        replaced = None
+        with contextlib.suppress(FileNotFoundError):
+            replaced = self.told.hold(new, *target)
+        self._tree.rename(*source, *target, flags, moving.st)
         self._paths.forget(old)
         self._paths.forget(new)
-
-    def _hide(self, old: str, new: str) -> bool:
-        """Take a name from an open file instead of giving it another; False: a person's own rename.
-
-        libfuse's path interface cannot name an open file that is unlinked, so before an unlink or a
-        replacing rename it asks for a rename to `.fuse_hidden` and two numbers, and unlinks that after the
-        last close. Such a file would show in listings and keep its directory from being removed; and if
-        the close comes in between, libfuse forgets it for ever. Here the file is unlinked at once, and
-        what comes for the hidden path meanwhile goes to the open file.
-        """
-        match = _HIDDEN.fullmatch(new.rpartition("/")[2])
-        if match is None:
-            return False
-        counter = int(match[1], 16)  # counts libfuse's own renames of this kind from 1
-        if not self._hidden_count < counter <= self._hidden_count + _HIDDEN_AT_ONCE:
-            return False
-        directory, name = self._paths.resolve(old)
-        st = self._tree.stat(directory, name).st
-        key = (st.st_dev, st.st_ino)
-        file = next((each for each in list(self._handles.values()) if each.state.key == key), None)
-        if file is not None:
-            hidden = self._tree.unlink_open(directory, name, file)
-            if hidden is not None:
-                self._hidden[new] = hidden
-        else:
-            # libfuse takes a file for open until its release has returned; by then it is not in the table.
-            recent = time.monotonic() - _RELEASE_SECONDS
-            if not any(known == key and when > recent for known, when in list(self._released)):
-                return False
-            self._tree.unlink(directory, name)
-        self._hidden_count = max(self._hidden_count, counter - _HIDDEN_AT_ONCE // 2)
-        return True
+        if replaced is not None and replaced.st[1:3] == moving.st[1:3]:
+            return  # two names of one file: nothing happened
+        exchange = flags == RENAME_EXCHANGE
+        if not exchange:
+            self.told.removed(new, replaced)
+        self.told.moved(old, new, exchange=exchange)
+        for path, place in ((new, target), (old, source))[: 2 if exchange else 1]:
+            found = self._tree.stat(*place)
+            if stat.S_ISLNK(found.st.st_mode):  # it was made anew
+                self.told.saw(path, found)
 
     # ---- xattrs
 
@@ -301,7 +320,7 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
     def setxattr(self, path: str, name: str, value: bytes, options: int, position: int = 0) -> int:
         """Set a value."""
         self._tree.require_writable()
-        self._tree.xattrs.set(*self._paths.resolve(path), name.encode("latin-1"), value, options)
+        self._tree.xattrs.set(*self._meant(path), name.encode("latin-1"), value, options)
         return 0
 
     @translated
@@ -314,31 +333,28 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
     def removexattr(self, path: str, name: str) -> int:
         """Remove an attribute."""
         self._tree.require_writable()
-        self._tree.xattrs.remove(*self._paths.resolve(path), name.encode("latin-1"))
+        self._tree.xattrs.remove(*self._meant(path), name.encode("latin-1"))
         return 0
 
     # ---- files
 
-    def _opened(self, file: OpenFile, fi: Any) -> int:
+    def _opened(self, told: Told, file: OpenFile, fi: Any) -> int:
         fi.fh = fh = next(self._next_handle)
         self._handles[fh] = file
-        # Each path has its own page cache and, with the writeback cache, a size that the kernel never asks
-        # for again. So a file with several names goes without: each read and write comes here.
-        single = os.fstat(file.state.fd).st_nlink == 1
-        fi.keep_cache, fi.direct_io = single, not single
+        fi.keep_cache, fi.direct_io = self.told.opened(told, fh, file)
         return 0
 
     @translated
     def create(self, path: str, mode: int, fi: Any) -> int:
         """Create and open."""
         directory, name = self._paths.resolve(path)
-        return self._opened(self._tree.create(directory, name, fi.flags, mode, self._caller()), fi)
+        file = self._tree.create(directory, name, fi.flags, mode, self._caller())
+        return self._opened(self.told.at(path), file, fi)
 
     @translated
     def open(self, path: str, fi: Any) -> int:
         """Open."""
-        directory, name = self._paths.resolve(path)
-        return self._opened(self._tree.open(directory, name, fi.flags), fi)
+        return self._opened(*self.told.open(path, *self._paths.resolve(path), fi.flags), fi)
 
     @translated
     def read(self, fh: int, offset: int, out: memoryview) -> int:
@@ -365,9 +381,12 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
     def release(self, path: str | None, fi: Any) -> int:
         """The last use of a handle."""
         file = self._handles[fi.fh]
-        self._released.append((file.state.key, time.monotonic()))
+        self._hidden.released(file)
         del self._handles[fi.fh]
-        self._tree.release(file)
+        try:
+            self._tree.release(file)
+        finally:
+            self.told.released(fi.fh)
         return 0
 
     @translated

@@ -1,34 +1,53 @@
 """From a path to a node, for an engine that is given paths.
 
-The directories on the way are kept open, so that a path costs one look into a dictionary.
+The directories on the way are kept open, so that a path costs one look into a dictionary. Others may move,
+replace and remove directories, too: one that was found some time ago is looked at again before it is used.
 """
 
 from __future__ import annotations
 
+import math
+import os
 import threading
+import time
 
 from cryptfs.errors import NameTooLongError
 from cryptfs.vfs.directory import SELF, Directory
+from cryptfs.vfs.identity import stale
 from cryptfs.vfs.tree import VaultTree
 
 MAX_OPEN_DIRECTORIES = 512
 
 
+class _Known:
+    """A directory that is open. inode: its device and inode.   checked: when it was last seen at its path."""
+
+    __slots__ = ("checked", "directory", "inode")
+
+    def __init__(self, directory: Directory, checked: float) -> None:
+        st = os.fstat(directory.fd)
+        self.directory = directory
+        self.inode = (st.st_dev, st.st_ino)
+        self.checked = checked
+
+
 class PathResolver:
     """Finds (directory, name) of a path below the mountpoint. Paths are latin-1 text: a byte a character.
 
-    Args: tree: of the vault.
+    Args: tree: of the vault.   fresh_seconds: how long a directory may be used before it is looked at again.
     """
 
-    def __init__(self, tree: VaultTree) -> None:
+    def __init__(self, tree: VaultTree, fresh_seconds: float = math.inf) -> None:
         self._tree = tree
+        self._fresh_seconds = fresh_seconds
+        self._not_before = -math.inf  # what was seen until then may be wrong
         self._lock = threading.Lock()
-        self._directories: dict[str, Directory] = {"": tree.root}
+        self._directories: dict[str, _Known] = {"": _Known(tree.root, math.inf)}
 
     def resolve(self, path: str) -> tuple[Directory, bytes]:
         """The directory that holds the last component, and its name; (root, SELF) for '/'.
 
-        Raises: OSError: ENOENT, ENOTDIR.   IntegrityError.
+        Raises: OSError: ESTALE: a directory on the way is none any more.   IntegrityError.
         """
         parent, _, name = path.rpartition("/")
         if not name:
@@ -36,28 +55,59 @@ class PathResolver:
         return self.directory(parent), name.encode("latin-1")
 
     def directory(self, path: str) -> Directory:
-        """The open directory of a path without a slash at its end; '' is the root."""
+        """The open directory of a path without a slash at its end; '' is the root. Raises: as resolve."""
+        now = time.monotonic()
+        oldest = max(now - self._fresh_seconds, self._not_before)
         at = path
         names: list[str] = []  # below it, the lowest first
-        while (found := self._directories.get(at)) is None:
+        while (known := self._directories.get(at)) is None or known.checked <= oldest:
             at, _, name = at.rpartition("/")
             if len(name) > 255:
                 raise NameTooLongError("a name on the path is over the limit of 255 bytes")
             names.append(name)
+        found = known.directory
         while names:  # not by recursion: a path can have two thousand names
             name = names.pop()
-            found = self._tree.directory(found, name.encode("latin-1"))
             at = f"{at}/{name}"
-            with self._lock:
-                if len(self._directories) >= MAX_OPEN_DIRECTORIES:
-                    self._forget_oldest()
-                self._directories[at] = found
+            try:
+                found = self._below(found, at, name, now)
+            except (FileNotFoundError, NotADirectoryError):
+                self.forget(at)
+                raise stale() from None
         return found
+
+    def _below(self, parent: Directory, path: str, name: str, now: float) -> Directory:
+        """A subdirectory: the one that is open, where it still stands there."""
+        plain_name = name.encode("latin-1")
+        known = self._directories.get(path)
+        if known is not None:
+            st = os.stat(parent.entry_name(plain_name), dir_fd=parent.fd, follow_symlinks=False)
+            if (st.st_dev, st.st_ino) == known.inode:
+                known.checked = now
+                return known.directory
+            self.forget(path)
+        known = _Known(self._tree.directory(parent, plain_name), now)
+        with self._lock:
+            if len(self._directories) >= MAX_OPEN_DIRECTORIES:
+                self._forget_oldest()
+            self._directories[path] = known
+        return known.directory
 
     def _forget_oldest(self) -> None:
         """Make room: the oldest half goes, but for the root."""
         for path in list(self._directories)[1 : MAX_OPEN_DIRECTORIES // 2]:
             del self._directories[path]
+
+    def saw(self, path: str, inode: tuple[int, int]) -> None:
+        """A directory was looked at by its path: what is open there must be that one."""
+        known = self._directories.get(path)
+        if known is not None and known.inode != inode:
+            self.forget(path)
+
+    def look_again(self) -> None:
+        """Something was not where it was thought to be: trust nothing that was seen before."""
+        if self._fresh_seconds != math.inf:
+            self._not_before = time.monotonic()
 
     def forget(self, path: str) -> None:
         """After a directory was removed or renamed: its path and all below lead nowhere, or elsewhere."""

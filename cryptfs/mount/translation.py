@@ -10,16 +10,23 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from cryptfs.mount.errno_map import errno_of
 from cryptfs.mount.native.structs import Op
+from cryptfs.vfs.identity import stale
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_GONE = (errno.ENOENT, errno.ESTALE)
 _SETTERS = ("chmod", "chown", "utimens", "truncate")  # one request to the kernel
 
 
 def translated(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
-    """Count it, and raise an OSError with the right errno: mfusepy would make EINVAL of others."""
+    """Count it, and raise an OSError with the right errno: mfusepy would make EINVAL of others.
+
+    The kernel asks for what it was told is there. Where that is gone, somebody else was here, and the kernel
+    is to look again: it does so at ESTALE, and takes ENOENT for the last word.
+    """
     opcode = Op.SETATTR if method.__name__ in _SETTERS else Op[method.__name__.upper()]
+    looks = method.__name__ == "getattr"
 
     @functools.wraps(method)
     def wrapper(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -27,8 +34,11 @@ def translated(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate
         try:
             return method(self, *args, **kwargs)
         except OSError as error:
+            if error.errno in _GONE and not looks:
+                self.look_again()
+                error = stale()
             self.statistics.failed(error.errno or errno.EIO)
-            raise
+            raise error from None
         except Exception as error:  # noqa: BLE001 - the one place; errno_of logs what is unforeseen
             code = errno_of(error)
             self.statistics.failed(code)

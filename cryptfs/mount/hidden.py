@@ -1,0 +1,115 @@
+"""Files that are unlinked while they are open, for the engine on libfuse.
+
+libfuse's path interface cannot name an open file that is unlinked, so before an unlink or a replacing rename
+it asks for a rename to `.fuse_hidden` and two numbers, and unlinks that after the last close. Such a file
+would show in listings and keep its directory from being removed; and if the close comes in between, libfuse
+forgets it for ever. Here the file is unlinked at once, and what comes for the hidden path meanwhile goes to
+the open file.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import time
+from collections import deque
+from collections.abc import Mapping
+
+from cryptfs.mount.native.node import HeldFile
+from cryptfs.mount.paths import PathResolver
+from cryptfs.mount.told import ToldTable
+from cryptfs.vfs.directory import Directory
+from cryptfs.vfs.filestate import FileKey
+from cryptfs.vfs.openfile import OpenFile
+from cryptfs.vfs.tree import VaultTree
+
+_NAME = re.compile(r"\.fuse_hidden[0-9a-f]{8}([0-9a-f]{8})")
+"""What libfuse renames an open file to: inode and counter."""
+
+_AT_ONCE = 64  # how far its counter may be out of order
+
+_RELEASE_SECONDS = 1.0
+"""How long after its release libfuse may still take a file for open."""
+
+
+class HiddenFiles:
+    """The files that libfuse believes to have renamed.
+
+    Args: handles: the open files, by handle.
+    """
+
+    def __init__(
+        self, tree: VaultTree, paths: PathResolver, told: ToldTable, handles: Mapping[int, OpenFile]
+    ) -> None:
+        self._tree = tree
+        self._paths = paths
+        self._told = told
+        self._handles = handles
+        self._files: dict[str, OpenFile] = {}  # path that libfuse made up -> file without a name
+        self._released: deque[tuple[FileKey, float]] = deque(maxlen=_AT_ONCE)
+        self._count = 0
+
+    def get(self, path: str) -> OpenFile | None:
+        """The file without a name that a path stands for."""
+        return self._files.get(path) if self._files else None
+
+    def unlink(self, path: str) -> bool:
+        """After the last close: libfuse removes a path that it made up. False: it is none of those."""
+        hidden = self._files.pop(path, None) if self._files else None
+        if hidden is None:
+            return False
+        self._tree.release(hidden)
+        return True
+
+    def released(self, file: OpenFile) -> None:
+        """Libfuse may still take a file for open until its release has returned."""
+        self._released.append((file.state.key, time.monotonic()))
+
+    def hide(self, old: str, new: str) -> bool:
+        """Take a name from an open file instead of giving it another; False: a person's own rename.
+
+        Raises: OSError: ESTALE: the name is another file's than the kernel was told.
+        """
+        match = _NAME.fullmatch(new.rpartition("/")[2])
+        if match is None:
+            return False
+        counter = int(match[1], 16)  # counts libfuse's own renames of this kind from 1
+        if not self._count < counter <= self._count + _AT_ONCE:
+            return False
+        directory, name = self._paths.resolve(old)
+        try:
+            held = self._told.hold(old, directory, name)
+        except FileNotFoundError:
+            held = None  # somebody else has removed the name of a file that is open here: libfuse cannot know
+        fh = self._told.open_handle(old, held)
+        file = None if fh is None else self._handles.get(fh)
+        if file is not None:
+            hidden = self._take_name(directory, name, file, held)
+            if hidden is not None:
+                self._files[new] = hidden
+        elif held is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        elif self._was_released(held):
+            self._tree.unlink(directory, name)
+        else:
+            return False
+        self._told.removed(old, held)
+        self._count = max(self._count, counter - _AT_ONCE // 2)
+        return True
+
+    def _take_name(
+        self, directory: Directory, name: bytes, file: OpenFile, held: HeldFile | None
+    ) -> OpenFile | None:
+        """Remove a name, and take a further handle on the file that is open under it, be it an older one."""
+        if held is not None and (held.st.st_dev, held.st.st_ino) == file.state.key:
+            return self._tree.unlink_open(directory, name, file)
+        if held is not None:
+            self._tree.unlink(directory, name)
+        shared = self._tree.files.share(file.state)
+        return OpenFile(file.state, writable=file.state.writable) if shared else None
+
+    def _was_released(self, held: HeldFile) -> bool:
+        key = (held.st.st_dev, held.st.st_ino)
+        recent = time.monotonic() - _RELEASE_SECONDS
+        return any(known == key and when > recent for known, when in list(self._released))
