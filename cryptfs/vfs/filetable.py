@@ -49,19 +49,27 @@ class FileTable:
         Args: st: stat of the descriptor.
         """
         key = (st.st_dev, st.st_ino)
-        present = self._states.get(key)
-        if present is not None and is_overtaken(present, st):
-            self._leave(present)
-        with self._lock:
-            state = self._states.get(key)
-            if state is None:
-                state = FileState(self._context, key, fd, writable=writable, path=cipher_path)
-                self._states[key] = state
-            else:
+        while True:
+            with self._lock:
+                state = self._states.get(key)
+                if state is None:
+                    state = FileState(self._context, key, fd, writable=writable, path=cipher_path)
+                    self._states[key] = state
+                    return state
                 self._closed.pop(key, None)
-                state.handles += 1
-                state.adopt(fd, writable=writable)
-            return state
+                state.handles += 1  # first of all: nobody closes its descriptor while it is looked at
+            try:
+                overtaken = is_overtaken(state, st)
+            except OSError:
+                os.close(fd)
+                self.release(state)
+                raise
+            if not overtaken:
+                with self._lock:
+                    state.adopt(fd, writable=writable)
+                return state
+            self._leave(state)
+            self.release(state)
 
     def _leave(self, state: FileState) -> None:
         """A file that somebody else has changed in place: handles keep the state, the next gets another."""

@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 
 from cryptfs.core.aead import SUITES
+from cryptfs.vfs import filetable
+from cryptfs.vfs.filestate import FileState
+from cryptfs.vfs.overtaking import is_overtaken
 from tests.support import CIPHERS, KIB, BareVault
 
 NAME = b"shared"
@@ -181,4 +184,27 @@ def test_open_and_close_from_many_threads_leaves_the_file_clean(tmp_path: Path) 
     assert len(os.listdir("/proc/self/fd")) == before
     # Odd turns are the writing ones of even threads, and the other way round.
     assert vault.get(NAME)[:8] == bytes(39 if index % 2 == 0 else 38 for index in range(8))
+    vault.close()
+
+
+def test_a_file_is_looked_at_by_a_descriptor_that_nobody_closes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread gives the last handle back just when somebody who opens the file looks at its header."""
+    vault = BareVault(tmp_path / "v")
+    vault.put(NAME, bytes(SMALL))
+    last = vault.tree.open(vault.root, NAME, os.O_RDONLY)
+    looks = []
+
+    def look(state: FileState, st: os.stat_result) -> bool:
+        if not looks:
+            vault.tree.release(last)
+        looks.append(os.fstat(state.fd).st_ino)
+        return is_overtaken(state, st)
+
+    monkeypatch.setattr(filetable, "is_overtaken", look)
+    with vault.opened(NAME, os.O_RDONLY) as file:
+        assert file.read(0, SMALL) == bytes(SMALL)
+    assert looks == [vault.backing(NAME).stat().st_ino]
+    assert not vault.tree.files._states
     vault.close()
