@@ -163,10 +163,10 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
         self._tree.require_writable()
         where, _ = self._meant(path, fh)
         state = self._tree.files.find(os.fstat(where.fd))
-        if state is None:
+        with state.lock if state is not None else contextlib.nullcontext():  # as in VaultTree.set_times
             utimensat(AT_FDCWD, f"/proc/self/fd/{where.fd}", times, follow=True)
-        else:
-            state.set_times(times)
+            if state is not None:
+                state.forget_mtime(times)
 
     @translated
     def truncate(self, path: str | None, size: int, fh: int | None) -> None:
