@@ -1,0 +1,400 @@
+"""What others do to the vault while programs have files open: what a name means, and what a handle means."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cryptfs.errors import IntegrityError
+from cryptfs.vfs.vault import Vault
+from tests.e2e.conftest import ENGINES, require_fuse
+from tests.e2e.mounting import PASSPHRASE, Mounted, MountSpec, mounted
+
+FRESH = 1.3  # seconds, after which what changed outside must show
+REST = 10.0
+STEP = 5_000  # bytes of a read: no multiple of a page
+
+
+def text(word: str, size: int) -> bytes:
+    """Content whose every piece says which it is and where it belongs."""
+    lines = (f"{word} {number:07}\n".encode() for number in range(size // 8 + 1))
+    return b"".join(lines)[:size]
+
+
+OLD, NEW, SAME = text("old", 300_000), text("newer", 400_000), text("same", 300_000)
+
+
+class Outside:
+    """Somebody who changes a mounted vault, and looks into it, by plaintext paths."""
+
+    def __init__(self, mount: Mounted) -> None:
+        self.mount = mount
+        self.place = ""
+        self.shown = mount.mountpoint
+        self._vault = Vault.unlock(mount.vault_dir, PASSPHRASE.encode(), read_only=True, lock=False)
+
+    def enter(self, place: str) -> None:
+        """Go on in a directory of its own."""
+        self.place, self.shown = f"{place}/", self.mount.mountpoint / place
+        self.shown.mkdir()
+
+    def close(self) -> None:
+        """Forget the keys."""
+        self._vault.close()
+
+    def backing(self, path: str) -> Path:
+        """The backing file or directory of a path."""
+        directory, names = self._vault.tree.root, (self.place + path).encode().split(b"/")
+        for name in names[:-1]:
+            directory = self._vault.tree.directory(directory, name)
+        return self.mount.vault_dir / directory.path_of(directory.entry_name(names[-1]))
+
+    def sealed(self, path: str) -> bytes:
+        """The ciphertext of a file, once it is at rest."""
+        context, deadline = self._vault.tree.context, time.monotonic() + REST
+        while True:
+            raw = self.backing(path).read_bytes()
+            try:
+                if context.unpack_header(raw[:256]).is_clean:
+                    return raw
+            except IntegrityError:
+                pass  # it is being written
+            assert time.monotonic() < deadline, f"{path} does not come to rest"
+            time.sleep(0.02)
+
+    def make(self, path: str, content: bytes) -> bytes:
+        """Write a file through the mount; returns its ciphertext, at rest."""
+        (self.shown / path).write_bytes(content)
+        return self.sealed(path)
+
+    def replace(self, path: str, raw: bytes) -> None:
+        """Another file under the name, as sync clients do it."""
+        target = self.backing(path)
+        temporary = target.with_name(".incoming")
+        temporary.write_bytes(raw)
+        temporary.rename(target)
+
+    def rewrite(self, path: str, raw: bytes) -> None:
+        """Other content in place, as `rsync --inplace --times` does it where the times are the same."""
+        target = self.backing(path)
+        st = target.stat()
+        with target.open("r+b") as file:
+            file.write(raw)
+            file.truncate()
+        os.utime(target, ns=(st.st_atime_ns, st.st_mtime_ns))
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def actor(request: pytest.FixtureRequest) -> Iterator[Outside]:
+    """One mount for all tests here, for each engine."""
+    spec = MountSpec(request.param)
+    require_fuse(spec)
+    with mounted(spec) as mount:
+        actor = Outside(mount)
+        yield actor
+        actor.close()
+
+
+@pytest.fixture
+def outside(actor: Outside, request: pytest.FixtureRequest) -> Iterator[Outside]:
+    """In a fresh directory; the log must stay silent."""
+    actor.enter(f"{abs(hash(request.node.nodeid)):x}")
+    allowed = list(actor.mount.allowed)
+    yield actor
+    actor.mount.assert_quiet()
+    actor.mount.allowed = allowed
+
+
+def whole(fd: int, size: int) -> bytes:
+    """All that a descriptor shows, piece by piece; it must end there."""
+    seen = b"".join(os.pread(fd, STEP, at) for at in range(0, size, STEP))
+    assert os.pread(fd, STEP, size) == b""
+    return seen
+
+
+@pytest.fixture
+def old_handle(outside: Outside) -> Iterator[int]:
+    """A handle on `doc` as it was before others replaced it by NEW, of which the mount has heard by now."""
+    new = outside.make("new", NEW)
+    outside.make("doc", OLD)
+    fd = os.open(outside.shown / "doc", os.O_RDWR)
+    try:
+        assert os.pread(fd, STEP, 0) == OLD[:STEP]
+        outside.replace("doc", new)
+        time.sleep(FRESH)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def known_limit(outside: Outside, request: pytest.FixtureRequest, engine: str, reason: str) -> None:
+    """Expect a failure on one engine, strictly."""
+    if outside.mount.spec.engine == engine:
+        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+
+
+# ---- a handle on the old file, and the name that has a new one
+
+
+def test_old_and_new_are_read_side_by_side(outside: Outside, old_handle: int) -> None:
+    doc = outside.shown / "doc"
+    for _ in range(2):
+        assert doc.read_bytes() == NEW
+        assert whole(old_handle, len(OLD)) == OLD
+    with doc.open("rb") as new:
+        for at in range(0, len(OLD) - STEP, 3 * STEP):
+            assert os.pread(new.fileno(), STEP, at) == NEW[at : at + STEP]
+            assert os.pread(old_handle, STEP, at) == OLD[at : at + STEP]
+
+
+def test_after_the_old_handle_is_closed_the_name_shows_the_new_file(outside: Outside) -> None:
+    new = outside.make("new", NEW)
+    outside.make("doc", OLD)
+    doc = outside.shown / "doc"
+    with doc.open("r+b") as old:
+        old.read()
+        outside.replace("doc", new)
+        time.sleep(FRESH)
+        assert doc.read_bytes() == NEW
+        old.seek(0, os.SEEK_END)
+        old.write(b"an end of its own")
+    for _ in range(3):
+        assert doc.read_bytes() == NEW
+        time.sleep(FRESH / 2)
+    assert doc.stat().st_size == len(NEW)
+    assert outside.backing("doc").read_bytes() == new
+
+
+def test_what_is_written_by_the_old_handle_stays_out_of_the_new_file(
+    outside: Outside, old_handle: int
+) -> None:
+    os.pwrite(old_handle, b"by the old handle", 7)
+    os.ftruncate(old_handle, 100_000)
+    os.fsync(old_handle)
+    assert os.pread(old_handle, 30, 0) == (OLD[:7] + b"by the old handle" + OLD[24:30])
+    assert (outside.shown / "doc").read_bytes() == NEW
+    assert outside.sealed("doc") == outside.sealed("new")
+
+
+def test_what_is_written_by_a_new_handle_is_not_in_the_old_file(outside: Outside, old_handle: int) -> None:
+    doc = outside.shown / "doc"
+    with doc.open("r+b", buffering=0) as new:
+        new.write(b"by the new handle")
+        assert os.pread(old_handle, STEP, 0) == OLD[:STEP]
+    with doc.open("ab", buffering=0) as new:
+        new.write(b"an end")
+    expected = b"by the new handle" + NEW[17:] + b"an end"
+    assert doc.read_bytes() == expected
+    assert whole(old_handle, len(OLD)) == OLD
+
+
+@pytest.mark.parametrize("wait", [0.0, FRESH])
+@pytest.mark.parametrize("gone", [False, True], ids=["replaced", "deleted"])
+def test_a_name_is_removed_beside_an_old_handle(outside: Outside, wait: float, gone: bool) -> None:
+    new = outside.make("new", NEW)
+    outside.make("doc", OLD)
+    doc = outside.shown / "doc"
+    with doc.open("rb") as old:
+        if gone:
+            outside.backing("doc").unlink()
+        else:
+            outside.replace("doc", new)
+        time.sleep(wait)
+        try:
+            doc.unlink()
+        except FileNotFoundError:
+            assert gone
+        assert os.listdir(outside.shown) == ["new"]
+        assert not outside.backing("doc").exists()
+        assert whole(old.fileno(), len(OLD)) == OLD
+        doc.write_bytes(SAME)
+        assert doc.read_bytes() == SAME
+        assert whole(old.fileno(), len(OLD)) == OLD
+    assert sorted(os.listdir(outside.shown)) == ["doc", "new"]
+    assert doc.read_bytes() == SAME
+
+
+@pytest.mark.parametrize("wait", [0.0, FRESH])
+@pytest.mark.parametrize("gone", [False, True], ids=["replaced", "deleted"])
+def test_a_name_is_renamed_over_beside_an_old_handle(outside: Outside, wait: float, gone: bool) -> None:
+    """As editors save."""
+    new = outside.make("new", NEW)
+    outside.make("doc", OLD)
+    doc = outside.shown / "doc"
+    with doc.open("rb") as old:
+        if gone:
+            outside.backing("doc").unlink()
+        else:
+            outside.replace("doc", new)
+        time.sleep(wait)
+        (outside.shown / "saved").write_bytes(SAME)
+        (outside.shown / "saved").rename(doc)
+        assert sorted(os.listdir(outside.shown)) == ["doc", "new"]
+        assert doc.read_bytes() == SAME
+        assert whole(old.fileno(), len(OLD)) == OLD
+    assert sorted(os.listdir(outside.shown)) == ["doc", "new"]
+    assert doc.read_bytes() == SAME
+
+
+def test_the_old_handle_has_its_own_size(
+    outside: Outside, old_handle: int, request: pytest.FixtureRequest
+) -> None:
+    known_limit(
+        outside, request, "fusepy", "fstat(2) comes without a handle: libfuse has one inode for each path"
+    )
+    assert os.fstat(old_handle).st_size == len(OLD)
+
+
+def test_the_mode_of_the_old_handle_is_not_that_of_the_name(
+    outside: Outside, old_handle: int, request: pytest.FixtureRequest
+) -> None:
+    known_limit(
+        outside, request, "fusepy", "fchmod(2) comes without a handle: libfuse has one inode for each path"
+    )
+    before = (outside.shown / "doc").stat().st_mode
+    os.fchmod(old_handle, 0o751)
+    assert outside.backing("doc").stat().st_mode == before
+
+
+def test_a_shared_mapping_beside_an_old_handle(
+    outside: Outside, old_handle: int, request: pytest.FixtureRequest
+) -> None:
+    known_limit(
+        outside,
+        request,
+        "fusepy",
+        "the new file is opened without the page cache, where Linux has no such maps",
+    )
+    with (
+        (outside.shown / "doc").open("rb") as new,
+        mmap.mmap(new.fileno(), 0, prot=mmap.PROT_READ) as pages,
+    ):
+        assert pages[:] == NEW
+
+
+# ---- content that changes in place
+
+
+def test_other_content_with_the_same_size_and_times_is_read_anew(outside: Outside) -> None:
+    raw = outside.make("same", SAME)
+    outside.make("doc", OLD)
+    doc = outside.shown / "doc"
+    assert doc.read_bytes() == OLD
+    outside.rewrite("doc", raw)
+    time.sleep(FRESH)
+    assert doc.read_bytes() == SAME
+
+
+def test_a_file_that_is_changed_in_place_while_open_is_never_a_mixture(outside: Outside) -> None:
+    outside.mount.allow_log("somebody else has changed the file in place", "does not authenticate")
+    raw = outside.make("same", SAME)
+    outside.make("doc", OLD)
+    doc = outside.shown / "doc"
+    with doc.open("rb", buffering=0) as old:
+        first = old.read(STEP)
+        outside.rewrite("doc", raw)
+        for _ in range(2):
+            assert doc.read_bytes() == SAME
+            try:
+                seen = first + b"".join(
+                    os.pread(old.fileno(), STEP, at) for at in range(STEP, len(OLD), STEP)
+                )
+            except OSError as error:
+                assert error.errno == errno.EIO
+            else:
+                assert seen == OLD
+            time.sleep(FRESH)
+    assert doc.read_bytes() == SAME
+
+
+# ---- directories
+
+
+def _removed_and_restored(backing: Path) -> None:
+    shutil.copytree(backing, backing.with_name(".restored"))
+    shutil.rmtree(backing)
+    backing.with_name(".restored").rename(backing)
+
+
+def _made_anew(backing: Path) -> None:
+    record = (backing / "cryptfs.dir").read_bytes()
+    shutil.rmtree(backing)
+    backing.mkdir()
+    (backing / "cryptfs.dir").write_bytes(record)
+
+
+@pytest.mark.parametrize("wait", [0.0, 0.4])
+@pytest.mark.parametrize("change", [_removed_and_restored, _made_anew])
+def test_a_path_leads_at_once_into_a_directory_that_was_put_back(
+    outside: Outside, change: Callable[[Path], None], wait: float
+) -> None:
+    """What is shown there is made from the path; the native engine goes by what the kernel has looked up."""
+    if outside.mount.spec.engine == "native":
+        wait = FRESH
+    top = outside.shown / "top"
+    (top / "sub").mkdir(parents=True)
+    outside.make("top/sub/doc", OLD)
+    assert (top / "sub/doc").read_bytes() == OLD
+    change(outside.backing("top/sub"))
+    time.sleep(wait)
+    (top / "sub/dir").mkdir()
+    (top / "sub/file").write_bytes(SAME)
+    (top / "sub/link").symlink_to("file")
+    os.mkfifo(top / "sub/fifo")
+    (top / "sub/file").rename(top / "moved")
+    (top / "sub/file").hardlink_to(top / "moved")
+    made = {"dir", "file", "link", "fifo"}
+    assert made <= set(os.listdir(top / "sub"))
+    assert (top / "sub/link").read_bytes() == SAME
+    assert outside.backing("top/sub/dir").is_dir()
+    assert outside.backing("top/sub/file").is_file()
+
+
+def test_a_directory_that_moved_is_not_reached_by_its_old_path(outside: Outside) -> None:
+    for name in ("one", "two"):
+        (outside.shown / name / "deep").mkdir(parents=True)
+        outside.make(f"{name}/deep/doc", name.encode())
+    one, two = outside.backing("one"), outside.backing("two")
+    one.rename(one.with_name(".swap"))
+    two.rename(one)
+    one.with_name(".swap").rename(two)
+    time.sleep(FRESH)
+    assert (outside.shown / "one/deep/doc").read_bytes() == b"two"
+    assert (outside.shown / "two/deep/doc").read_bytes() == b"one"
+    (outside.shown / "one/deep/new").write_bytes(SAME)
+    assert sorted(os.listdir(outside.shown / "one/deep")) == ["doc", "new"]
+    assert os.listdir(outside.shown / "two/deep") == ["doc"]
+
+
+# ---- sizes that no header vouches for
+
+
+@pytest.mark.parametrize("options", ["", "exclusive", "exclusive,nowriteback"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_surplus_bytes_are_never_zeros(engine: str, options: str) -> None:
+    spec = MountSpec(engine, options=options)
+    require_fuse(spec)
+    with mounted(spec) as mount:
+        mount.allow_log("are no part of it", "trimmed")
+        outside = Outside(mount)
+        outside.make("doc", b"100 bytes" * 11)
+        with outside.backing("doc").open("ab") as file:
+            file.write(os.urandom(49_152))
+        outside.close()
+        mount.remount()
+        doc = mount.mountpoint / "doc"
+        doc.stat()
+        assert doc.read_bytes() == b"100 bytes" * 11
+        with doc.open("ab") as file:
+            file.write(b"more")
+        assert doc.read_bytes() == b"100 bytes" * 11 + b"more"
+        mount.remount()
+        assert doc.read_bytes() == b"100 bytes" * 11 + b"more"
+        assert doc.stat().st_size == 103
