@@ -1,0 +1,1 @@
+"""A vault that changes behind a running mount."""

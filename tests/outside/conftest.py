@@ -1,0 +1,63 @@
+"""Mounts on an ext4 of their own, which gives inode numbers again at once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from soaklib.ground import ext4, mounted_on
+from tests.crash.blockdevice import missing
+from tests.e2e.conftest import ENGINES, require_fuse
+from tests.e2e.mounting import MountSpec
+from tests.outside.stage import Stage
+
+StageMaker = Callable[..., contextlib.AbstractContextManager[Stage]]
+
+
+@pytest.fixture(scope="session")
+def ground() -> Iterator[Path]:
+    """A directory on ext4."""
+    reason = missing()
+    if reason:
+        pytest.skip(reason)
+    with ext4() as disk:
+        yield disk
+
+
+@contextlib.contextmanager
+def staged(ground: Path, engine: str, options: str = "") -> Iterator[Stage]:
+    """A fresh vault, mounted, and its ciphertext; afterwards no traceback in the log."""
+    spec = MountSpec(engine, options=options)
+    require_fuse(spec)
+    with mounted_on(ground, spec) as mount:
+        stage = Stage(mount)
+        try:
+            yield stage
+            stage.check_log()
+        finally:
+            stage.close()
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def stage(request: pytest.FixtureRequest, ground: Path) -> Iterator[Stage]:
+    """One mount for a module's tests, for each engine."""
+    with staged(ground, request.param) as stage:
+        yield stage
+
+
+@pytest.fixture(params=ENGINES)
+def own_stage(request: pytest.FixtureRequest, ground: Path) -> Iterator[Stage]:
+    """A mount for one test, for each engine."""
+    with staged(ground, request.param) as stage:
+        yield stage
+
+
+@pytest.fixture(autouse=True)
+def _umask() -> Iterator[None]:
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
