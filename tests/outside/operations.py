@@ -205,8 +205,8 @@ class Operation:
 
 def line_of(content: bytes) -> bytes:
     """What a script says when it runs."""
-    word = content.split(b"\n", 2)[1].removeprefix(b"echo ") if content.startswith(b"#!") else b""
-    return word + b"\n"
+    lines = content.split(b"\n", 2)
+    return lines[1].removeprefix(b"echo ") + b"\n" if lines[1:] and lines[1].startswith(b"echo ") else b""
 
 
 def paged(content: bytes) -> bytes:
