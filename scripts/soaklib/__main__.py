@@ -18,6 +18,8 @@ from rich.table import Table
 from soaklib.parts import PARTS, Part
 
 FUZZ_SECONDS = 300
+ROUND_SECONDS = 60.0
+"""Of one round of `outside` with one engine: a fresh vault now and then."""
 NOTHING_RAN = 5  # pytest's exit code
 TAIL = 30
 
@@ -38,26 +40,42 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="scripts/soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=60.0, help="for the parts that repeat, in all")
+    parser.add_argument("--seconds", type=float, help="the same in seconds")
+    parser.add_argument("--engine", choices=("native", "fusepy", "both"), default="both", help="of `outside`")
     parser.add_argument("--kills", type=int, default=1000, help="of the daemon")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the first run of each part")
     parser.add_argument(
         "--only", action="append", choices=[part.name for part in PARTS], help="may be given again"
     )
     parser.add_argument("--list", action="store_true", help="say what there is, and run nothing")
-    return parser.parse_args(arguments)
+    chosen = parser.parse_args(arguments)
+    if chosen.seconds is not None:
+        chosen.minutes = chosen.seconds / 60
+    return chosen
 
 
-def command_of(part: Part) -> list[str]:
+def command_of(part: Part, chosen: argparse.Namespace) -> list[str]:
     """The words of a part's command."""
-    words = [word.format(seconds=FUZZ_SECONDS) for word in part.command]
+    engines = 2 if chosen.engine == "both" else 1
+    values = {
+        "fuzz": FUZZ_SECONDS,
+        "seconds": min(ROUND_SECONDS, chosen.minutes * 60 / engines),
+        "engine": chosen.engine,
+        "minutes": chosen.minutes,
+    }
+    words = [word.format(**values) for word in part.command]
     return words if words[0].startswith("scripts/") else [sys.executable, *words]
 
 
-def run_once(part: Part, settings: dict[str, str], log: Path) -> int:
+def run_once(part: Part, chosen: argparse.Namespace, settings: dict[str, str], log: Path) -> int:
     """One run; returns its exit code. What it says goes to the log."""
     with log.open("ab") as output:
         return subprocess.run(
-            command_of(part), env=os.environ | settings, stdout=output, stderr=subprocess.STDOUT, check=False
+            command_of(part, chosen),
+            env=os.environ | settings,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            check=False,
         ).returncode
 
 
@@ -70,7 +88,7 @@ def run(part: Part, chosen: argparse.Namespace, seconds: float, logs: Path, cons
         settings = {name: value.format(kills=chosen.kills) for name, value in part.settings.items()}
         settings["CRYPTFS_CRASH_SEED"] = str(seed)
         log = logs / f"{part.name}-{seed}.log"
-        code = run_once(part, settings, log)
+        code = run_once(part, chosen, settings, log)
         lines = log.read_text(errors="replace").splitlines() or [""]
         outcome.runs += 1
         outcome.seconds = time.monotonic() - begin
@@ -81,7 +99,7 @@ def run(part: Part, chosen: argparse.Namespace, seconds: float, logs: Path, cons
             again = " ".join(f"{name}={value}" for name, value in settings.items())
             console.print(f"FOUND in {part.name}, seed {seed}; the whole log: {log}", markup=False)
             console.print("\n".join(lines[-TAIL:]), markup=False, highlight=False)
-            console.print(f"again: {again} {' '.join(command_of(part))}", markup=False, highlight=False)
+            console.print(f"again: {again} {' '.join(command_of(part, chosen))}", markup=False, highlight=False)
         if not part.repeats or outcome.skipped or outcome.seconds >= seconds:
             return outcome
         seed += 1

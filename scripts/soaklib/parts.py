@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 class Part:
     """One part. command: words after the interpreter, or a script of ours.
 
+              `{seconds}`, `{engine}`, `{minutes}` in it are what the command line says for them.
     settings: of the environment. `{kills}` in them is what the command line says for it.
     repeats:  another seed gives other work: it is run again until its share of the time is over.
     """
@@ -81,12 +82,23 @@ PARTS = (
         {"CRYPTFS_E2E_LARGE_DIRECTORY": "1000000", "CRYPTFS_LISTED_ENTRIES": "1000000"},
     ),
     Part(
+        "outside",
+        "random changes of the vault behind its mount, against a model",
+        ("-m", "soaklib.outside", "--seconds", "{seconds}", "--engine", "{engine}"),
+        repeats=True,
+    ),
+    Part(
+        "syncthing",
+        "three machines that edit their mounted copies of one vault, synced by Syncthing",
+        ("-m", "soaklib.syncthing", "--minutes", "{minutes}"),
+    ),
+    Part(
         "memory",
         "resident memory after 20 GiB",
         _tests("tests/e2e/test_memory.py"),
         {"CRYPTFS_E2E_MEMORY_MIB": "20480"},
     ),
     Part(
-        "fuzz", "coverage-guided fuzzing of everything that is read from disk", ("scripts/fuzz", "{seconds}")
+        "fuzz", "coverage-guided fuzzing of everything that is read from disk", ("scripts/fuzz", "{fuzz}")
     ),
 )

@@ -159,6 +159,7 @@ def replace(target: Path, raw: bytes) -> None:
     """Put bytes into a file's place at once, as sync clients do."""
     temporary = target.with_name(f".outside.{os.urandom(6).hex()}")
     temporary.write_bytes(raw)
+    temporary.chmod(0o755)
     temporary.rename(target)
 
 
@@ -171,6 +172,7 @@ def replace_with_inode(target: Path, raw: bytes, inode: int, tries: int = 400) -
             temporary.touch()
             if temporary.stat().st_ino == inode:
                 temporary.write_bytes(raw)
+                temporary.chmod(0o755)
                 temporary.rename(target)
                 return True
             made.append(temporary)

@@ -1,0 +1,116 @@
+"""What a program may see of a vault that changes outside: for each path, what it held and until when."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+
+GRACE = 2.5
+"""Seconds in which what changed outside may be seen as it was."""
+
+DIRECTORY = b"\0directory"
+"""In place of a content: a directory stands there."""
+
+Content = bytes | None  # None: nothing stands there
+
+
+@dataclass
+class State:
+    """What a path held for a while.
+
+    contents: what can be seen: one, or several where a program and the outside met.
+    damaged:  whether an error is right.
+    ended:    when something else took its place; infinite for the last.
+    outside:  whether that came from outside, so that this one may be seen for the grace.
+    """
+
+    contents: frozenset[Content]
+    since: float
+    damaged: bool = False
+    ended: float = math.inf
+    outside: bool = False
+
+
+@dataclass
+class Track:
+    """The states of one path, newest last.
+
+    claims:    sets of contents; of each, one must be under the path or under a name that says conflict.
+    origins:   paths whose objects ever stood here: their attributes may.
+    placed:    ciphertext that the outside actor left, while no program wrote since.
+    """
+
+    path: str
+    states: list[State] = field(default_factory=list)
+    claims: list[frozenset[Content]] = field(default_factory=list)
+    origins: set[str] = field(default_factory=set)
+    placed: bytes | None = None
+
+    def __post_init__(self) -> None:
+        self.states.append(State(frozenset({None}), -math.inf))
+        self.origins.add(self.path)
+
+    @property
+    def last(self) -> State:
+        """What stands there now."""
+        return self.states[-1]
+
+    @property
+    def certain(self) -> Content:
+        """The content that stands there now, where `busy` is False; None for damage of which nothing is left."""
+        return next(iter(self.last.contents), None)
+
+    @property
+    def exists(self) -> bool:
+        """Whether an intact file stands there for certain."""
+        return (
+            len(self.last.contents) == 1
+            and not self.last.damaged
+            and self.certain not in (None, DIRECTORY)
+        )
+
+    def window(self, moment: float) -> list[State]:
+        """What may be seen by somebody who began to look at a moment."""
+        return [
+            state
+            for state in self.states
+            if state.ended > moment or (state.outside and state.ended > moment - GRACE)
+        ]
+
+    def allowed(self, moment: float) -> frozenset[Content]:
+        """The contents of the window."""
+        return frozenset().union(*(state.contents for state in self.window(moment)))
+
+    def may_fail(self, moment: float) -> bool:
+        """Whether an error is explained: damage, or a change in the window."""
+        window = self.window(moment)
+        return len(window) > 1 or any(state.damaged for state in window)
+
+    def ever(self, moment: float) -> frozenset[Content]:
+        """All contents since a moment, those in its window included."""
+        found = [state.contents for state in self.states if state.ended > moment - GRACE]
+        return frozenset().union(*found)
+
+    @property
+    def busy(self) -> bool:
+        """Whether it is not settled yet what stands there."""
+        return bool(self.claims) or len(self.last.contents) > 1
+
+    def ripe(self, moment: float) -> bool:
+        """Whether what stands there must be settled by now."""
+        return self.busy and moment - self.last.since > GRACE
+
+    def change(self, *contents: Content, outside: bool, damaged: bool = False) -> None:
+        """Something else stands there from now on."""
+        now = time.monotonic()
+        self.last.ended, self.last.outside = now, outside
+        self.states.append(State(frozenset(contents), now, damaged))
+        self.placed = None
+        if len(self.states) > 200:
+            del self.states[:100]
+
+    def settle(self, content: Content) -> None:
+        """It has shown which of the contents it is."""
+        self.last.contents = frozenset({content})
+        self.claims.clear()

@@ -1,0 +1,352 @@
+"""Three machines edit their mounted copies of one vault; Syncthing carries the ciphertext between them.
+
+`python -m soaklib.syncthing --seed N --minutes N`. Every file says what it is: node, origin, sequence number and
+a body that follows from them. At the end the copies are equal, no version that was closed last is lost, and
+fsck finds every vault in order. Directories of one name that two nodes make at once are out of scope.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from cryptfs.errors import IntegrityError
+from soaklib.sealed import Sealer
+from soaklib.syncnodes import SyncNode
+from tests.e2e.mounting import PASSPHRASE, Mounted, MountSpec
+
+NODES = 3
+FILES = 24
+SIZES = (0, 300, 5_000, 20_000, 60_000)
+QUIET_SECONDS = 6.0
+CONVERGE_SECONDS = 120.0
+CONFLICT = "conflict"
+HOST_FILES = ("cryptfs.lock", "cryptfs.journal", "cryptfs.sessions", "cryptfs.unsettled", "cryptfs.tmp")
+
+
+def stamped(node: int, origin: str, sequence: int, size: int) -> bytes:
+    """A content that says what it is."""
+    line = f"{node} {origin} {sequence} {size}\n".encode()
+    return line + hashlib.shake_128(line).digest(size)
+
+
+def stamp_of(content: bytes) -> tuple[str, int] | None:
+    """Origin and sequence number; None: it is not whole, or a mixture."""
+    try:
+        line, _, body = content.partition(b"\n")
+        node, origin, sequence, size = line.decode().split(" ")
+    except ValueError:
+        return None
+    whole = content == stamped(int(node), origin, int(sequence), int(size)) and len(body) == int(size)
+    return (origin, int(sequence)) if whole else None
+
+
+class Cluster:
+    """The nodes, and what their programs did.
+
+    leaves:  sequence numbers of versions that nobody overwrote or removed who saw them, with their sizes.
+    places:  where the objects of an origin may be.
+    """
+
+    def __init__(self, scratch: Path, seed: int, engine: str) -> None:
+        self.dice = random.Random(seed)
+        self.mounts: list[Mounted] = []
+        self.syncs: list[SyncNode] = []
+        self.scratch = scratch
+        self.sequence = 0
+        self.leaves: dict[int, tuple[str, int]] = {}
+        self.known: dict[int, bytes] = {}
+        self.places: dict[str, set[str]] = {}
+        self.directories = [{""} for _ in range(NODES)]
+        self.findings: list[str] = []
+        self.partial = self.operations = self.errors = 0
+        for number in range(NODES):
+            home = scratch / f"node{number}"
+            home.mkdir()
+            self.mounts.append(Mounted(MountSpec(engine, tmpfs=False), home))
+        for number, mount in enumerate(self.mounts):
+            sync_home = scratch / f"sync{number}"
+            sync_home.mkdir()
+            self.syncs.append(SyncNode(number, sync_home, mount.vault_dir))
+
+    def start(self) -> None:
+        """One vault, three copies, all mounted and synced."""
+        first = self.mounts[0]
+        first.create()
+        for mount in self.mounts[1:]:
+            shutil.copytree(first.vault_dir, mount.vault_dir)
+            mount.mountpoint.mkdir()
+            mount.log_path.touch()
+        for sync in self.syncs:
+            sync.generate()
+        for mount in self.mounts:
+            mount.start()
+        for sync in self.syncs:
+            sync.start(self.syncs)
+
+    def stop(self) -> None:
+        """Whatever happened: no process and no mount stays behind."""
+        for sync in self.syncs:
+            sync.stop()
+        for mount in self.mounts:
+            with contextlib.suppress(AssertionError, OSError):
+                mount.unmount()
+
+    # ---- programs
+
+    def found(self, text: str) -> None:
+        """A finding; the run goes on, others may explain it."""
+        if len(self.findings) < 50:
+            self.findings.append(text)
+
+    def read(self, node: int, path: str) -> int | None:
+        """The sequence number of what a node shows; None: nothing, or an error."""
+        try:
+            content = (self.mounts[node].mountpoint / path).read_bytes()
+        except OSError:
+            self.errors += 1
+            return None
+        stamp = stamp_of(content)
+        if stamp is None:
+            if any(version.startswith(content) for version in self.known.values()):
+                self.partial += 1  # a copy that was taken while its file was written
+            else:
+                self.found(f"node {node} shows in {path} {len(content)} bytes that nobody wrote: {content[:60]!r}")
+            return None
+        if path not in self.places.get(stamp[0], {path}) and CONFLICT not in path:
+            self.found(f"node {node} shows in {path} what was written to {stamp[0]}")
+        return stamp[1]
+
+    def replace_leaf(self, old: int | None, new: tuple[int, str] | None) -> None:
+        """Who wrote or removed had seen `old`."""
+        if old is not None:
+            self.leaves.pop(old, None)
+        if new is not None:
+            self.leaves[new[0]] = (new[1], len(self.known[new[0]]))
+
+    def step(self) -> None:
+        """One program on one node does one thing."""
+        self.operations += 1
+        node = self.dice.randrange(NODES)
+        roll = self.dice.random()
+        shared = self.dice.random() < 0.25
+        owner = self.dice.randrange(NODES) if shared else node
+        directory = self.dice.choice(sorted(self.directories[owner]))
+        path = os.path.join(directory, f"f{owner}.{self.dice.randrange(FILES // NODES)}")
+        mountpoint = self.mounts[node].mountpoint
+        with contextlib.suppress(OSError):
+            if roll < 0.03 and len(self.directories[node]) < 6:
+                name = f"dir{node}.{self.sequence}"
+                (mountpoint / name).mkdir()
+                self.directories[node].add(name)
+            elif roll < 0.40:
+                self.read(node, path)
+            elif roll < 0.44:
+                seen = self.read(node, path)
+                (mountpoint / path).unlink()
+                self.replace_leaf(seen, None)
+            elif roll < 0.48:
+                self.rename(node, path)
+            elif (mountpoint / directory).is_dir():
+                self.write(node, path)
+
+    def rename(self, node: int, path: str) -> None:
+        """Over or to another name of the same node."""
+        mountpoint = self.mounts[node].mountpoint
+        directory = self.dice.choice(sorted(self.directories[node]))
+        target = os.path.join(directory, f"f{node}.{self.dice.randrange(FILES // NODES)}")
+        lost = self.read(node, target) if (mountpoint / target).exists() else None
+        for origins in self.places.values():
+            if path in origins:
+                origins.add(target)
+        (mountpoint / path).rename(mountpoint / target)
+        if target != path:
+            self.replace_leaf(lost, None)
+
+    def write(self, node: int, path: str) -> None:
+        """A new version, in one of the ways of programs; a version that failed to close is none."""
+        target = self.mounts[node].mountpoint / path
+        seen = self.read(node, path) if target.exists() else None
+        self.sequence += 1
+        size = self.dice.choice(SIZES)
+        content = stamped(node, path, self.sequence, size)
+        self.known[self.sequence] = content
+        self.places.setdefault(path, {path})
+        way = self.dice.choice(("whole", "editor", "slow", "same"))
+        if way == "editor":
+            beside = target.with_name(f"tmp{node}.{self.sequence}")
+            self.places[path].add(os.path.join(os.path.dirname(path), beside.name))
+            self._put(beside, content, os.O_TRUNC, slow=False)
+            beside.rename(target)
+        elif way == "same" and seen is not None:
+            self._put(target, content, 0, slow=False)
+        else:
+            self._put(target, content, os.O_TRUNC, slow=way == "slow")
+        self.replace_leaf(seen, (self.sequence, path))
+
+    def _put(self, target: Path, content: bytes, flags: int, *, slow: bool) -> None:
+        fd = os.open(target, os.O_RDWR | os.O_CREAT | flags, 0o644)
+        try:
+            half = len(content) // 2
+            os.pwrite(fd, content[:half], 0)
+            if slow:
+                time.sleep(self.dice.random() * 0.5)
+            os.pwrite(fd, content[half:], half)
+            os.ftruncate(fd, len(content))
+            if self.dice.random() < 0.3:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    # ---- the end
+
+    def converge(self) -> None:
+        """Wait until the ciphertext of all nodes is equal and stays so."""
+        deadline, equal_since = time.monotonic() + CONVERGE_SECONDS, 0.0
+        while time.monotonic() < deadline:
+            for sync in self.syncs:
+                sync.rescan()
+            trees = [tree_of(mount.vault_dir) for mount in self.mounts]
+            if all(tree == trees[0] for tree in trees[1:]):
+                equal_since = equal_since or time.monotonic()
+                if time.monotonic() - equal_since > QUIET_SECONDS:
+                    return
+            else:
+                equal_since = 0.0
+            time.sleep(1.0)
+        differing = [
+            path
+            for path in sorted(set().union(*trees))
+            if len({tree.get(path) for tree in trees}) > 1
+        ]
+        self.found(f"the copies differ after {CONVERGE_SECONDS:.0f} s: {differing[:6]}")
+
+    def judge(self) -> None:
+        """What the mounts show, what became of every last version, and fsck."""
+        shown = [self.shown(node) for node in range(NODES)]
+        for node in range(1, NODES):
+            differing = [p for p in sorted({*shown[0], *shown[node]}) if shown[0].get(p) != shown[node].get(p)]
+            if differing:
+                self.found(f"nodes 0 and {node} show different content in {differing[:6]}")
+        visible = {stamp_of(content) for contents in shown for content in contents.values()}
+        present = {stamp[1] for stamp in visible if stamp is not None}
+        hidden = self.conflict_copies()
+        for sequence, (path, size) in sorted(self.leaves.items()):
+            if sequence not in present | hidden:
+                self.found(f"version {sequence} of {path}, {size} bytes, was closed last and is lost")
+        print(f"{len(self.leaves)} last versions: {len(present & self.leaves.keys())} are shown, "
+              f"{len((hidden - present) & self.leaves.keys())} only in conflict copies of the ciphertext")  # fmt: skip
+        for number, mount in enumerate(self.mounts):
+            mount.unmount()
+            if "Traceback" in mount.log_path.read_text(errors="replace"):
+                self.found(f"a traceback in the log of node {number}")
+            self.fsck(number)
+
+    def shown(self, node: int) -> dict[str, bytes]:
+        """Every file of a mount; what is no whole version is a finding."""
+        contents = {}
+        root = self.mounts[node].mountpoint
+        for directory, _, names in os.walk(root):
+            for name in names:
+                path = Path(directory, name)
+                try:
+                    contents[str(path.relative_to(root))] = path.read_bytes()
+                except OSError as error:
+                    self.found(f"node {node}, {path.relative_to(root)}, at the end: {error.strerror}")
+        for path, content in contents.items():
+            if stamp_of(content) is None:
+                self.found(f"node {node} shows in {path}, at the end, {len(content)} bytes that are no version")
+        return contents
+
+    def conflict_copies(self) -> set[int]:
+        """Versions in conflict copies that Syncthing made of ciphertext."""
+        mount = self.mounts[0]
+        sealer = Sealer(mount.vault_dir, PASSPHRASE.encode())
+        found = set()
+        try:
+            for path in mount.vault_dir.rglob("*.sync-conflict-*"):
+                with contextlib.suppress(IntegrityError, OSError):
+                    stamp = stamp_of(sealer.content(path.read_bytes()))
+                    if stamp is not None:
+                        found.add(stamp[1])
+        finally:
+            sealer.close()
+        return found
+
+    def fsck(self, number: int) -> None:
+        """A node's vault is in order."""
+        passfile = self.scratch / "passphrase"
+        passfile.write_text(PASSPHRASE + "\n")
+        passfile.chmod(0o600)
+        words = [sys.executable, "-m", "cryptfs", "fsck", "--deep", "--passfile", str(passfile)]
+        done = subprocess.run(
+            [*words, str(self.mounts[number].vault_dir)], capture_output=True, text=True, timeout=600, check=False
+        )
+        if done.returncode:
+            said = (done.stdout + done.stderr)[-500:]
+            self.found(f"fsck --deep of node {number} ends with {done.returncode}: {said}")
+
+
+def tree_of(vault: Path) -> dict[str, str]:
+    """Paths and digests of a vault's ciphertext, without what belongs to one machine or to Syncthing itself."""
+    tree = {}
+    for directory, names, files in os.walk(vault):
+        base = os.path.relpath(directory, vault)
+        if base == ".":
+            names[:] = [name for name in names if name not in (".stfolder", ".stversions")]
+        for name in names:
+            tree[os.path.join(base, name)] = "directory"
+        for name in files:
+            if base == "." and name.startswith(HOST_FILES):
+                continue
+            try:
+                digest = hashlib.sha256(Path(directory, name).read_bytes()).hexdigest()
+            except OSError:
+                digest = "gone"
+            tree[os.path.join(base, name)] = digest
+    return tree
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run, wait, judge; 1 if anything was found."""
+    parser = argparse.ArgumentParser(prog="soaklib.syncthing", description=__doc__)
+    parser.add_argument("--seed", type=int, default=int(os.environ.get("CRYPTFS_CRASH_SEED", "1")))
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--engine", choices=("native", "fusepy"), default="native")
+    chosen = parser.parse_args(arguments)
+    os.umask(0o022)
+    scratch = Path(tempfile.mkdtemp(prefix="cryptfs-syncthing-"))
+    cluster = Cluster(scratch, chosen.seed, chosen.engine)
+    try:
+        cluster.start()
+        end = time.monotonic() + chosen.minutes * 60
+        while time.monotonic() < end:
+            cluster.step()
+            time.sleep(cluster.dice.random() * 0.06)
+        print(f"{cluster.operations} operations, {cluster.errors} errors, {cluster.partial} partial copies seen")
+        cluster.converge()
+        cluster.judge()
+    finally:
+        cluster.stop()
+    for text in cluster.findings:
+        print(f"FOUND, seed {chosen.seed}: {text}")
+    if cluster.findings:
+        print(f"{len(cluster.findings)} findings; everything is kept: {scratch}")
+        return 1
+    shutil.rmtree(scratch, ignore_errors=True)
+    print(f"seed {chosen.seed}: {cluster.operations} operations in {chosen.minutes:g} minutes, nothing found")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
