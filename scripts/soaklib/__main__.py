@@ -99,7 +99,9 @@ def run(part: Part, chosen: argparse.Namespace, seconds: float, logs: Path, cons
             again = " ".join(f"{name}={value}" for name, value in settings.items())
             console.print(f"FOUND in {part.name}, seed {seed}; the whole log: {log}", markup=False)
             console.print("\n".join(lines[-TAIL:]), markup=False, highlight=False)
-            console.print(f"again: {again} {' '.join(command_of(part, chosen))}", markup=False, highlight=False)
+            console.print(
+                f"again: {again} {' '.join(command_of(part, chosen))}", markup=False, highlight=False
+            )
         if not part.repeats or outcome.skipped or outcome.seconds >= seconds:
             return outcome
         seed += 1

@@ -73,7 +73,12 @@ class Actor:
         if not backing.exists():
             return self.create(track, backing)
         raw = self.raw(path)
-        actions: list[Callable[[Track, Path, bytes], str]] = [self.replace, self.replace, self.delete, self.old]
+        actions: list[Callable[[Track, Path, bytes], str]] = [
+            self.replace,
+            self.replace,
+            self.delete,
+            self.old,
+        ]
         if raw is None:
             return self.replace(track, backing, b"")
         if not track.last.damaged and track.exists and self.sealer.content(raw) == track.certain:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 GRACE = 2.5
@@ -13,6 +14,11 @@ DIRECTORY = b"\0directory"
 """In place of a content: a directory stands there."""
 
 Content = bytes | None  # None: nothing stands there
+
+
+def files_of(contents: Iterable[Content]) -> set[bytes]:
+    """Those that are contents of files."""
+    return {content for content in contents if content is not None and content != DIRECTORY}
 
 
 @dataclass
@@ -58,16 +64,14 @@ class Track:
 
     @property
     def certain(self) -> Content:
-        """The content that stands there now, where `busy` is False; None for damage of which nothing is left."""
+        """The content that stands there now, where `busy` is False; None where damage left nothing."""
         return next(iter(self.last.contents), None)
 
     @property
     def exists(self) -> bool:
         """Whether an intact file stands there for certain."""
         return (
-            len(self.last.contents) == 1
-            and not self.last.damaged
-            and self.certain not in (None, DIRECTORY)
+            len(self.last.contents) == 1 and not self.last.damaged and self.certain not in (None, DIRECTORY)
         )
 
     def window(self, moment: float) -> list[State]:

@@ -2,6 +2,9 @@
 
 An outside actor changes the ciphertext as sync clients, restores and accidents do; programs work on the mount
 meanwhile; a model knows what each may see. A finding ends the round with exit code 1, and keeps the vault.
+
+`--calm` leaves the outside actor out, `--remount` mounts anew after each of its steps: what is found then is a
+fault of this program, or one that no cache has a part in.
 """
 
 from __future__ import annotations
@@ -23,25 +26,27 @@ from pathlib import Path
 
 from soaklib.actor import Actor
 from soaklib.ground import ext4, mounted_on
-from soaklib.model import DIRECTORY, GRACE, Content, Track
+from soaklib.model import GRACE, Content, Track, files_of
 from soaklib.programs import Finding, Programs, describe
 from soaklib.sealed import Sealer
 from tests.e2e.mounting import PASSPHRASE, Mounted, MountSpec
 
 DIRECTORIES = ("one", "two", "one/below")
 NAMES = ("doc", "del", "run", "log", "data")
-CONFLICT = rb"conflict"
+CONFLICT = "conflict"
 HANG_SECONDS = 60.0
+SAID = 40  # steps that are shown with a finding
 SIZES = (0, 100, 700, 5_000, 16_384, 20_000, 40_000, 70_000)
 
 
 class Round:
     """One vault, mounted, for a while."""
 
-    def __init__(self, mount: Mounted, seed: int, conflict: bytes) -> None:
+    def __init__(self, mount: Mounted, seed: int, chosen: argparse.Namespace) -> None:
         self.mount = mount
         self.dice = random.Random(seed)
-        self.conflict = re.compile(conflict)
+        self.conflict = re.compile(os.fsencode(chosen.conflict))
+        self.calm, self.remounts = chosen.calm, chosen.remount
         self.sealer = Sealer(mount.vault_dir, PASSPHRASE.encode())
         paths = [f"{directory}/{name}" for directory in DIRECTORIES for name in NAMES]
         self.tracks = {path: Track(path) for path in paths}
@@ -80,15 +85,8 @@ class Round:
         path = self.dice.choice(sorted(self.tracks))
         roll = self.dice.random()
         programs = self.programs
-        if roll < 0.12:
-            if self.tracks[path].busy:
-                return self.settle(path)
-            return f"outside {path}: {self.actor.step(path)}"
-        if roll < 0.13:
-            directory = self.dice.choice(DIRECTORIES)
-            return f"outside {directory}: {self.actor.directory_step(directory)}"
-        if roll < 0.15:
-            return f"both {path}: {self.both(path)}"
+        if roll < 0.15 and not self.calm:
+            return self.outside(path, roll)
         if roll < 0.20:
             return self.list(self.dice.choice(DIRECTORIES))
         if roll < 0.21:
@@ -100,6 +98,23 @@ class Round:
             (30, 10, 5, 10, 20, 3, 4, 10, 8),
         )[0]  # fmt: skip
         return f"{choice.__name__} {path}: {choice(path)}"
+
+    def outside(self, path: str, roll: float) -> str:
+        """A file or a directory changes outside; or a file, while a program writes to it."""
+        if self.tracks[path].busy:
+            return self.settle(path)
+        if roll >= 0.13 and not self.remounts:
+            return f"both {path}: {self.both(path)}"
+        if self.remounts:
+            self.programs.close()
+        directory = self.dice.choice(DIRECTORIES)
+        if roll < 0.12:
+            said = f"outside {path}: {self.actor.step(path)}"
+        else:
+            said = f"outside {directory}: {self.actor.directory_step(directory)}"
+        if self.remounts:
+            self.mount.remount()
+        return said
 
     def both(self, path: str) -> str:
         """A program has a file open for writing while it changes outside."""
@@ -119,40 +134,44 @@ class Round:
         except OSError as error:
             self.programs.failed(path, began, error, "open")
             return "open failed"
-        failed = False
+        failed = synced = False
+        done = "nothing"
         try:
             os.pwrite(fd, data, 0)
             synced = self.dice.random() < 0.5
             if synced:
                 os.fsync(fd)
             track.change(effect(base), outside=False)
-            done = self.actor.step(path) if self.actor.raw(path) is not None else self._replaced(track)
+            done = self._meanwhile(track)
             if self.dice.random() < 0.5:
                 os.pwrite(fd, data, 0)
         except OSError:
             failed = True
-            done = "failed"
         finally:
             try:
                 os.close(fd)
             except OSError:
                 failed = True
-        came = set(track.last.contents) - {None, DIRECTORY}
+        came = files_of(track.last.contents)
         results = {effect(base), *(effect(content) for content in came)}
         if track.last.damaged:
             return done
         track.change(*results, *track.last.contents, *came, outside=True)
-        if not failed or synced:
+        if (not failed or synced) and "in place" not in done:  # else its place was overwritten, not by us
             track.claims.append(frozenset(results))
         if came:
             track.claims.append(frozenset(came | results - {effect(base)}))
         return f"{done}, {'and the program was told' if failed else 'both closed in order'}"
 
-    def _replaced(self, track: Track) -> str:
-        """Whoever replaces a file has no need to read it."""
+    def _meanwhile(self, track: Track) -> str:
+        """What comes from outside; whoever replaces or deletes a file has no need to read it."""
+        if self.actor.raw(track.path) is not None:
+            return self.actor.step(track.path)
         backing = self.actor.backing(track.path)
         if backing is None or not backing.exists():
             return "nothing"
+        if self.dice.random() < 0.3:
+            return self.actor.delete(track, backing, b"")
         return self.actor.replace(track, backing, b"")
 
     def settle(self, path: str) -> str:
@@ -173,7 +192,9 @@ class Round:
         for claim in track.claims:
             if seen not in claim and not claim & beside.keys():
                 lost = " or ".join(describe(content) for content in claim)
-                raise Finding(f"{path} lost {lost}: it shows {describe(seen)}, beside {sorted(beside.values())}")
+                raise Finding(
+                    f"{path} lost {lost}: it shows {describe(seen)}, beside {sorted(beside.values())}"
+                )
         track.settle(seen)
         return f"settled, {len(beside)} beside"
 
@@ -297,11 +318,11 @@ def keep(mount: Mounted, seed: int) -> Path:
     return kept
 
 
-def run(seed: int, seconds: float, engine: str, conflict: bytes = CONFLICT, said: int = 12) -> bool:
+def run(seed: int, seconds: float, engine: str, chosen: argparse.Namespace) -> bool:
     """One round; False where it found something."""
     os.umask(0o022)
     with ext4() as ground, mounted_on(ground, MountSpec(engine)) as mount:
-        current = Round(mount, seed, conflict)
+        current = Round(mount, seed, chosen)
         steps = 0
         try:
             with watched(current):
@@ -312,10 +333,10 @@ def run(seed: int, seconds: float, engine: str, conflict: bytes = CONFLICT, said
                     current.said.append(current.step())
                 current.check_log()
                 current.finish()
-        except Exception as error:  # noqa: BLE001: whatever it is, it is told with what repeats it
+        except Exception as error:
             if not isinstance(error, Finding | AssertionError | OSError):
                 raise
-            for line in current.said[-40:]:
+            for line in current.said[-SAID:]:
                 print(f"    {line}")
             kind = "" if isinstance(error, Finding) else f"{type(error).__name__}: "
             print(f"FOUND, seed {seed}, step {steps}, {engine}: {kind}{error}")
@@ -336,10 +357,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=int(os.environ.get("CRYPTFS_CRASH_SEED", "1")))
     parser.add_argument("--seconds", type=float, default=60.0, help="of a round")
     parser.add_argument("--engine", choices=("native", "fusepy", "both"), default="both")
-    parser.add_argument("--conflict", default=CONFLICT.decode(), help="what the name of a lost version matches")
+    parser.add_argument("--conflict", default=CONFLICT, help="what the name of a lost version matches")
+    parser.add_argument("--calm", action="store_true", help="without the outside actor")
+    parser.add_argument("--remount", action="store_true", help="mount anew after each outside step")
     chosen = parser.parse_args(arguments)
     engines = ("native", "fusepy") if chosen.engine == "both" else (chosen.engine,)
-    found = [run(chosen.seed, chosen.seconds, engine, chosen.conflict.encode()) for engine in engines]
+    found = [run(chosen.seed, chosen.seconds, engine, chosen) for engine in engines]
     return int(not all(found))
 
 

@@ -98,7 +98,5 @@ PARTS = (
         _tests("tests/e2e/test_memory.py"),
         {"CRYPTFS_E2E_MEMORY_MIB": "20480"},
     ),
-    Part(
-        "fuzz", "coverage-guided fuzzing of everything that is read from disk", ("scripts/fuzz", "{fuzz}")
-    ),
+    Part("fuzz", "coverage-guided fuzzing of everything that is read from disk", ("scripts/fuzz", "{fuzz}")),
 )

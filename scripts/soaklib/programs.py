@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from soaklib.model import DIRECTORY, Content, Track
+from soaklib.model import DIRECTORY, Content, Track, files_of
 
 PAGE = 4096
 _CHILD_SECONDS = 30
@@ -114,9 +114,13 @@ class Programs:
     def read(self, path: str) -> str:
         """Read a file in one of several ways; settle what is ripe."""
         track, began = self.tracks[path], time.monotonic()
-        way = self.dice.choice((self.look, self.look, self._read_pieces, self._read_map, self._copied, self._run))
+        way = self.dice.choice(
+            (self.look, self.look, self._read_pieces, self._read_map, self._copied, self._run)
+        )
         how = way.__name__.strip("_")
-        if way == self._run and not all((content or b"").startswith(b"#!") for content in track.allowed(began)):
+        if way == self._run and not all(
+            (content or b"").startswith(b"#!") for content in track.allowed(began)
+        ):
             return "nothing: no script"
         try:
             seen = way(path)
@@ -240,15 +244,18 @@ class Programs:
         track = self.tracks[path]
         if track.busy or track.certain == DIRECTORY:
             return "nothing: busy"
-        ways = ["whole"] if track.last.damaged or not track.exists else ["whole", "append", "page", "cut", "map"]
+        ways = (
+            ["whole"] if track.last.damaged or not track.exists else ["whole", "append", "page", "cut", "map"]
+        )
         way = self.dice.choice(ways)
         data = self.content(path)
+        page = data[:PAGE].ljust(PAGE, b"#")
         effect = {
             "whole": lambda base: data,
             "append": lambda base: base + data[:3000],
-            "page": lambda base: base[:PAGE] + data[:PAGE] + base[PAGE + len(data[:PAGE]) :],
-            "map": lambda base: data[:PAGE] + base[len(data[:PAGE]) :],
-            "cut": lambda base: base[:777],
+            "page": lambda base: base[:PAGE] + page + base[2 * PAGE :],
+            "map": lambda base: page + base[PAGE:],
+            "cut": lambda base: (base + bytes(777))[:777],
         }[way]
         if way in ("page", "map") and any(
             len(base) < 2 * PAGE for base in track.allowed(time.monotonic()) if base is not None
@@ -278,10 +285,10 @@ class Programs:
         try:
             if way == "map":
                 with mmap.mmap(fd, PAGE) as pages:
-                    pages[:] = data[:PAGE].ljust(PAGE, b"#") if len(data) < PAGE else data[:PAGE]
+                    pages[:] = data[:PAGE].ljust(PAGE, b"#")
                     pages.flush()
             elif way == "page":
-                os.pwrite(fd, data[:PAGE], PAGE)
+                os.pwrite(fd, data[:PAGE].ljust(PAGE, b"#"), PAGE)
             else:
                 os.write(fd, data if way == "whole" else data[:3000])
             if self.dice.random() < 0.2:
@@ -294,9 +301,9 @@ class Programs:
     ) -> None:
         """A write that ended without an error, and what must be in the vault now."""
         window = track.window(began)
-        bases = {content for content in track.allowed(began) if content not in (None, DIRECTORY)}
+        bases = files_of(track.allowed(began))
         results = {effect(base) for base in bases} | ({effect(b"")} if creates else set())
-        current = set(track.last.contents) - {None, DIRECTORY}
+        current = files_of(track.last.contents)
         if len(window) == 1 and not track.last.damaged:
             track.change(*results, outside=False)
             return
@@ -307,9 +314,8 @@ class Programs:
 
     def unsure(self, track: Track, began: float, effect: Callable[[bytes], bytes]) -> None:
         """A write that failed on the way: what was outside is there still, or what the write made of it."""
-        allowed = track.allowed(began)
-        bases = {content for content in allowed if content not in (None, DIRECTORY)}
-        track.change(*allowed, *(effect(base) for base in bases), b"", outside=True, damaged=track.last.damaged)
+        results = {effect(base) for base in files_of(track.allowed(began))}
+        track.change(*track.last.contents, *results, b"", outside=True, damaged=track.last.damaged)
 
     def unlink(self, path: str) -> str:
         """Remove a name."""

@@ -1,8 +1,11 @@
-"""Three machines edit their mounted copies of one vault; Syncthing carries the ciphertext between them.
+"""Three machines edit their mounted copies of one vault; Syncthing carries the ciphertext.
 
-`python -m soaklib.syncthing --seed N --minutes N`. Every file says what it is: node, origin, sequence number and
-a body that follows from them. At the end the copies are equal, no version that was closed last is lost, and
-fsck finds every vault in order. Directories of one name that two nodes make at once are out of scope.
+`python -m soaklib.syncthing --seed N --minutes N`. Every file says what it is: node, origin, sequence number
+and a body that follows from them. At the end the copies are equal, no version that was closed last is lost,
+and fsck finds every vault in order. Directories of one name that two nodes make at once are out of scope.
+
+`--engine plain` has the programs edit the synced directories themselves, without cryptfs: what is found then
+is a fault of this program, or of Syncthing.
 """
 
 from __future__ import annotations
@@ -63,6 +66,7 @@ class Cluster:
         self.mounts: list[Mounted] = []
         self.syncs: list[SyncNode] = []
         self.scratch = scratch
+        self.plain = engine == "plain"
         self.sequence = 0
         self.leaves: dict[int, tuple[str, int]] = {}
         self.known: dict[int, bytes] = {}
@@ -73,7 +77,7 @@ class Cluster:
         for number in range(NODES):
             home = scratch / f"node{number}"
             home.mkdir()
-            self.mounts.append(Mounted(MountSpec(engine, tmpfs=False), home))
+            self.mounts.append(Mounted(MountSpec("native" if self.plain else engine, tmpfs=False), home))
         for number, mount in enumerate(self.mounts):
             sync_home = scratch / f"sync{number}"
             sync_home.mkdir()
@@ -82,7 +86,10 @@ class Cluster:
     def start(self) -> None:
         """One vault, three copies, all mounted and synced."""
         first = self.mounts[0]
-        first.create()
+        if self.plain:
+            first.vault_dir.mkdir()
+        else:
+            first.create()
         for mount in self.mounts[1:]:
             shutil.copytree(first.vault_dir, mount.vault_dir)
             mount.mountpoint.mkdir()
@@ -90,7 +97,8 @@ class Cluster:
         for sync in self.syncs:
             sync.generate()
         for mount in self.mounts:
-            mount.start()
+            if not self.plain:
+                mount.start()
         for sync in self.syncs:
             sync.start(self.syncs)
 
@@ -104,6 +112,10 @@ class Cluster:
 
     # ---- programs
 
+    def root(self, node: int) -> Path:
+        """Where a node's programs work."""
+        return self.mounts[node].vault_dir if self.plain else self.mounts[node].mountpoint
+
     def found(self, text: str) -> None:
         """A finding; the run goes on, others may explain it."""
         if len(self.findings) < 50:
@@ -112,7 +124,7 @@ class Cluster:
     def read(self, node: int, path: str) -> int | None:
         """The sequence number of what a node shows; None: nothing, or an error."""
         try:
-            content = (self.mounts[node].mountpoint / path).read_bytes()
+            content = (self.root(node) / path).read_bytes()
         except OSError:
             self.errors += 1
             return None
@@ -121,7 +133,9 @@ class Cluster:
             if any(version.startswith(content) for version in self.known.values()):
                 self.partial += 1  # a copy that was taken while its file was written
             else:
-                self.found(f"node {node} shows in {path} {len(content)} bytes that nobody wrote: {content[:60]!r}")
+                self.found(
+                    f"node {node} shows in {path} {len(content)} bytes that nobody wrote: {content[:60]!r}"
+                )
             return None
         if path not in self.places.get(stamp[0], {path}) and CONFLICT not in path:
             self.found(f"node {node} shows in {path} what was written to {stamp[0]}")
@@ -143,7 +157,7 @@ class Cluster:
         owner = self.dice.randrange(NODES) if shared else node
         directory = self.dice.choice(sorted(self.directories[owner]))
         path = os.path.join(directory, f"f{owner}.{self.dice.randrange(FILES // NODES)}")
-        mountpoint = self.mounts[node].mountpoint
+        mountpoint = self.root(node)
         with contextlib.suppress(OSError):
             if roll < 0.03 and len(self.directories[node]) < 6:
                 name = f"dir{node}.{self.sequence}"
@@ -162,7 +176,7 @@ class Cluster:
 
     def rename(self, node: int, path: str) -> None:
         """Over or to another name of the same node."""
-        mountpoint = self.mounts[node].mountpoint
+        mountpoint = self.root(node)
         directory = self.dice.choice(sorted(self.directories[node]))
         target = os.path.join(directory, f"f{node}.{self.dice.randrange(FILES // NODES)}")
         lost = self.read(node, target) if (mountpoint / target).exists() else None
@@ -175,7 +189,7 @@ class Cluster:
 
     def write(self, node: int, path: str) -> None:
         """A new version, in one of the ways of programs; a version that failed to close is none."""
-        target = self.mounts[node].mountpoint / path
+        target = self.root(node) / path
         seen = self.read(node, path) if target.exists() else None
         self.sequence += 1
         size = self.dice.choice(SIZES)
@@ -225,9 +239,7 @@ class Cluster:
                 equal_since = 0.0
             time.sleep(1.0)
         differing = [
-            path
-            for path in sorted(set().union(*trees))
-            if len({tree.get(path) for tree in trees}) > 1
+            path for path in sorted(set().union(*trees)) if len({tree.get(path) for tree in trees}) > 1
         ]
         self.found(f"the copies differ after {CONVERGE_SECONDS:.0f} s: {differing[:6]}")
 
@@ -235,7 +247,9 @@ class Cluster:
         """What the mounts show, what became of every last version, and fsck."""
         shown = [self.shown(node) for node in range(NODES)]
         for node in range(1, NODES):
-            differing = [p for p in sorted({*shown[0], *shown[node]}) if shown[0].get(p) != shown[node].get(p)]
+            differing = [
+                p for p in sorted({*shown[0], *shown[node]}) if shown[0].get(p) != shown[node].get(p)
+            ]
             if differing:
                 self.found(f"nodes 0 and {node} show different content in {differing[:6]}")
         visible = {stamp_of(content) for contents in shown for content in contents.values()}
@@ -244,8 +258,11 @@ class Cluster:
         for sequence, (path, size) in sorted(self.leaves.items()):
             if sequence not in present | hidden:
                 self.found(f"version {sequence} of {path}, {size} bytes, was closed last and is lost")
-        print(f"{len(self.leaves)} last versions: {len(present & self.leaves.keys())} are shown, "
-              f"{len((hidden - present) & self.leaves.keys())} only in conflict copies of the ciphertext")  # fmt: skip
+        here, only_there = present & self.leaves.keys(), (hidden - present) & self.leaves.keys()
+        print(f"{len(self.leaves)} last versions: {len(here)} are shown, {len(only_there)} are only in "
+              "conflict copies of the ciphertext")  # fmt: skip
+        if self.plain:
+            return
         for number, mount in enumerate(self.mounts):
             mount.unmount()
             if "Traceback" in mount.log_path.read_text(errors="replace"):
@@ -255,7 +272,7 @@ class Cluster:
     def shown(self, node: int) -> dict[str, bytes]:
         """Every file of a mount; what is no whole version is a finding."""
         contents = {}
-        root = self.mounts[node].mountpoint
+        root = self.root(node)
         for directory, _, names in os.walk(root):
             for name in names:
                 path = Path(directory, name)
@@ -263,14 +280,16 @@ class Cluster:
                     contents[str(path.relative_to(root))] = path.read_bytes()
                 except OSError as error:
                     self.found(f"node {node}, {path.relative_to(root)}, at the end: {error.strerror}")
-        for path, content in contents.items():
+        for name, content in contents.items():
             if stamp_of(content) is None:
-                self.found(f"node {node} shows in {path}, at the end, {len(content)} bytes that are no version")
+                self.found(f"node {node} shows in {name}, at the end, {len(content)} bytes, no version")
         return contents
 
     def conflict_copies(self) -> set[int]:
         """Versions in conflict copies that Syncthing made of ciphertext."""
         mount = self.mounts[0]
+        if self.plain:
+            return set()  # they are shown
         sealer = Sealer(mount.vault_dir, PASSPHRASE.encode())
         found = set()
         try:
@@ -290,7 +309,11 @@ class Cluster:
         passfile.chmod(0o600)
         words = [sys.executable, "-m", "cryptfs", "fsck", "--deep", "--passfile", str(passfile)]
         done = subprocess.run(
-            [*words, str(self.mounts[number].vault_dir)], capture_output=True, text=True, timeout=600, check=False
+            [*words, str(self.mounts[number].vault_dir)],
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
         )
         if done.returncode:
             said = (done.stdout + done.stderr)[-500:]
@@ -298,7 +321,7 @@ class Cluster:
 
 
 def tree_of(vault: Path) -> dict[str, str]:
-    """Paths and digests of a vault's ciphertext, without what belongs to one machine or to Syncthing itself."""
+    """Paths and digests of the ciphertext, without what belongs to one machine or to Syncthing."""
     tree = {}
     for directory, names, files in os.walk(vault):
         base = os.path.relpath(directory, vault)
@@ -322,7 +345,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="soaklib.syncthing", description=__doc__)
     parser.add_argument("--seed", type=int, default=int(os.environ.get("CRYPTFS_CRASH_SEED", "1")))
     parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--engine", choices=("native", "fusepy"), default="native")
+    parser.add_argument("--engine", choices=("native", "fusepy", "plain"), default="native")
     chosen = parser.parse_args(arguments)
     os.umask(0o022)
     scratch = Path(tempfile.mkdtemp(prefix="cryptfs-syncthing-"))
@@ -333,7 +356,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         while time.monotonic() < end:
             cluster.step()
             time.sleep(cluster.dice.random() * 0.06)
-        print(f"{cluster.operations} operations, {cluster.errors} errors, {cluster.partial} partial copies seen")
+        print(
+            f"{cluster.operations} operations, {cluster.errors} errors, {cluster.partial} partial copies seen"
+        )
         cluster.converge()
         cluster.judge()
     finally:
