@@ -3,8 +3,8 @@
 An outside actor changes the ciphertext as sync clients, restores and accidents do; programs work on the mount
 meanwhile; a model knows what each may see. A finding ends the round with exit code 1, and keeps the vault.
 
-`--calm` leaves the outside actor out, `--remount` mounts anew after each of its steps: what is found then is a
-fault of this program, or one that no cache has a part in.
+`--calm` leaves the outside actor out, `--remount` mounts anew after each of its steps: what is found then
+is a fault of this program, or one that no cache has a part in.
 """
 
 from __future__ import annotations

@@ -34,6 +34,8 @@ SIZES = (0, 300, 5_000, 20_000, 60_000)
 QUIET_SECONDS = 6.0
 CONVERGE_SECONDS = 120.0
 CONFLICT = "conflict"
+UNDER_WAY = ".syncthing."
+"""How the names of Syncthing's temporary files begin; it keeps them for a day."""
 HOST_FILES = ("cryptfs.lock", "cryptfs.journal", "cryptfs.sessions", "cryptfs.unsettled", "cryptfs.tmp")
 
 
@@ -141,6 +143,12 @@ class Cluster:
             self.found(f"node {node} shows in {path} what was written to {stamp[0]}")
         return stamp[1]
 
+    def note(self, node: int, what: str, path: str, seen: int | None) -> None:
+        """For who looks into a finding."""
+        when = time.strftime("%H:%M:%S")
+        with (self.scratch / "events").open("a") as events:
+            events.write(f"{when} node {node} {what} {path}, which showed {seen}\n")
+
     def replace_leaf(self, old: int | None, new: tuple[int, str] | None) -> None:
         """Who wrote or removed had seen `old`."""
         if old is not None:
@@ -167,6 +175,7 @@ class Cluster:
                 self.read(node, path)
             elif roll < 0.44:
                 seen = self.read(node, path)
+                self.note(node, "removes", path, seen)
                 (mountpoint / path).unlink()
                 self.replace_leaf(seen, None)
             elif roll < 0.48:
@@ -183,6 +192,7 @@ class Cluster:
         for origins in self.places.values():
             if path in origins:
                 origins.add(target)
+        self.note(node, f"renames {path} to", target, lost)
         (mountpoint / path).rename(mountpoint / target)
         if target != path:
             self.replace_leaf(lost, None)
@@ -196,7 +206,9 @@ class Cluster:
         content = stamped(node, path, self.sequence, size)
         self.known[self.sequence] = content
         self.places.setdefault(path, {path})
-        way = self.dice.choice(("whole", "editor", "slow", "same"))
+        # Without cryptfs a file that is replaced while a program has it open is lost to the program.
+        self.note(node, f"writes version {self.sequence} to", path, seen)
+        way = self.dice.choice(("whole", "editor", "whole" if self.plain else "slow", "same"))
         if way == "editor":
             beside = target.with_name(f"tmp{node}.{self.sequence}")
             self.places[path].add(os.path.join(os.path.dirname(path), beside.name))
@@ -258,6 +270,8 @@ class Cluster:
         for sequence, (path, size) in sorted(self.leaves.items()):
             if sequence not in present | hidden:
                 self.found(f"version {sequence} of {path}, {size} bytes, was closed last and is lost")
+                events = (self.scratch / "events").read_text().splitlines()
+                print("\n".join([line for line in events if f" {path}," in line][-8:]))
         here, only_there = present & self.leaves.keys(), (hidden - present) & self.leaves.keys()
         print(f"{len(self.leaves)} last versions: {len(here)} are shown, {len(only_there)} are only in "
               "conflict copies of the ciphertext")  # fmt: skip
@@ -276,6 +290,8 @@ class Cluster:
         for directory, _, names in os.walk(root):
             for name in names:
                 path = Path(directory, name)
+                if self.plain and name.startswith(UNDER_WAY):
+                    continue
                 try:
                     contents[str(path.relative_to(root))] = path.read_bytes()
                 except OSError as error:
@@ -330,7 +346,7 @@ def tree_of(vault: Path) -> dict[str, str]:
         for name in names:
             tree[os.path.join(base, name)] = "directory"
         for name in files:
-            if base == "." and name.startswith(HOST_FILES):
+            if name.startswith(UNDER_WAY) or (base == "." and name.startswith(HOST_FILES)):
                 continue
             try:
                 digest = hashlib.sha256(Path(directory, name).read_bytes()).hexdigest()
