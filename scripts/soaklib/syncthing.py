@@ -161,8 +161,9 @@ class Cluster:
         self.operations += 1
         node = self.dice.randrange(NODES)
         roll = self.dice.random()
+        # Two nodes may write to a file: of three versions made at once Syncthing itself loses one (tried).
         shared = self.dice.random() < 0.25
-        owner = self.dice.randrange(NODES) if shared else node
+        owner = (node - 1) % NODES if shared else node
         directory = self.dice.choice(sorted(self.directories[owner]))
         path = os.path.join(directory, f"f{owner}.{self.dice.randrange(FILES // NODES)}")
         mountpoint = self.root(node)
