@@ -85,12 +85,14 @@ PARTS = (
         "outside",
         "random changes of the vault behind its mount, against a model",
         ("-m", "soaklib.outside", "--seconds", "{seconds}", "--engine", "{engine}"),
+        {"PYTHONPATH": "scripts:."},
         repeats=True,
     ),
     Part(
         "syncthing",
         "three machines that edit their mounted copies of one vault, synced by Syncthing",
         ("-m", "soaklib.syncthing", "--minutes", "{minutes}"),
+        {"PYTHONPATH": "scripts:."},
     ),
     Part(
         "memory",
