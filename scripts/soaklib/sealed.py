@@ -125,13 +125,18 @@ class Sealer:
         return FileHeader.unpack(raw[:HEADER_SIZE], self._keys, self._config.suite.cipher_id, self._log2)
 
     def content(self, raw: bytes) -> bytes:
-        """All that a backing file's bytes hold. Raises: IntegrityError: damaged, or not what the header says."""
+        """All that a backing file's bytes hold; surplus behind a closed file counts for nothing.
+
+        Raises: IntegrityError: damaged, or not what the header says.
+        """
         if not raw:
             return b""
         header = self.header(raw)
         sealed = raw[HEADER_SIZE:]
         if header.is_void:
             return b""
+        if header.is_clean:
+            sealed = sealed[: self.geometry.records_size(header.size)]
         out = bytearray(self.geometry.plain_length(len(sealed)))
         if out:
             self._cipher.open_run(

@@ -211,7 +211,7 @@ def line_of(content: bytes) -> bytes:
 
 def paged(content: bytes) -> bytes:
     """Content after the page was written."""
-    return content[:4096] + PAGE + content[8192:]
+    return content[:4096].ljust(4096, b"\0") + PAGE + content[8192:]
 
 
 OPERATIONS = (
@@ -222,7 +222,7 @@ OPERATIONS = (
     Operation("append", _append, lambda content: content + TAIL),
     Operation("pwrite", _page, paged),
     Operation("mmap_write", _map_write, paged),
-    Operation("truncate", _cut, lambda content: content[:21]),
+    Operation("truncate", _cut, lambda content: (content + bytes(21))[:21]),
     Operation("o_trunc", _truncate_open, lambda content: FRESH),
     Operation("echo", _echo, lambda content: FRESH, creates=True),
     Operation("chmod", _chmod),
