@@ -361,6 +361,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--calm", action="store_true", help="without the outside actor")
     parser.add_argument("--remount", action="store_true", help="mount anew after each outside step")
     chosen = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends it leaves no mount behind
     engines = ("native", "fusepy") if chosen.engine == "both" else (chosen.engine,)
     found = [run(chosen.seed, chosen.seconds, engine, chosen) for engine in engines]
     return int(not all(found))

@@ -16,6 +16,7 @@ import hashlib
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,7 @@ SIZES = (0, 300, 5_000, 20_000, 60_000)
 QUIET_SECONDS = 6.0
 CONVERGE_SECONDS = 120.0
 CONFLICT = "conflict"
+MOST_SHOWN = 15
 UNDER_WAY = ".syncthing."
 """How the names of Syncthing's temporary files begin; it keeps them for a day."""
 HOST_FILES = ("cryptfs.lock", "cryptfs.journal", "cryptfs.sessions", "cryptfs.unsettled", "cryptfs.tmp")
@@ -75,6 +77,8 @@ class Cluster:
         self.places: dict[str, set[str]] = {}
         self.directories = [{""} for _ in range(NODES)]
         self.findings: list[str] = []
+        self.running = True
+        self.found_while_running = 0
         self.partial = self.operations = self.errors = 0
         for number in range(NODES):
             home = scratch / f"node{number}"
@@ -119,8 +123,9 @@ class Cluster:
         return self.mounts[node].vault_dir if self.plain else self.mounts[node].mountpoint
 
     def found(self, text: str) -> None:
-        """A finding; the run goes on, others may explain it."""
-        if len(self.findings) < 50:
+        """A finding; the run goes on, others may explain it. While programs run, some are enough."""
+        self.found_while_running += self.running
+        if not self.running or self.found_while_running <= MOST_SHOWN:
             self.findings.append(text)
 
     def read(self, node: int, path: str) -> int | None:
@@ -136,7 +141,7 @@ class Cluster:
                 self.partial += 1  # a copy that was taken while its file was written
             else:
                 self.found(
-                    f"node {node} shows in {path} {len(content)} bytes that nobody wrote: {content[:60]!r}"
+                    f"node {node} shows in {path} {len(content)} bytes that nobody wrote: {content[:20]!r}"
                 )
             return None
         if path not in self.places.get(stamp[0], {path}) and CONFLICT not in path:
@@ -365,6 +370,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--engine", choices=("native", "fusepy", "plain"), default="native")
     chosen = parser.parse_args(arguments)
     os.umask(0o022)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends it leaves no mount behind
     scratch = Path(tempfile.mkdtemp(prefix="cryptfs-syncthing-"))
     cluster = Cluster(scratch, chosen.seed, chosen.engine)
     try:
@@ -376,6 +382,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(
             f"{cluster.operations} operations, {cluster.errors} errors, {cluster.partial} partial copies seen"
         )
+        cluster.running = False
         cluster.converge()
         cluster.judge()
     finally:
