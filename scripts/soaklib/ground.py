@@ -24,7 +24,16 @@ def ext4(mib: int = 256) -> Iterator[Path]:
     with image.open("wb") as file:
         file.truncate(mib * MIB)
     try:
-        made: list[str | Path] = ["mkfs.ext4", "-q", "-F", "-I", "256", "-E", "lazy_itable_init=0,lazy_journal_init=0", image]
+        made: list[str | Path] = [
+            "mkfs.ext4",
+            "-q",
+            "-F",
+            "-I",
+            "256",
+            "-E",
+            "lazy_itable_init=0,lazy_journal_init=0",
+            image,
+        ]
         subprocess.run(made, check=True, capture_output=True)
         with loop_device(image) as device, mounted_disk(device, scratch / "disk") as disk:
             disk.chmod(0o755)

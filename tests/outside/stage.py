@@ -56,9 +56,7 @@ class Look:
         """As it is now."""
         st = path.lstat()
         xattrs = tuple((name, os.getxattr(path, name)) for name in sorted(os.listxattr(path)))
-        return cls(
-            path.read_bytes(), st.st_mode, (st.st_uid, st.st_gid), st.st_nlink, st.st_mtime_ns, xattrs
-        )
+        return cls(path.read_bytes(), st.st_mode, (st.st_uid, st.st_gid), st.st_nlink, st.st_mtime_ns, xattrs)
 
 
 class Place:
