@@ -17,24 +17,15 @@ MIB = 1 << 20
 
 @contextlib.contextmanager
 def ext4(mib: int = 256) -> Iterator[Path]:
-    """A mounted ext4 in a file on tmpfs. It has a journal: without one ext4 spares inode numbers for a while."""
+    """A mounted ext4 in a file on tmpfs. It has a journal: without one ext4 spares freed inodes."""
     scratch = Path(tempfile.mkdtemp(prefix="outside-", dir=TMPFS))
     scratch.chmod(0o755)
     image = scratch / "image"
     with image.open("wb") as file:
         file.truncate(mib * MIB)
     try:
-        made: list[str | Path] = [
-            "mkfs.ext4",
-            "-q",
-            "-F",
-            "-I",
-            "256",
-            "-E",
-            "lazy_itable_init=0,lazy_journal_init=0",
-            image,
-        ]
-        subprocess.run(made, check=True, capture_output=True)
+        words = ["mkfs.ext4", "-q", "-F", "-I", "256", "-E", "lazy_itable_init=0,lazy_journal_init=0"]
+        subprocess.run([*words, image], check=True, capture_output=True)
         with loop_device(image) as device, mounted_disk(device, scratch / "disk") as disk:
             disk.chmod(0o755)
             yield disk

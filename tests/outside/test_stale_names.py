@@ -57,7 +57,7 @@ def _inode_reused(place: Place) -> tuple[list[bytes], bytes | None]:
 
 
 def _inode_reused_and_listed(place: Place) -> tuple[list[bytes], bytes | None]:
-    """As before, and then a program looks at the directory: the mount meets the number under the other name."""
+    """As before, and then a program looks at the directory: the number shows under the other name."""
     result = _inode_reused(place)
     for entry in os.scandir(place.shown):
         with contextlib.suppress(OSError):

@@ -194,7 +194,7 @@ def test_a_file_is_looked_at_by_a_descriptor_that_nobody_closes(
     vault = BareVault(tmp_path / "v")
     vault.put(NAME, bytes(SMALL))
     last = vault.tree.open(vault.root, NAME, os.O_RDONLY)
-    looks: list[FileState] = []
+    looks: list[int] = []
 
     def look(state: FileState, st: os.stat_result) -> bool:
         if not looks:
