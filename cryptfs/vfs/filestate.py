@@ -192,6 +192,7 @@ class FileState(WriteMarks):
         """Find out how long the file is. Writes nothing, whatever stands there."""
         self.keep_atime(True)
         raw = read_header(self.fd)
+        self.version = header_version(raw)
         header = self.context.unpack_header(raw)
         self._note_header(header, raw)
         found = found_length(self.context, self.fd, header, self.content_key, cipher_size)
@@ -302,6 +303,19 @@ class FileState(WriteMarks):
             return
         if os.fstat(self.fd).st_size < self.context.geometry.cipher_size(self.size):
             raise HeaderError("the file was cut while it was open", cipher_path=self.cipher_path)
+
+    def look_at_length(self) -> None:
+        """Before the first change here: what others have done to the length since the file was loaded.
+
+        Raises: HeaderError: it was cut.   OSError.
+        """
+        self.require_length()
+        header = self.header
+        if header is None or self.header_is_planned or self.inherited is not None:
+            return
+        cipher_size = os.fstat(self.fd).st_size
+        if cipher_size > self.context.geometry.cipher_size(self.size):
+            self.inherited = found_length(self.context, self.fd, header, self.content_key, cipher_size)
 
     @contextlib.contextmanager
     def _writing_fd(self) -> Iterator[int | None]:

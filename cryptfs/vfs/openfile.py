@@ -303,8 +303,9 @@ class _Change:
         state = self._state
         state.lock.acquire()
         try:
-            if state.overtaken or not state.changes:
-                require_current(state)
+            require_current(state)
+            if not (state.changes or self._emptying):
+                state.look_at_length()
             if state.inherited is not None and not self._emptying:
                 state.take_over()
         except BaseException:

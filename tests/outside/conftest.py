@@ -16,6 +16,12 @@ from tests.e2e.conftest import ENGINES, require_fuse
 from tests.e2e.mounting import MountSpec
 from tests.outside.stage import Stage
 
+AT_ONCE = (
+    ("cryptfs.vfs.checkpoint", "CLOSED_SECONDS", 0),
+    ("cryptfs.vfs.checkpoint", "LOOK_SECONDS", 0.1),
+)
+"""What was overwritten goes home to its file at once, so that the tests need not wait for it."""
+
 StageMaker = Callable[..., contextlib.AbstractContextManager[Stage]]
 
 
@@ -40,7 +46,7 @@ def ground() -> Iterator[Path]:
 @contextlib.contextmanager
 def staged(ground: Path, engine: str, options: str = "") -> Iterator[Stage]:
     """A fresh vault, mounted, and its ciphertext; afterwards no traceback in the log."""
-    spec = MountSpec(engine, options=options)
+    spec = MountSpec(engine, options=options, constants=AT_ONCE)
     require_fuse(spec)
     with mounted_on(ground, spec) as mount:
         stage = Stage(mount)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import mmap
+import errno
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -37,9 +39,18 @@ def _rewrite(fd: int) -> None:
 
 
 def _map(fd: int) -> None:
-    with mmap.mmap(fd, 40_000) as pages:
-        pages[:4096] = HEAD[:4096]
-        pages.flush()
+    """In another process: what was changed in place under a mapping ends in SIGBUS."""
+    words = [sys.executable, "-I", "-S", "-c", _MAP, str(fd)]
+    if subprocess.run(words, pass_fds=[fd], capture_output=True, timeout=20, check=False).returncode:
+        raise OSError(errno.EIO, "through a mapping")
+
+
+_MAP = """
+import mmap, sys
+with mmap.mmap(int(sys.argv[1]), 40_000) as pages:
+    pages[:4096] = b"#" * 4096
+    pages.flush()
+"""
 
 
 def _replaced(place: Place) -> bytes | None:
