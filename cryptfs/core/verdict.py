@@ -14,7 +14,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from cryptfs.core.geometry import HEADER_SIZE, ChunkGeometry
-from cryptfs.core.header import FileHeader
+from cryptfs.core.header import FileHeader, HeaderFlag
 
 
 class Length(Enum):
@@ -32,6 +32,9 @@ class Length(Enum):
     RECOVER = "recover"
     CUT = "cut"
     SURPLUS = "surplus"
+
+
+SETTLED = Length.SETTLED  # every open asks; looking up a member of an enum is slow
 
 
 class Verdict(NamedTuple):
@@ -63,15 +66,22 @@ def verdict(
         if not cipher_size:
             return Verdict(Length.SETTLED, 0, 0)
         return Verdict(Length.CUT, 0, HEADER_SIZE, f"{cipher_size} bytes without a header")
-    exact = header.is_clean and not header.is_void
-    size = 0 if header.is_void else header.size if exact else header.size_min
-    least = min(size, header.size_min) if exact and header.journal_id in crashed else size
-    expected, shortest = geometry.cipher_size(size), geometry.cipher_size(least)
+    flags = header.flags
+    void = flags & HeaderFlag.VOID
+    exact = flags & HeaderFlag.CLEAN and not void
+    size = 0 if void else header.size if exact else header.size_min
+    expected = geometry.cipher_size(size)
+    if exact and cipher_size == expected:  # as almost always
+        return Verdict(SETTLED, size, expected)
+    least, shortest = size, expected
+    if exact and header.journal_id in crashed:
+        least = min(size, header.size_min)
+        shortest = geometry.cipher_size(least)
     if cipher_size < shortest:
         bound = "" if exact and least == size else "at least "
         return Verdict(Length.CUT, least, shortest, f"{cipher_size} bytes instead of {bound}{shortest}")
-    if header.is_void:
+    if void:
         return Verdict(Length.VOID, size, expected)
     if not exact or cipher_size < expected:
         return Verdict(Length.RECOVER, least, shortest)
-    return Verdict(Length.SURPLUS if cipher_size > expected else Length.SETTLED, size, expected)
+    return Verdict(Length.SURPLUS, size, expected)

@@ -10,6 +10,7 @@ import errno
 import os
 
 from cryptfs.core.geometry import ChunkSpan
+from cryptfs.core.header import HeaderFlag
 from cryptfs.errors import ChunkError, HeaderError
 from cryptfs.storage.backing import read_fully, write_fully
 from cryptfs.storage.libc import FALLOC_KEEP_SIZE, fallocate
@@ -202,7 +203,9 @@ class ChunkWriter:
         Raises: OSError: the old length and the old edges are back, as far as the disk lets us.
         """
         state = self._state
-        if state.sparse and first >= self._geometry.chunk_count(state.size):
+        old = state.header
+        holes = old is not None and old.flags & HeaderFlag.SPARSE  # not as properties: each write comes here
+        if holes and first >= self._geometry.chunk_count(state.size):
             state.require_length()  # between a cut end and these records there would be a hole
         header = state.header_for_change()
         state.mark_data()

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator
 
 from cryptfs.core.header import NO_FLAGS, NO_JOURNAL, FileHeader, HeaderFlag, header_version
-from cryptfs.core.verdict import Length, Verdict
+from cryptfs.core.verdict import SETTLED, Length, Verdict
 from cryptfs.errors import HeaderError, IntegrityError
 from cryptfs.storage.backing import O_NOATIME, read_header, reopen, write_fully
 from cryptfs.storage.libc import UTIME_OMIT, Times, futimens, restore_mtime
@@ -40,12 +40,9 @@ class FileState(WriteMarks):
     size:     plaintext bytes: what the file has now. Once it is loaded, the header vouches for it.
     header:   what stands on disk; None for an empty backing file. With header_is_planned it will be
               written along with the first chunk.
-    version:  tells the header on disk from any other; 0 where there is none.
     damage:   set when the header or the length does not hold; then only a truncate to zero helps.
     inherited: the verdict on a file that is not as its header says, until somebody here changes it; else
               None. Loading writes nothing: a reader leaves the file as it is.
-    left:     what the backing file was when all of it was known here last: when it was loaded, and after each
-              step that ends a change. Zeros before.
     overlay:  chunk records that are in the journal and not in the backing file yet, by chunk_index.
     durable_size: plaintext bytes that are known to be on disk in their place.
     synced:   whether anything was brought to disk since the file was empty, be it in the journal only.
@@ -66,8 +63,8 @@ class FileState(WriteMarks):
         self.header: FileHeader | None = None
         self.header_is_planned = False
         self.inherited: Verdict | None = None
-        self.version = 0
-        self.left: Left = (0, 0, 0)
+        self._packed_header = b""  # as it is on disk
+        self._left: os.stat_result | None = None
         self.content_key = b""
         self.size = 0
         self.kept_mtime_ns: int | None = None  # what the last close restores, see keep_mtime
@@ -162,6 +159,20 @@ class FileState(WriteMarks):
         return header.is_clean or self.inherited is not None
 
     @property
+    def version(self) -> int:
+        """Tells the header on disk from any other; 0 where there is none."""
+        return header_version(self._packed_header)
+
+    @property
+    def left(self) -> Left:
+        """What the backing file was when all of it was known here last; zeros before.
+
+        That is when it was loaded, and after each step that ends a change.
+        """
+        st = self._left
+        return (0, 0, 0) if st is None else (st.st_ctime_ns, st.st_mtime_ns, st.st_size)
+
+    @property
     def sparse(self) -> bool:
         """Whether all-zero records are holes."""
         return self.header is not None and self.header.is_sparse
@@ -179,8 +190,8 @@ class FileState(WriteMarks):
             raise type(self.damage)(self.damage.reason, cipher_path=self.cipher_path)
 
     def _load(self) -> None:
-        self.note_left()
-        cipher_size = self.left[2]
+        self._left = os.fstat(self.fd)
+        cipher_size = self._left.st_size
         if cipher_size:
             try:
                 self._load_header(cipher_size)
@@ -196,16 +207,16 @@ class FileState(WriteMarks):
         header = self.context.unpack_header(raw)
         self._note_header(header, raw)
         found = found_length(self.context, self.fd, header, self.content_key, cipher_size)
-        if found.kind is Length.CUT:
-            raise HeaderError(f"the file was cut: {found.reason}")
+        if found.kind is not SETTLED:
+            self._inherit(found, header, cipher_size)
         self.size = self.durable_size = found.size
         if self._is_of_this_session(header):
             self.durable_size = min(found.size, header.size_min)
-        if found.kind is not Length.SETTLED:
-            self.inherited = found
-            self._tell(found, header, cipher_size)
 
-    def _tell(self, found: Verdict, header: FileHeader, cipher_size: int) -> None:
+    def _inherit(self, found: Verdict, header: FileHeader, cipher_size: int) -> None:
+        if found.kind is Length.CUT:
+            raise HeaderError(f"the file was cut: {found.reason}")
+        self.inherited = found
         if found.kind is Length.SURPLUS:
             surplus = cipher_size - found.expected
             log.warning("%s: %d bytes behind the end are no part of it", self.cipher_path, surplus)
@@ -226,8 +237,7 @@ class FileState(WriteMarks):
 
     def note_left(self) -> None:
         """Note what the backing file is now that all of it is known here. Raises: OSError."""
-        st = os.fstat(self.fd)
-        self.left = st.st_ctime_ns, st.st_mtime_ns, st.st_size
+        self._left = os.fstat(self.fd)
 
     def _note_header(self, header: FileHeader, raw: bytes) -> None:
         """Note what stands on disk now. raw: packed; b"" where it is only planned."""
@@ -236,7 +246,7 @@ class FileState(WriteMarks):
             self.content_key = self.context.content_key_of(header)
         self.header = header
         self.header_is_planned = False
-        self.version = header_version(raw)
+        self._packed_header = raw
         self.inherited = None
 
     def plan_header(self, header: FileHeader) -> None:

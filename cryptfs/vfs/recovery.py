@@ -13,7 +13,7 @@ import os
 
 from cryptfs.core.geometry import ChunkGeometry
 from cryptfs.core.header import FileHeader
-from cryptfs.core.verdict import Length, Verdict, verdict
+from cryptfs.core.verdict import SETTLED, Length, Verdict, verdict
 from cryptfs.errors import ChunkError
 from cryptfs.storage.backing import read_fully
 from cryptfs.vfs.context import FileContext
@@ -30,7 +30,7 @@ def found_length(
     Args: key: of the file's content.   cipher_size: length of the backing file.
     """
     judged = verdict(header, cipher_size, context.geometry, context.crashed)
-    if header is None or judged.kind not in (Length.RECOVER, Length.VOID, Length.SURPLUS):
+    if header is None or judged.kind is SETTLED or judged.kind is Length.CUT:
         return judged
     if judged.kind is Length.RECOVER:
         size = _recovered_size(context, fd, header, key, cipher_size, judged.size)
