@@ -15,6 +15,7 @@ from cryptfs.errors import ChunkError, HeaderError
 from cryptfs.storage.backing import read_fully, write_fully
 from cryptfs.storage.libc import FALLOC_KEEP_SIZE, fallocate
 from cryptfs.vfs.filestate import FileState
+from cryptfs.vfs.inheriting import require_length
 from cryptfs.vfs.redo import SMALL_GROWTH
 
 
@@ -206,7 +207,7 @@ class ChunkWriter:
         old = state.header
         holes = old is not None and old.flags & HeaderFlag.SPARSE  # not as properties: each write comes here
         if holes and first >= self._geometry.chunk_count(state.size):
-            state.require_length()  # between a cut end and these records there would be a hole
+            require_length(state)  # between a cut end and these records there would be a hole
         header = state.header_for_change()
         state.mark_data()
         try:

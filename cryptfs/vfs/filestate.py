@@ -19,7 +19,7 @@ from cryptfs.errors import HeaderError, IntegrityError
 from cryptfs.storage.backing import O_NOATIME, read_header, reopen, write_fully
 from cryptfs.storage.libc import UTIME_OMIT, Times, futimens, restore_mtime
 from cryptfs.vfs.context import FileContext
-from cryptfs.vfs.recovery import ends_whole, found_length
+from cryptfs.vfs.recovery import found_length
 from cryptfs.vfs.whereabouts import Whereabouts
 from cryptfs.vfs.writemarks import WriteMarks
 
@@ -28,10 +28,6 @@ log = logging.getLogger(__name__)
 FileKey = tuple[int, int]  # device, inode
 Left = tuple[int, int, int]
 """ctime and mtime in nanoseconds, and length, of a backing file."""
-
-
-UNSURE = -1
-"""In place of a header's version: we may have written half of one."""
 
 
 class FileState(WriteMarks):
@@ -63,8 +59,9 @@ class FileState(WriteMarks):
         self.header: FileHeader | None = None
         self.header_is_planned = False
         self.inherited: Verdict | None = None
-        self._packed_header = b""  # as it is on disk
+        self.packed_header: bytes | None = b""  # as it is on disk; None: we may have written half of it
         self._left: os.stat_result | None = None
+        self.seen_ctime = 0  # in ns, at which the file was as it is known here; 0: look at its header
         self.content_key = b""
         self.size = 0
         self.kept_mtime_ns: int | None = None  # what the last close restores, see keep_mtime
@@ -161,7 +158,7 @@ class FileState(WriteMarks):
     @property
     def version(self) -> int:
         """Tells the header on disk from any other; 0 where there is none."""
-        return header_version(self._packed_header)
+        return header_version(self.packed_header or b"")
 
     @property
     def left(self) -> Left:
@@ -190,8 +187,8 @@ class FileState(WriteMarks):
             raise type(self.damage)(self.damage.reason, cipher_path=self.cipher_path)
 
     def _load(self) -> None:
-        self._left = os.fstat(self.fd)
-        cipher_size = self._left.st_size
+        self.note_left()
+        cipher_size = self.left[2]
         if cipher_size:
             try:
                 self._load_header(cipher_size)
@@ -203,7 +200,7 @@ class FileState(WriteMarks):
         """Find out how long the file is. Writes nothing, whatever stands there."""
         self.keep_atime(True)
         raw = read_header(self.fd)
-        self.version = header_version(raw)
+        self.packed_header = raw
         header = self.context.unpack_header(raw)
         self._note_header(header, raw)
         found = found_length(self.context, self.fd, header, self.content_key, cipher_size)
@@ -237,7 +234,8 @@ class FileState(WriteMarks):
 
     def note_left(self) -> None:
         """Note what the backing file is now that all of it is known here. Raises: OSError."""
-        self._left = os.fstat(self.fd)
+        self._left = st = os.fstat(self.fd)
+        self.seen_ctime = st.st_ctime_ns
 
     def _note_header(self, header: FileHeader, raw: bytes) -> None:
         """Note what stands on disk now. raw: packed; b"" where it is only planned."""
@@ -246,7 +244,7 @@ class FileState(WriteMarks):
             self.content_key = self.context.content_key_of(header)
         self.header = header
         self.header_is_planned = False
-        self._packed_header = raw
+        self.packed_header = raw
         self.inherited = None
 
     def plan_header(self, header: FileHeader) -> None:
@@ -254,81 +252,8 @@ class FileState(WriteMarks):
         self._note_header(header, b"")
         self.header_is_planned = True
 
-    # ---- what another writer left
-
-    def take_over(self) -> None:
-        """Before the first change here: cut off what is no part of the file. The lock is held.
-
-        Raises: HeaderError: the file does not end where its header says; nothing is cut.   OSError.
-        """
-        found = self.inherited
-        if found is not None:
-            self.mark_data()
-            self._cut_off(self.fd, found)
-            if found.kind is Length.SURPLUS:
-                self.inherited = None
-
-    def _cut_off(self, fd: int, found: Verdict) -> None:
-        header = self.header
-        assert header is not None  # something is inherited by it
-        surplus = os.fstat(fd).st_size - found.expected
-        if surplus < 0:
-            raise HeaderError("the file was cut while it was open", cipher_path=self.cipher_path)
-        if not surplus:
-            return
-        if found.kind is Length.SURPLUS and not ends_whole(
-            self.context, fd, header, self.content_key, found.size
-        ):
-            raise HeaderError(
-                "the last chunk does not authenticate at the length that the header says, and more is there",
-                cipher_path=self.cipher_path,
-            )
-        log.warning("%s: %d bytes trimmed (%s)", self.cipher_path, surplus, found.kind.value)
-        os.ftruncate(fd, found.expected)
-
-    def settle(self) -> None:
-        """After a crash of this vault's own: make the length that was found the authentic one, for good.
-
-        Also of a file that was closed before: from now on, it is as long as it says. Files of other sessions
-        stay as they are.
-
-        Raises: HeaderError: as take_over.   OSError.
-        """
-        with self.lock:
-            header = self.header
-            if header is None or self.damage is not None or header.journal_id not in self.context.crashed:
-                return
-            with self._writing_fd() as fd:
-                if fd is not None:
-                    if self.inherited is not None:
-                        self._cut_off(fd, self.inherited)
-                    self._write_clean(fd)
-
-    def require_length(self) -> None:
-        """Before the backing file is made longer, or a hole of it believed: nobody has cut it meanwhile.
-
-        What waits in the overlay must be in its place. Raises: HeaderError.   OSError.
-        """
-        if self.header is None or self.header_is_planned:
-            return
-        if os.fstat(self.fd).st_size < self.context.geometry.cipher_size(self.size):
-            raise HeaderError("the file was cut while it was open", cipher_path=self.cipher_path)
-
-    def look_at_length(self) -> None:
-        """Before the first change here: what others have done to the length since the file was loaded.
-
-        Raises: HeaderError: it was cut.   OSError.
-        """
-        self.require_length()
-        header = self.header
-        if header is None or self.header_is_planned or self.inherited is not None:
-            return
-        cipher_size = os.fstat(self.fd).st_size
-        if cipher_size > self.context.geometry.cipher_size(self.size):
-            self.inherited = found_length(self.context, self.fd, header, self.content_key, cipher_size)
-
     @contextlib.contextmanager
-    def _writing_fd(self) -> Iterator[int | None]:
+    def writing_fd(self) -> Iterator[int | None]:
         """A descriptor that can write for a moment, None where there is none."""
         fd = None
         if self.writable:
@@ -395,7 +320,7 @@ class FileState(WriteMarks):
     def _put_header(self, fd: int, header: FileHeader, records: memoryview | None = None) -> None:
         """The one place that packs a header, writes it and notes it."""
         raw = self.context.pack_header(header)
-        self.version = UNSURE
+        self.packed_header = None
         write_fully(fd, (raw,) if records is None else (raw, records), 0)
         self._note_header(header, raw)
 
@@ -424,7 +349,7 @@ class FileState(WriteMarks):
         """At the last close: seal the length. Leaves the file's times as they are."""
         with self.lock:
             if not self.clean and not self.overlay:  # else the checkpointer does it
-                self._write_clean(self.fd)
+                self.seal_length(self.fd)
 
     def keep_mtime(self) -> None:
         """Writes that follow are not to move the time of change, seen from the last close on.
@@ -447,7 +372,8 @@ class FileState(WriteMarks):
         if times[3] != UTIME_OMIT:
             self.kept_mtime_ns = None
 
-    def _write_clean(self, fd: int) -> None:
+    def seal_length(self, fd: int) -> None:
+        """Write a CLEAN header with the size that the file has now. The lock is held. Raises: OSError."""
         header = self.header
         assert header is not None  # a file that is not clean has one
         flags = (header.flags & HeaderFlag.SPARSE if self.size else NO_FLAGS) | HeaderFlag.CLEAN

@@ -17,6 +17,7 @@ from cryptfs.core.header import MAX_EPOCH, HeaderFlag
 from cryptfs.storage.backing import write_fully
 from cryptfs.storage.libc import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, fallocate
 from cryptfs.vfs.filestate import FileState
+from cryptfs.vfs.inheriting import require_length
 from cryptfs.vfs.redo import NO_ROOM, RedoLog
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def shrink(file: OpenFile, size: int) -> None:
     last = geometry.chunk_count(size) - 1
     kept = geometry.chunk_length(last, size)
     _settle_up_to(state, last)
-    state.require_length()
+    require_length(state)
     was = geometry.chunk_length(last, state.size)
     file.announce(size_min=size)
     scratch = context.buffers.take(geometry.chunk_size)

@@ -20,6 +20,7 @@ from cryptfs.storage.backing import read_fully
 from cryptfs.vfs import lengths
 from cryptfs.vfs.chunkwriter import ChunkWriter
 from cryptfs.vfs.filestate import FileState
+from cryptfs.vfs.inheriting import look_at_length, require_length, take_over
 from cryptfs.vfs.overtaking import require_current
 
 FILLED_GAP = 4 * 1024 * 1024  # a smaller gap past the end is filled with sealed zeros, a larger one is a hole
@@ -233,7 +234,7 @@ class OpenFile:
         self.write_zeros(state.size, min(last_end, new_size))
         if state.size < new_size:
             lengths.settle_overlay(state)
-            state.require_length()
+            require_length(state)
             state.mark_data()
             os.ftruncate(state.fd, geometry.cipher_size(new_size))
             state.size = new_size
@@ -264,7 +265,7 @@ class OpenFile:
                 lengths.shrink(self, size)
             else:
                 lengths.settle_overlay(state)
-                state.require_length()
+                require_length(state)
                 os.ftruncate(state.fd, self._geometry.cipher_size(size))  # for the times
 
     def _truncate_to_zero(self) -> None:
@@ -305,9 +306,9 @@ class _Change:
         try:
             require_current(state)
             if not (state.changes or self._emptying):
-                state.look_at_length()
+                look_at_length(state)
             if state.inherited is not None and not self._emptying:
-                state.take_over()
+                take_over(state)
         except BaseException:
             state.lock.release()
             raise

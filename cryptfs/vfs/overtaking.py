@@ -14,10 +14,9 @@ import logging
 import os
 import time
 
-from cryptfs.core.header import header_version
 from cryptfs.errors import IntegrityError
 from cryptfs.storage.backing import read_header
-from cryptfs.vfs.filestate import UNSURE, FileState
+from cryptfs.vfs.filestate import FileState
 
 log = logging.getLogger(__name__)
 
@@ -35,13 +34,13 @@ def is_overtaken(state: FileState, st: os.stat_result) -> bool:
 
     Args: st: stat of the backing file, from after whatever was read of it.
     """
-    if state.overtaken or not state.loaded or st.st_ctime_ns == state.left[0] or state.context.exclusive:
+    if st.st_ctime_ns == state.seen_ctime or state.overtaken or not state.loaded or state.context.exclusive:
         return state.overtaken
     with state.lock:
         state.keep_atime(True)
-        if state.version in (header_version(read_header(state.fd)), UNSURE):
+        if state.packed_header is None or read_header(state.fd) == state.packed_header:
             if not state.changes:
-                state.left = settled_ctime(st), st.st_mtime_ns, st.st_size
+                state.seen_ctime = settled_ctime(st)
         elif not state.overtaken:
             state.overtaken = True
             log.error("%s: %s", state.cipher_path, _REASON)

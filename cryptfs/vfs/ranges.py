@@ -11,6 +11,7 @@ import os
 
 from cryptfs.storage.libc import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE, fallocate
 from cryptfs.vfs.filestate import FileState
+from cryptfs.vfs.inheriting import require_length
 from cryptfs.vfs.lengths import punch, settle_overlay
 from cryptfs.vfs.openfile import OpenFile
 
@@ -82,7 +83,7 @@ def seek(file: OpenFile, offset: int, whence: int) -> int:
     state.require_loaded()
     with state.lock:
         settle_overlay(state)
-        state.require_length()  # what was cut off is no hole
+        require_length(state)  # what was cut off is no hole
         size = state.size
         if not 0 <= offset < size:
             raise _error(errno.ENXIO)

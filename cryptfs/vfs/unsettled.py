@@ -23,6 +23,7 @@ from cryptfs.errors import IntegrityError
 from cryptfs.storage.backing import open_backing, reopen
 from cryptfs.storage.libc import syncfs
 from cryptfs.storage.sessions import UNSETTLED_NAME, write_sessions_file
+from cryptfs.vfs import inheriting
 from cryptfs.vfs.context import FileContext
 from cryptfs.vfs.filetable import FileTable
 from cryptfs.vfs.replay import read_sessions
@@ -80,7 +81,7 @@ class Unsettled:
         try:
             state.require_loaded()
             if settle:
-                state.settle()
+                inheriting.settle(state)
             return state.size
         except (IntegrityError, OSError):
             return None
