@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.conftest import require_fuse
+from tests.e2e.mounting import MountSpec, mounted
 from tests.e2e.programs import require
 
 pytestmark = pytest.mark.timeout(120)
@@ -26,12 +28,15 @@ BLOCK = 4096
 
 
 @contextmanager
-def buffered_reader(path: Path) -> Iterator[None]:
-    """Several who read the whole file through the page cache, again and again."""
+def buffered_reader(path: Path, pause: int, engine: str = "psync") -> Iterator[None]:
+    """Several who read the whole file through the page cache, again and again.
+
+    Args: pause: microseconds between two reads.   engine: of fio.
+    """
     words = [
-        "fio", "--name=buffered", f"--filename={path}", "--ioengine=psync", "--rw=randread", "--direct=0",
+        "fio", "--name=buffered", f"--filename={path}", f"--ioengine={engine}", "--rw=randread", "--direct=0",
         "--bs=64k", f"--size={SIZE}", "--time_based", "--runtime=60", "--invalidate=0", "--norandommap",
-        "--numjobs=4", "--minimal",
+        "--numjobs=4", "--minimal", f"--thinktime={pause}",
     ]  # fmt: skip
     with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/") as reader:
         try:
@@ -41,11 +46,11 @@ def buffered_reader(path: Path) -> Iterator[None]:
             reader.terminate()
 
 
-def overwrite(path: Path, engine: str) -> None:
+def overwrite(path: Path, engine: str, size: str) -> None:
     """Asynchronous direct overwrites at random places, sixteen at a time, for a second."""
     words = [
         "fio", "--name=direct", f"--filename={path}", f"--ioengine={engine}", "--rw=randwrite", "--direct=1",
-        "--iodepth=16", "--bs=1m", f"--size={SIZE}", "--time_based", "--runtime=1",
+        "--iodepth=16", f"--bs={size}", f"--size={SIZE}", "--time_based", "--runtime=1",
         "--fallocate=none", "--refill_buffers", "--overwrite=1", "--norandommap", "--minimal",
     ]  # fmt: skip
     done = subprocess.run(words, capture_output=True, text=True, timeout=90, check=False, cwd="/")
@@ -64,14 +69,35 @@ def direct_content(path: Path) -> bytes:
         block.close()
 
 
-@pytest.mark.parametrize("engine", ["libaio", "io_uring"])
-def test_buffered_reads_after_asynchronous_direct_writes(on_mount: Path, engine: str) -> None:
+@pytest.mark.parametrize(
+    ("engine", "size", "pause"),
+    [("libaio", "1m", 0), ("io_uring", "1m", 0), ("libaio", "64k", 3000), ("io_uring", "4k", 1000)],
+)
+def test_buffered_reads_after_asynchronous_direct_writes(
+    on_mount: Path, engine: str, size: str, pause: int
+) -> None:
+    """With pauses there are moments in which nothing of the file is in the page cache."""
+    check(on_mount / "file", engine, size, pause)
+
+
+@pytest.mark.parametrize(
+    ("options", "reader"), [("max_threads=1", "psync"), ("nowriteback", "psync"), ("", "mmap")]
+)
+def test_the_same_on_other_mounts_and_through_a_mapping(options: str, reader: str) -> None:
+    """One thread has to answer the reads that a dropping of pages waits for."""
+    spec = MountSpec("native", options=options)
+    require_fuse(spec)
+    with mounted(spec) as mount:
+        check(mount.mountpoint / "file", "libaio", "256k", 500, reader)
+
+
+def check(path: Path, engine: str, size: str, pause: int, reader: str = "psync") -> None:
+    """Overwrite with readers beside, and compare what they see afterwards with what there is."""
     require("fio")
-    path = on_mount / "file"
     path.write_bytes(os.urandom(SIZE))
-    with path.open("rb", buffering=0) as held, buffered_reader(path):
+    with path.open("rb", buffering=0) as held, buffered_reader(path, pause, reader):
         for _ in range(ROUNDS):
-            overwrite(path, engine)
+            overwrite(path, engine, size)
             truth = direct_content(path)
             for seen in (os.pread(held.fileno(), SIZE, 0), path.read_bytes()):
                 stale = [

@@ -8,18 +8,25 @@ import os
 import struct
 
 from cryptfs.mount.native import structs
+from cryptfs.mount.native.directio import PageTracker
 from cryptfs.mount.native.directories import DirectoryHandle
 from cryptfs.mount.native.handlers import LARGE, Handlers, Later, Payload, Request, error
 from cryptfs.mount.native.node import HeldFile
 from cryptfs.mount.native.structs import Notification
+from cryptfs.mount.options import MountOptions
 from cryptfs.vfs import ranges
 from cryptfs.vfs.directory import SELF, Unnamed
 from cryptfs.vfs.openfile import OpenFile
+from cryptfs.vfs.vault import Vault
 from cryptfs.vfs.xattrs import ACL_NAMES, CAPABILITY
 
 
 class FileHandlers(Handlers):
     """Handlers of requests about open files, open directories and xattrs."""
+
+    def __init__(self, vault: Vault, options: MountOptions) -> None:
+        super().__init__(vault, options)
+        self._pages = PageTracker()
 
     # ---- directories
 
@@ -105,8 +112,10 @@ class FileHandlers(Handlers):
 
     def read(self, request: Request) -> Payload:
         """Read straight into the reply."""
-        fh, offset, size, _, _, _, _ = structs.READ_IN.unpack_from(request.body)
+        fh, offset, size, read_flags, _, _, _ = structs.READ_IN.unpack_from(request.body)
         file = self._files[fh]
+        if not read_flags & structs.READ_LOCKOWNER:
+            self._pages.cached(request.nodeid)
         if size >= LARGE:
             request.make_way()
         room = request.room[:size]
@@ -121,6 +130,9 @@ class FileHandlers(Handlers):
         if len(data) != size:
             raise struct.error("the request holds another number of bytes than it says")
         file = self._files[fh]
+        direct = write_flags & structs.WRITE_LOCKOWNER
+        if not direct:
+            self._pages.cached(request.nodeid)
         if write_flags & structs.WRITE_CACHE and self._kernel_owns_mtime and file.state.kept_mtime_ns is None:
             file.state.keep_mtime()
         done = file.write(offset, data)
@@ -130,6 +142,8 @@ class FileHandlers(Handlers):
             write_flags & structs.WRITE_KILL_SUIDGID or file.state.may_have_capability
         ):
             self._setter.written(file.state, kill=bool(write_flags & structs.WRITE_KILL_SUIDGID))
+        if direct and not self._pages.has_none(request.nodeid):
+            raise self._pages.dropping(request.nodeid, offset, done, self.notify)
         return structs.WRITE_OUT.pack(done, 0)
 
     def release(self, request: Request) -> Payload:

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from cryptfs.errors import MountError
 from cryptfs.mount.errno_map import errno_of
 from cryptfs.mount.native import structs
+from cryptfs.mount.native.directio import Dropping, PageDropper
 from cryptfs.mount.native.handlers import LARGE, Later, Request
 from cryptfs.mount.native.latency import WakeLatency
 from cryptfs.mount.native.pruning import Pruner
@@ -48,9 +49,10 @@ _REST = 3.0  # seconds of sleep after which memory that nobody uses goes back
 
 WANTED = (
     Cap.ASYNC_READ | Cap.BIG_WRITES | Cap.MAX_PAGES | Cap.PARALLEL_DIROPS | Cap.ATOMIC_O_TRUNC
-    | Cap.DO_READDIRPLUS | Cap.READDIRPLUS_AUTO | Cap.CACHE_SYMLINKS | Cap.HANDLE_KILLPRIV_V2
+    | Cap.DO_READDIRPLUS | Cap.READDIRPLUS_AUTO | Cap.ASYNC_DIO | Cap.CACHE_SYMLINKS
+    | Cap.HANDLE_KILLPRIV_V2
 )  # fmt: skip
-"""Without ASYNC_DIO: with it buffered reads are stale after asynchronous direct writes (decision 0016)."""
+"""ASYNC_DIO needs PageDropper: without it buffered reads are stale after asynchronous direct writes."""
 
 # Looked up once, not in every request.
 _HEADER_SIZE, _unpack = structs.IN_HEADER.size, structs.IN_HEADER.unpack_from
@@ -107,6 +109,7 @@ class Session:
         self._on_ready = on_ready
         self._ended = False
         self._pruner = Pruner(requests.nodes, self._notify)
+        self._dropper = PageDropper(self._answer_now)
         requests.notify = self._notify
         self._max_workers = options.max_threads or _DEFAULT_THREADS
         self._enough_for_large = max(2, usable_cores())
@@ -154,6 +157,7 @@ class Session:
 
     def serve(self) -> None:
         """Answer requests until the mount is gone."""
+        self._dropper.start()
         self._add_worker()
         watcher = threading.Thread(target=self._watch, name="cryptfs-watch", daemon=True)
         watcher.start()
@@ -165,6 +169,7 @@ class Session:
         watcher.join()
         self._wake_latency.close()
         self._pruner.stop()
+        self._dropper.stop()
 
     def _add_worker(self) -> None:
         """Let one thread more read the device."""
@@ -349,6 +354,8 @@ class Session:
             missing = error.errno == errno.ENOENT and opcode in structs.BY_NAME
             code = self._requests.errno_of_missing(request.nodeid) if missing else error.errno
             self._reply(unique, code or errno.EIO, b"")
+        except Dropping as dropping:
+            self._dropper.put(unique, dropping)
         except Later as later:
             self._answer_later(unique, later)
         except struct.error as error:
@@ -364,16 +371,16 @@ class Session:
             else:
                 self._reply(unique, 0, payload)
 
-    def _answer_later(self, unique: int, later: Later) -> None:
-        def answer() -> None:
-            try:
-                payload = later.work()
-            except Exception as error:  # noqa: BLE001 - as in _answer
-                self._reply(unique, errno_of(error), b"")
-            else:
-                self._reply(unique, 0, payload)
+    def _answer_now(self, unique: int, later: Later) -> None:
+        try:
+            payload = later.work()
+        except Exception as error:  # noqa: BLE001 - as in _answer
+            self._reply(unique, errno_of(error), b"")
+        else:
+            self._reply(unique, 0, payload)
 
-        thread = threading.Thread(target=answer, name="cryptfs-later")
+    def _answer_later(self, unique: int, later: Later) -> None:
+        thread = threading.Thread(target=self._answer_now, args=(unique, later), name="cryptfs-later")
         thread.start()
         with self._lock:
             self._threads = [other for other in self._threads if other.is_alive() or other.ident is None]

@@ -113,7 +113,9 @@ class SetAttr:
 
 
 OPEN_KILL_SUIDGID = 1 << 0
+READ_LOCKOWNER = 1 << 1  # past the page cache, as for no other read
 WRITE_CACHE = 1 << 0
+WRITE_LOCKOWNER = 1 << 1  # past the page cache, as for no other write
 WRITE_KILL_SUIDGID = 1 << 2
 FOPEN_KEEP_CACHE = 1 << 1
 FOPEN_CACHE_DIR = 1 << 3
