@@ -38,6 +38,7 @@ _CIPHER_LENGTHS = tuple(
     if (length := -(-(SIV_SIZE + padded) * 4 // 3)) < MAX_NAME_SIZE
 )
 
+_SHORTEST_CUT = MAX_NAME_SIZE - 4  # a letter that is cut in two goes whole
 _DATE = r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
 _STAMP = r"[0-9]{8}-[0-9]{6}"
 _WHO = r"[ !#-'*-.0-~]{1,64}?"  # printable, but for '"', '(', ')' and '/'
@@ -141,29 +142,57 @@ def long_original(entry_name: str) -> str:
 
 
 def shown_name(original: bytes, suffix: str) -> bytes | None:
-    """The plain name that a conflict copy is shown under; None where it would be too long."""
+    """The plain name that a conflict copy is shown under, cut where it is too long; None for no suffix."""
     shown = _shown(suffix)
-    if shown is None:
-        return None
-    stem, extension = _split_extension(original)
-    name = stem + shown + extension
-    return name if len(name) <= MAX_NAME_SIZE else None
+    return None if shown is None else _marked(original, shown)
+
+
+def _marked(name: bytes, mark: bytes) -> bytes:
+    """A name with something before its extension, cut to what a name may have."""
+    stem, extension = _split_extension(name)
+    room = MAX_NAME_SIZE - len(mark)
+    if len(extension) > room // 2 and len(name) > room:
+        stem, extension = name, b""
+    if len(stem) + len(extension) > room:
+        stem = _without_half_a_letter(stem[: room - len(extension)])
+    return stem + mark + extension
+
+
+def _without_half_a_letter(stem: bytes) -> bytes:
+    """UTF-8 that was cut anywhere, cut between two letters; anything else as it is."""
+    for missing in range(4):
+        whole = stem[: len(stem) - missing]
+        try:
+            whole.decode("utf-8")
+        except UnicodeDecodeError:
+            continue
+        return whole
+    return stem
+
+
+def may_be_cut(name: bytes) -> bool:
+    """Whether a plain name may be that of a conflict copy that was cut: it does not say what it stands for."""
+    return len(name) > _SHORTEST_CUT and any(
+        _shown_suffixes(head.decode("latin-1")) for head, _ in _readings(name)
+    )
 
 
 def copies_of_name(name: bytes) -> list[ShownCopy]:
     """What a plain name says that it is a conflict copy of; nothing for nearly all names."""
     found: list[ShownCopy] = []
-    if CONFLICT_WORD not in name:
-        return found
-    dot = name.rfind(b".")
-    for end in {len(name), dot} - {-1, 0}:
-        head, extension = name[:end], name[end:]
-        text = head.decode("latin-1")
-        for start, suffix in _shown_suffixes(text):
+    for head, extension in _readings(name):
+        for start, suffix in _shown_suffixes(head.decode("latin-1")):
             original = head[:start] + extension
             if start and shown_name(original, suffix) == name:
                 found.append(ShownCopy(original, suffix))
     return sorted(set(found))
+
+
+def _readings(name: bytes) -> list[tuple[bytes, bytes]]:
+    """How a conflict copy's name may be split before an extension; one without the word in no way."""
+    if CONFLICT_WORD not in name:
+        return []
+    return [(name[:end], name[end:]) for end in {len(name), name.rfind(b".")} - {-1, 0}]
 
 
 def _shown_suffixes(text: str) -> list[tuple[int, str]]:
@@ -203,11 +232,4 @@ def kept_name(name: bytes, stamp: str, number: int) -> bytes:
     Args: stamp: date and time.   number: from 1; further ones are told apart by it.
     """
     mark = f" (conflict {stamp})" if number == 1 else f" (conflict {stamp} {number})"
-    stem, extension = _split_extension(name)
-    room = MAX_NAME_SIZE - len(mark)
-    if len(extension) > room // 2:
-        stem, extension = name, b""
-    stem = stem[: room - len(extension)]
-    if len(stem) + len(extension) < len(name):
-        stem = stem.decode("utf-8", "ignore").encode() or stem  # no half of a letter
-    return stem + mark.encode("ascii") + extension
+    return _marked(name, mark.encode("ascii"))

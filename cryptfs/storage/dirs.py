@@ -164,11 +164,7 @@ def _other_names(dir_fd: int) -> list[str]:
     Sidecars without their entry go, and so do what an interrupted operation left, a sync client's conflict
     copies of records and sidecars, and a directory that was planted as the record.
     """
-    listing_fd = open_for_listing(dir_fd, keep_atime=True)
-    try:
-        present = set(os.listdir(listing_fd))
-    finally:
-        os.close(listing_fd)
+    present = set(list_names(dir_fd))
     leftovers = {
         name
         for name in present
@@ -333,16 +329,20 @@ class Sidecars:
         return found
 
 
-def copied_long_entries(dir_fd: int) -> frozenset[str]:
-    """The long entries of which a directory holds conflict copies."""
+def list_names(dir_fd: int) -> list[str]:
+    """All names in the directory behind an O_PATH descriptor; its time of access stays."""
     listing_fd = open_for_listing(dir_fd, keep_atime=True)
     try:
-        names = os.listdir(listing_fd)
+        return os.listdir(listing_fd)
     finally:
         os.close(listing_fd)
+
+
+def copied_long_entries(dir_fd: int) -> frozenset[str]:
+    """The long entries of which a directory holds conflict copies."""
     return frozenset(
         copy.original
-        for name in names
+        for name in list_names(dir_fd)
         if is_long(name) and not name.endswith(SIDECAR_SUFFIX)
         for copy in copies_of_entry(name)
     )

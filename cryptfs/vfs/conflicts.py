@@ -9,10 +9,17 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-from cryptfs.core.conflicts import copies_of_entry, copies_of_name, entries_of_copy, shown_name
+from cryptfs.core.conflicts import (
+    CONFLICT_WORD,
+    copies_of_entry,
+    copies_of_name,
+    entries_of_copy,
+    may_be_cut,
+    shown_name,
+)
 from cryptfs.core.names import DirectoryNames
 from cryptfs.errors import NameError_
-from cryptfs.storage.dirs import entry_name_of, is_long, read_sidecar
+from cryptfs.storage.dirs import entry_name_of, is_long, list_names, read_sidecar
 
 
 class Conflicting(NamedTuple):
@@ -23,40 +30,57 @@ class Conflicting(NamedTuple):
     cipher_name: str
 
 
+def may_be_copy(name: bytes) -> bool:
+    """Whether a plain name may mean a conflict copy: no disk is asked, and nearly all names cost nothing."""
+    return CONFLICT_WORD in name and (bool(copies_of_name(name)) or may_be_cut(name))
+
+
 def find_copy(dir_fd: int, names: DirectoryNames, name: bytes, entry_name: str) -> Conflicting | None:
     """The conflict copy that a plain name means; None where it means its own entry.
 
+    A name that was cut does not say what it stands for: only then the directory is listed.
+
     Args: entry_name: of what cryptfs makes under that name.
     """
-    copies = copies_of_name(name)
-    if not copies or stands(dir_fd, entry_name):
+    if not may_be_copy(name) or stands(dir_fd, entry_name):
         return None
-    for original, suffix in copies:
+    for original, suffix in copies_of_name(name):
         cipher_name = names.seal(original)
         for candidate in entries_of_copy(entry_name_of(cipher_name), suffix):
             if stands(dir_fd, candidate):
                 return Conflicting(candidate, name, cipher_name)
+    if may_be_cut(name):
+        for candidate in sorted(list_names(dir_fd)):
+            copy = _read(dir_fd, names, candidate)
+            if copy is not None and copy.name == name:
+                return copy
     return None
 
 
 def open_copy(dir_fd: int, names: DirectoryNames, entry_name: str) -> Conflicting | None:
     """What an entry is shown as whose name is none of cryptfs; None where it is no conflict copy.
 
-    Raises: NameError_: it is one, and cannot be shown: its name is too long, or means another entry.
+    Raises: NameError_: it is one, and cannot be shown, because its name means another entry.
     """
+    copy = _read(dir_fd, names, entry_name)
+    if copy is None:
+        return None
+    found = find_copy(dir_fd, names, copy.name, entry_name_of(names.seal(copy.name)))
+    if found is None or found.entry_name != entry_name:
+        raise NameError_("a conflict copy, whose name another entry has", cipher_path=entry_name)
+    return found
+
+
+def _read(dir_fd: int, names: DirectoryNames, entry_name: str) -> Conflicting | None:
+    """What an entry is a conflict copy of, and the name that this gives it."""
     for original, suffix in copies_of_entry(entry_name):
         try:
             cipher_name = read_sidecar(dir_fd, original) if is_long(original) else original
-            plain = names.open(cipher_name)
+            shown = shown_name(names.open(cipher_name), suffix)
         except NameError_:
             continue
-        name = shown_name(plain, suffix)
-        if name is None:
-            raise NameError_("a conflict copy, whose name would be too long", cipher_path=entry_name)
-        found = find_copy(dir_fd, names, name, entry_name_of(names.seal(name)))
-        if found is None or found.entry_name != entry_name:
-            raise NameError_("a conflict copy, whose name another entry has", cipher_path=entry_name)
-        return found
+        if shown is not None:
+            return Conflicting(entry_name, shown, cipher_name)
     return None
 
 

@@ -6,13 +6,13 @@ import os
 import threading
 import weakref
 
-from cryptfs.core.conflicts import CONFLICT_WORD, copies_of_name
+from cryptfs.core.conflicts import CONFLICT_WORD
 from cryptfs.core.dirrecord import unpack_directory_record
 from cryptfs.core.keys import Subkeys
 from cryptfs.core.names import MAX_NAME_SIZE, DirectoryNames, NameCipher
 from cryptfs.errors import DirectoryRecordError, NameTooLongError
 from cryptfs.storage.dirs import entry_name_of, open_directory, read_record
-from cryptfs.vfs.conflicts import Conflicting, find_copy, open_copy
+from cryptfs.vfs.conflicts import Conflicting, find_copy, may_be_copy, open_copy
 
 SELF = b""
 """In place of a name: the directory itself, as the root has no entry anywhere."""
@@ -82,7 +82,7 @@ class Directory:
         known = self._entry_names.get(name)
         if known is None:
             known = entry_name_of(self._names.seal(name))
-            if CONFLICT_WORD in name and copies_of_name(name):
+            if may_be_copy(name):
                 copy = find_copy(self.fd, self._names, name, known)
                 return (
                     known if copy is None else copy.entry_name

@@ -82,6 +82,22 @@ def test_a_copy_keeps_the_sidecar_of_a_long_name(vault: BareVault) -> None:
     assert vault.internal_names() == []
 
 
+def test_a_name_that_has_to_be_cut(vault: BareVault) -> None:
+    name = b"n" * 240 + b".odt"
+    conflicting(vault, name, b"other version")
+    (shown,) = (each for each in vault.names() if each != name)
+    assert len(shown) == 255 and shown.endswith(SYNCTHING.encode() + b".odt")
+    vault.reopen()
+    assert vault.get(shown) == b"other version"
+    with vault.opened(shown) as file:
+        file.write(0, b"OTHER")
+    vault.tree.rename(vault.root, shown, vault.root, b"normal")
+    assert vault.names() == sorted([name, b"normal"])
+    assert vault.get(b"normal") == b"OTHER version"
+    with pytest.raises(FileNotFoundError):
+        vault.get(shown)
+
+
 def test_what_was_made_here_wins_over_a_copy(vault: BareVault, caplog: pytest.LogCaptureFixture) -> None:
     vault.put(SHOWN[b"report.odt"], b"made here")
     conflicting(vault, b"report.odt", b"other version")

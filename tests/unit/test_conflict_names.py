@@ -16,6 +16,7 @@ from cryptfs.core.conflicts import (
     is_copy_of_internal,
     kept_name,
     long_original,
+    may_be_cut,
     shown_name,
 )
 from cryptfs.core.keys import Subkeys
@@ -130,9 +131,18 @@ def test_a_long_name_has_its_suffix_before_the_hash_or_behind() -> None:
     assert long_original(HASH) == HASH
 
 
-def test_a_name_that_would_be_too_long_is_not_shown() -> None:
-    assert shown_name(b"a" * 240, " (1)") is None
-    assert shown_name(b"a" * 230, " (1)") is not None
+@given(st.binary(min_size=235, max_size=255), suffixes)
+def test_a_name_that_would_be_too_long_is_cut(name: bytes, suffix: str) -> None:
+    name = name.replace(b"\0", b"0").replace(b"/", b"s")
+    shown = shown_name(name, suffix)
+    assert shown is not None and len(shown) <= 255
+    assert may_be_cut(shown) or (name, suffix) in copies_of_name(shown)
+
+
+def test_other_long_names_are_not_taken_for_cut_ones() -> None:
+    assert not may_be_cut(b"a" * 255)
+    assert not may_be_cut(b"conflict" * 31)
+    assert not may_be_cut(b"a (conflict copy 1)")
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
