@@ -171,7 +171,7 @@ def _without_half_a_letter(stem: bytes) -> bytes:
 
 
 def may_be_cut(name: bytes) -> bool:
-    """Whether a plain name may be that of a conflict copy that was cut: it does not say what it stands for."""
+    """Whether a plain name may be that of a conflict copy that was cut: it does not say of what."""
     return len(name) > _SHORTEST_CUT and any(
         _shown_suffixes(head.decode("latin-1")) for head, _ in _readings(name)
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import weakref
+from collections import OrderedDict
 from typing import NamedTuple
 
 from cryptfs.errors import IntegrityError
@@ -40,28 +40,18 @@ class FileIds:
     def __init__(self, entries: EntryOperations, vault_fd: int) -> None:
         self._entries = entries
         self._vault_fd = vault_fd
-        self._owners: dict[bytes, _Owner] = {}
-        self._created: weakref.WeakSet[FileState] = weakref.WeakSet()
-
-    def created(self, state: FileState) -> None:
-        """A file was made here, and gets its file_id when it is written to."""
-        self._created.add(state)
+        self._owners: OrderedDict[bytes, _Owner] = OrderedDict()
 
     def written(self, state: FileState) -> None:
         """Before a file that was changed here is closed."""
-        header, place = state.header, state.whereabouts.place
-        if header is not None and place is not None and header.file_id not in self._owners:
-            self._note(header.file_id, state.key, *place)
+        header = state.header
+        if header is not None and header.file_id not in self._owners and state.whereabouts.place is not None:
+            self._note(header.file_id, state)
 
-    def _take_over(self, state: FileState, directory: Directory, name: bytes) -> None:
-        if state.header is not None:
-            self._note(state.header.file_id, state.key, directory, name)
-
-    def _note(self, file_id: bytes, key: FileKey, directory: Directory, name: bytes) -> None:
-        owners = self._owners
-        while len(owners) >= MAX_KNOWN:
-            owners.pop(next(iter(owners)), None)
-        owners[file_id] = _Owner(key, directory.path_of(directory.entry_name(name)))
+    def _note(self, file_id: bytes, state: FileState) -> None:
+        self._owners[file_id] = _Owner(state.key, state.cipher_path)
+        if len(self._owners) > MAX_KNOWN:
+            self._owners.popitem(last=False)
 
     def is_shared(self, directory: Directory, name: bytes, state: FileState) -> bool:
         """Before a file is opened for writing: whether another file has its file_id.
@@ -75,18 +65,16 @@ class FileIds:
         if state.header is None or state.header_is_planned:
             return False
         file_id = state.header.file_id
-        for created in list(self._created):
-            self._created.discard(created)
-            self.written(created)
         owner = self._owners.get(file_id)
         if owner is None:
-            shared = directory.is_copy(name) and self._has_original(directory, name, file_id)
+            others = self._entries.files.having(file_id, state)
+            shared = others or (directory.is_copy(name) and self._has_original(directory, name, file_id))
         else:
             shared = owner.key != state.key and self._is_there(owner)
         if shared and os.fstat(state.fd).st_nlink == 1:
             return True
         if owner is None or owner.key != state.key:
-            self._take_over(state, directory, name)
+            self._note(file_id, state)
         return False
 
     def _is_there(self, owner: _Owner) -> bool:
@@ -114,6 +102,10 @@ class FileIds:
             os.close(fd)
         return header is not None and header.file_id == file_id
 
+    def _keep(self, state: FileState) -> None:
+        if state.header is not None:
+            self._note(state.header.file_id, state)
+
     def replaced(self, directory: Directory, name: bytes, state: FileState) -> bool:
         """After opening for writing: whether another file has its place now, and this handle has gone.
 
@@ -128,7 +120,7 @@ class FileIds:
                 except (PermissionError, IntegrityError) as error:
                     # To make a file takes more rights than to write to one; a damaged one can be emptied.
                     log.warning("%s: keeps the file_id of another file: %s", state.cipher_path, error)
-                    self._take_over(state, directory, name)
+                    self._keep(state)
                     shared = False
             done = not shared
         finally:

@@ -121,6 +121,17 @@ class FileTable:
             with contextlib.suppress(OSError):  # it was closed meanwhile
                 state.whereabouts.removed_here = os.fstat(state.fd).st_nlink == 0
 
+    def having(self, file_id: bytes, but: FileState) -> bool:
+        """Whether another file that is open for writing, or was, has this file_id and still a name."""
+        return any(
+            state.writable
+            and state.header is not None
+            and state.header.file_id == file_id
+            and state is not but
+            and os.fstat(state.fd).st_nlink > 0
+            for state in list(self._states.values())
+        )
+
     def find(self, st: os.stat_result) -> FileState | None:
         """The state of a file that is open, or None."""
         with self._lock:

@@ -285,7 +285,6 @@ class VaultTree(EntryOperations):
                 os.unlink(entry_name, dir_fd=directory.fd)
                 raise
         file = self._handle(directory, name, fd, st, writable=True)
-        self.file_ids.created(file.state)
         file.state.may_have_capability = False
         return file, plain_attributes(st, self.context)
 
