@@ -134,7 +134,7 @@ class FileIds:
         Raises: OSError: ESTALE: another file has its place by now.   IntegrityError: it is damaged.
         """
         entry_name = directory.entry_name(name)
-        temporary = seal_anew(self._entries, state, directory, synced=True)
+        temporary = seal_anew(self._entries, state, directory)
         try:
             st = os.stat(entry_name, dir_fd=directory.fd, follow_symlinks=False)
             if (st.st_dev, st.st_ino) != state.key:

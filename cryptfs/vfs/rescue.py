@@ -50,47 +50,46 @@ class Rescuer:
         self._root = root
 
     def before_close(self, state: FileState) -> None:
-        """Before the last close of a file that is lost. Where it cannot be kept, the log says so."""
+        """Before the last close of a file that is lost. Where it cannot be kept, the log says so, once."""
         try:
-            self.keep(state, synced=False)
+            self.keep(state)
         except (OSError, IntegrityError) as error:
             log.error("%s: removed by somebody else, and not kept: %s", state.cipher_path, error)
+            state.whereabouts.removed_here = True
 
-    def keep(self, state: FileState, *, synced: bool) -> None:
-        """Seal a lost file anew, or what came of it before.
+    def keep(self, state: FileState) -> None:
+        """Seal a lost file anew, or what came of it before. On return it is on disk, its entry too.
 
-        Args:   synced: whether it is on disk when this returns, its entry too.
         Raises: OSError, IntegrityError: it was not kept.
         """
         where = state.whereabouts
         assert where.place is not None  # else it is not lost
         change, before = state.change_count, where.kept_as
-        try:
-            if before is not None and before.is_untouched():
-                where.kept_as = self._refresh(state, before, synced=synced)
-            else:
-                where.kept_as = self._put(state, *where.place, synced=synced)
-        finally:
-            where.kept_change = change
-        if synced:
-            _sync(where.kept_as.directory)
+        if before is not None and before.is_untouched():
+            where.kept_as = self._refresh(state, before)
+        else:
+            where.kept_as = self._put(state, *where.place)
+        _sync(where.kept_as.directory)
+        where.kept_change = change
 
-    def _refresh(self, state: FileState, kept: Kept, *, synced: bool) -> Kept:
+    def _refresh(self, state: FileState, kept: Kept) -> Kept:
         directory = kept.directory
-        temporary = seal_anew(self._entries, state, directory, synced=synced)
-        os.rename(
-            temporary, directory.entry_name(kept.name), src_dir_fd=directory.fd, dst_dir_fd=directory.fd
-        )
+        temporary = seal_anew(self._entries, state, directory)
+        entry_name = directory.entry_name(kept.name)
+        try:
+            os.rename(temporary, entry_name, src_dir_fd=directory.fd, dst_dir_fd=directory.fd)
+        except BaseException:
+            _discard(directory, temporary)
+            raise
         return Kept(directory, kept.name)
 
-    def _put(self, state: FileState, directory: Directory, name: bytes, *, synced: bool) -> Kept:
+    def _put(self, state: FileState, directory: Directory, name: bytes) -> Kept:
         directory = self._standing(directory)
-        temporary = seal_anew(self._entries, state, directory, synced=synced)
+        temporary = seal_anew(self._entries, state, directory)
         try:
-            kept = self._name(directory, temporary, name, synced=synced)
+            kept = self._name(directory, temporary, name)
         except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary, dir_fd=directory.fd)
+            _discard(directory, temporary)
             raise
         log.warning(
             "%s: deleted or replaced by somebody else while it was written to; kept as %s",
@@ -99,11 +98,10 @@ class Rescuer:
         )
         return kept
 
-    def _name(self, directory: Directory, temporary: str, name: bytes, *, synced: bool) -> Kept:
+    def _name(self, directory: Directory, temporary: str, name: bytes) -> Kept:
         for candidate in _candidates(name):
             with self._entries.naming(directory, candidate) as entry_name:
-                if synced:
-                    self._entries.pending.flush()
+                self._entries.pending.flush()
                 try:
                     rename_exclusive(directory.fd, temporary, directory.fd, entry_name)
                 except FileExistsError:
@@ -129,6 +127,11 @@ def _candidates(name: bytes) -> Iterator[bytes]:
     stamp = time.strftime("%Y-%m-%d %H.%M.%S")
     for number in range(1, _TRIED_NUMBERS):
         yield kept_name(name, stamp, number)
+
+
+def _discard(directory: Directory, temporary: str) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(temporary, dir_fd=directory.fd)
 
 
 def _sync(directory: Directory) -> None:

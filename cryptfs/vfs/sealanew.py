@@ -22,10 +22,10 @@ log = logging.getLogger(__name__)
 _PIECE = 1024 * 1024
 
 
-def seal_anew(entries: EntryOperations, state: FileState, directory: Directory, *, synced: bool) -> str:
-    """Copy a file into a new one; returns its temporary name in the directory, to be renamed.
+def seal_anew(entries: EntryOperations, state: FileState, directory: Directory) -> str:
+    """Copy a file into a new one that is on disk; returns its temporary name in the directory, to be renamed.
 
-    Args:   state: of the file.   synced: whether the copy is on disk when this returns.
+    Args:   state: of the file.
     Raises: IntegrityError, OSError: nothing is left behind then.
     """
     temporary = temp_name()
@@ -37,8 +37,7 @@ def seal_anew(entries: EntryOperations, state: FileState, directory: Directory, 
             _copy_content(OpenFile(state, writable=False), copy)
             _copy_xattrs(entries, state, new)
             _copy_attributes(state, new)
-            if synced:
-                copy.sync(data_only=False)
+            copy.sync(data_only=False)
         finally:
             entries.files.release(new)
     except BaseException:

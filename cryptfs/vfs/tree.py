@@ -395,7 +395,7 @@ class VaultTree(EntryOperations):
         self.pending.flush()
         file.sync(data_only=data_only)
         if is_lost(file.state):
-            self._rescuer.keep(file.state, synced=True)
+            self._rescuer.keep(file.state)
 
     def sync_directory(self, directory: Directory) -> None:
         """fsync(2) of a directory: its entries are on disk, records and sidecars too."""

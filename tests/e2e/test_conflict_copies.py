@@ -270,3 +270,27 @@ def test_two_files_with_one_file_id_keep_their_synced_data(mount: Mounted) -> No
         for place in range(0, len(OLD), 5000):
             expected[place : place + 3000] = path.name.encode() * 3000
         assert path.read_bytes() == expected
+
+
+@pytest.mark.parametrize("way", ["truncate", "open", "append"])
+def test_whatever_the_first_write_is(mount: Mounted, way: str) -> None:
+    """The copy gets a file_id of its own, and the program does not notice."""
+    mount.allow_log("INFO")
+    path = make(mount, "report.odt", OLD)
+    mount.remount()
+    conflict(mount, path, "-LAPTOP")
+    copy = mount.mountpoint / "report (conflict copy of LAPTOP).odt"
+    before = copy.stat()
+    if way == "truncate":
+        os.truncate(copy, 1000)
+    elif way == "open":
+        copy.write_bytes(b"new")
+    else:
+        with copy.open("ab") as file:
+            file.write(b"new")
+    expected = {"truncate": OLD[:1000], "open": b"new", "append": OLD + b"new"}[way]
+    assert copy.read_bytes() == expected
+    assert path.read_bytes() == OLD
+    assert copy.stat().st_ino != before.st_ino
+    file_ids = {backing(mount, each).read_bytes()[16:48] for each in (path, copy)}
+    assert len(file_ids) == 2
