@@ -144,24 +144,41 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
         directory, name = self._paths.resolve(path)
         return (directory, SELF) if name == SELF else (self.told.hold(path, directory, name), SELF)
 
+    def _settle(self, place: Place) -> None:
+        """Before the attributes of a file change: do now what its last close does, which would move ctime.
+
+        The kernel keeps for a second what it is told next, and `tar` takes a ctime that moves for a change.
+        """
+        state = self._tree.files.find(os.fstat(place[0].fd))
+        if state is None or not state.changes or self.kernel_owns_mtime or not self._tree.files.share(state):
+            return
+        try:
+            state.write_clean()
+        finally:
+            self._tree.release(OpenFile(state, writable=False))
+
     @translated
     def chmod(self, path: str | None, mode: int, fh: int | None) -> None:
         """chmod, fchmod."""
         self._tree.require_writable()
-        change_mode(*self._meant(path, fh), mode)
+        place = self._meant(path, fh)
+        self._settle(place)
+        change_mode(*place, mode)
 
     @translated
     def chown(self, path: str | None, uid: int, gid: int, fh: int | None) -> None:
         """lchown, fchown; -1 leaves an id."""
         self._tree.require_writable()
-        where, _ = self._meant(path, fh)
+        where, _ = place = self._meant(path, fh)
+        self._settle(place)
         os.chown(f"/proc/self/fd/{where.fd}", uid, gid)
 
     @translated
     def utimens(self, path: str | None, times: Times, fh: int | None) -> None:
         """utimensat, futimens."""
         self._tree.require_writable()
-        where, _ = self._meant(path, fh)
+        where, _ = place = self._meant(path, fh)
+        self._settle(place)
         state = self._tree.files.find(os.fstat(where.fd))
         with state.lock if state is not None else contextlib.nullcontext():  # as in VaultTree.set_times
             utimensat(AT_FDCWD, f"/proc/self/fd/{where.fd}", times, follow=True)
@@ -408,10 +425,10 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
     def lseek(self, fh: int, offset: int, whence: int) -> int:
         """SEEK_DATA and SEEK_HOLE.
 
-        Of a file that is being written the kernel may hold data back, and nothing here can make it write:
-        refused once, it takes all of every file as data from then on.
+        Of a file that is being written the kernel may hold data back, in shared mappings at least, and nothing
+        here can make it write: refused once, it takes all of every file as data from then on.
         """
         file = self._handles[fh]
-        if self.kernel_owns_mtime and file.state.writable:
+        if file.state.writable:
             raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
         return ranges.seek(file, offset, whence)

@@ -383,19 +383,19 @@ def test_inodes(case: Case, users_pair: Pair) -> None:
 
 
 @pytest.mark.parametrize(
-    "engine",
+    "spec",
     [
-        "native",
+        MountSpec("native"),
+        MountSpec("fusepy"),
         pytest.param(
-            "fusepy",
+            MountSpec("fusepy", options="exclusive"),
             marks=pytest.mark.xfail(
                 strict=True, raises=OSError, reason="libfuse refuses the times that the kernel tells of it"
             ),
         ),
     ],
 )
-def test_a_removed_file_leaves_no_error_for_syncfs(engine: str) -> None:
-    spec = MountSpec(engine)
+def test_a_removed_file_leaves_no_error_for_syncfs(spec: MountSpec) -> None:
     require_fuse(spec)
     with mounted(spec) as mount:
         path = mount.mountpoint / "file"
