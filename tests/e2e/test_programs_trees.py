@@ -95,6 +95,7 @@ def test_tar_with_xattrs(on_mount: Path, documents: Path) -> None:
     os.link(source / "tagged", source / "hard link")
     os.mkfifo(source / "fifo")
     os.setxattr(source / "tagged", "user.tag", b"value")
+    settle()
     run("tar", "--xattrs", "-cf", on_mount / "all.tar", "-C", source, ".")
     settle()
     target = on_mount / "target"
