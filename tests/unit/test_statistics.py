@@ -138,12 +138,13 @@ def test_the_fallback_engine_counts_too(vault: BareVault) -> None:
 
     operations = CryptOperations(cast(Any, SimpleNamespace(tree=vault.tree)), MountOptions(), lambda *_: None)
     operations.mkdir("/d", 0o755)
+    operations.getattr("/d", None)
     operations.chmod("/d", 0o700, None)
-    with pytest.raises(OSError, match="No such file"):
+    with pytest.raises(OSError, match="Stale file handle"):
         operations.rmdir("/e")
     found = operations.statistics.snapshot()
-    assert found["operations"] == {"mkdir": 1, "rmdir": 1, "setattr": 1}
-    assert found["errors"] == {"ENOENT": 1}
+    assert found["operations"] == {"getattr": 1, "mkdir": 1, "rmdir": 1, "setattr": 1}
+    assert found["errors"] == {"ESTALE": 1}
 
 
 @pytest.mark.parametrize(
