@@ -8,6 +8,7 @@ written. Nothing else is mended here.
 from __future__ import annotations
 
 import ctypes
+import functools
 import logging
 import os
 from pathlib import Path
@@ -50,6 +51,8 @@ def run(vault: Vault, mountpoint: Path, options: MountOptions, on_ready: EngineR
         nonlocal ready
         writeback = _negotiate(connection, config, options)
         operations.kernel_owns_mtime = operations.told.writeback = writeback
+        if config is not None:
+            operations.told.on_shared = functools.partial(_keep_attributes, config, config.attr_timeout)
         ready = True
         on_ready(operations.statistics)
 
@@ -112,6 +115,16 @@ def _negotiate(connection: Any, config: Any, options: MountOptions) -> bool:
     # The bytes have to come to memory to be sealed; by way of a pipe that costs a copy and a fresh buffer.
     connection.want &= ~CAP_SPLICE
     return bool(connection.want & CAP_WRITEBACK_CACHE)
+
+
+def _keep_attributes(config: Any, seconds: float, shared: bool) -> None:
+    """Have the kernel ask for attributes each time while two files share an inode.
+
+    Else what was told of one holds for the other: reads by an older handle would end where the new file does.
+
+    Args: config: struct fuse_config, which libfuse looks into for each answer.   seconds: what holds else.
+    """
+    config.attr_timeout = 0.0 if shared else seconds
 
 
 def _view(buffer: Any, size: int) -> memoryview:

@@ -425,8 +425,8 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
     def lseek(self, fh: int, offset: int, whence: int) -> int:
         """SEEK_DATA and SEEK_HOLE.
 
-        Of a file that is being written the kernel may hold data back, in shared mappings at least, and nothing
-        here can make it write: refused once, it takes all of every file as data from then on.
+        Of a file that is being written the kernel may hold data back, in shared mappings at least, and
+        nothing here can make it write: refused once, it takes all of every file as data from then on.
         """
         file = self._handles[fh]
         if file.state.writable:

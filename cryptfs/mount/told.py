@@ -16,6 +16,7 @@ import os
 import stat
 import threading
 import weakref
+from collections.abc import Callable
 
 from cryptfs.mount.native.node import HeldFile
 from cryptfs.storage.backing import HELD_FILE_FLAGS
@@ -28,6 +29,11 @@ from cryptfs.vfs.tree import VaultTree
 
 MAX_TOLD = 16_384
 """Paths. Linux uses a name for no longer than it was told to, and no engine tells so many in a second."""
+
+
+def _nobody_asks(_: bool) -> None:
+    pass
+
 
 _NOTHING: FileKey = (0, 0)
 _UNSURE = -1  # in place of a size: the kernel may know another one
@@ -61,6 +67,12 @@ class Told(Known):
         """Whether a file is open under this path: then no other can have its number."""
         return any(state.key == key for state in self.files.values())
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether a file is open under this path that is not what stands there, or not as it is there now."""
+        states = set(self.files.values())
+        return len(states) > 1 or any(state.key != self.key for state in states)
+
     def doubt(self) -> None:
         """The kernel may know another size: whoever opens the path next has it look again."""
         self.ctime, self.size = 0, _UNSURE
@@ -91,13 +103,17 @@ class Told(Known):
 class ToldTable:
     """What was told of all paths. Its lock covers the maps, for moments only.
 
-    Args: tree: of the vault.   writeback: whether the kernel keeps sizes, which on_init says.
+    Args: tree: of the vault.
+    writeback: whether the kernel keeps sizes, which on_init says.
+    on_shared: called when two files begin to share a path's inode in the kernel, and when none do any more.
     """
 
     def __init__(self, tree: VaultTree) -> None:
         self._tree = tree
         self._exclusive = tree.context.exclusive
         self.writeback = False
+        self.on_shared: Callable[[bool], None] = _nobody_asks
+        self._shared: set[Told] = set()
         self._lock = threading.Lock()
         self._by_path: dict[str, Told] = {}
         self._by_key: dict[FileKey, Told] = {}  # of the path that was told last
@@ -143,6 +159,18 @@ class ToldTable:
         told.saw(found)
         told.version = 0
         self._by_key[key] = told
+        if told.files:
+            self._note_shared(told)
+
+    def _note_shared(self, told: Told) -> None:
+        with self._lock:
+            before = bool(self._shared)
+            if told.is_shared:
+                self._shared.add(told)
+            else:
+                self._shared.discard(told)
+            if bool(self._shared) != before:
+                self.on_shared(not before)
 
     def saw_open(self, fh: int, file: OpenFile, found: Attributes) -> None:
         """The kernel is about to be told this of an open file: it takes it for what the path is now."""
@@ -208,6 +236,8 @@ class ToldTable:
         self._by_handle[fh] = told
         # Each name of a file has pages of its own, so a file with several goes without. So does one that is
         # opened beside an older one of its path, as both would share pages.
+        if others:
+            self._note_shared(told)
         if not single or others or told.direct or told.never_cached:
             told.direct.add(fh)
             return False, True
@@ -220,6 +250,8 @@ class ToldTable:
         told = self._by_handle.pop(fh)
         state = told.files.pop(fh)
         told.direct.discard(fh)
+        if told in self._shared:
+            self._note_shared(told)
         if told.key != state.key or (not told.is_last(state) and not told.holds(state.key)):
             told.doubt()  # its last write, or a read at its end, may have told the kernel its size
 

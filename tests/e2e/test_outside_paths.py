@@ -29,6 +29,7 @@ def text(word: str, size: int) -> bytes:
 
 
 OLD, NEW, SAME = text("old", 300_000), text("newer", 400_000), text("same", 300_000)
+SHORT = text("short", 9_000)
 
 
 class Outside:
@@ -72,7 +73,7 @@ class Outside:
     def make(self, path: str, content: bytes) -> bytes:
         """Write a file through the mount; returns its ciphertext, at rest."""
         (self.shown / path).write_bytes(content)
-        return self.sealed(path)
+        return self.sealed(path) if content else b""
 
     def replace(self, path: str, raw: bytes) -> None:
         """Another file under the name, as sync clients do it."""
@@ -152,6 +153,25 @@ def test_old_and_new_are_read_side_by_side(outside: Outside, old_handle: int) ->
         for at in range(0, len(OLD) - STEP, 3 * STEP):
             assert os.pread(new.fileno(), STEP, at) == NEW[at : at + STEP]
             assert os.pread(old_handle, STEP, at) == OLD[at : at + STEP]
+
+
+@pytest.mark.parametrize("content", [SHORT, b""], ids=["short", "empty"])
+def test_an_old_handle_is_read_to_its_own_end(outside: Outside, content: bytes) -> None:
+    """Whatever the kernel was told of the name meanwhile."""
+    raw = outside.make("new", content)
+    outside.make("doc", OLD)
+    doc = outside.shown / "doc"
+    with doc.open("rb") as old, doc.open("rb") as unread:
+        assert old.read(STEP) == OLD[:STEP]
+        outside.replace("doc", raw)
+        time.sleep(FRESH)
+        for fd in (old.fileno(), unread.fileno()):
+            assert doc.stat().st_size == len(content)
+            assert whole(fd, len(OLD)) == OLD
+            assert doc.stat().st_size == len(content)
+            assert doc.read_bytes() == content
+    assert doc.read_bytes() == content
+    assert doc.stat().st_size == len(content)
 
 
 def test_after_the_old_handle_is_closed_the_name_shows_the_new_file(outside: Outside) -> None:
