@@ -8,6 +8,7 @@ written. Nothing else is mended here.
 from __future__ import annotations
 
 import ctypes
+import errno
 import functools
 import logging
 import os
@@ -21,6 +22,7 @@ from cryptfs.mount.options import FRESH_SECONDS, MountOptions, escape_value
 from cryptfs.mount.session import EngineReady
 from cryptfs.storage.libc import UTIME_NOW
 from cryptfs.vfs.vault import Vault
+from cryptfs.vfs.xattrs import CAPABILITY
 
 log = logging.getLogger(__name__)
 
@@ -175,6 +177,12 @@ class VaultFuse(mfusepy.FUSE):  # type: ignore[misc]
         ):
             field.tv_sec, field.tv_nsec = divmod(value, 1_000_000_000)
         return 0
+
+    def getxattr(self, path: bytes, name: bytes, value: Any, size: int, *options: Any) -> int:
+        if name == CAPABILITY and self.operations.has_no_capability(path.decode("latin-1")):
+            return -errno.ENODATA  # without an exception, which costs as much as the write that follows
+        found: int = super().getxattr(path, name, value, size, *options)
+        return found
 
     def chmod_fuse_3(self, path: bytes | None, mode: int, fip: Any) -> int:
         self.operations.chmod(_text(path), mode & 0o7777, _handle_of(fip))

@@ -36,6 +36,7 @@ from cryptfs.vfs.attributes import (
 from cryptfs.vfs.directory import SELF, Directory, Place, Unnamed
 from cryptfs.vfs.openfile import OpenFile
 from cryptfs.vfs.vault import Vault
+from cryptfs.vfs.xattrs import CAPABILITY
 
 
 class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
@@ -328,6 +329,14 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
 
     # ---- xattrs
 
+    def has_no_capability(self, path: str) -> bool:
+        """Whether a file surely has no security.capability: the kernel asks before each write(2)."""
+        state = self._tree.files.find_key(self.told.at(path).key)
+        if state is None or state.may_have_capability:
+            return False
+        self.statistics.counts[Op.GETXATTR] += 1
+        return True
+
     @translated
     def getxattr(self, path: str, name: str, position: int = 0) -> bytes:
         """A value."""
@@ -337,7 +346,11 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
     def setxattr(self, path: str, name: str, value: bytes, options: int, position: int = 0) -> int:
         """Set a value."""
         self._tree.require_writable()
-        self._tree.xattrs.set(*self._meant(path), name.encode("latin-1"), value, options)
+        place = self._meant(path)
+        self._tree.xattrs.set(*place, name.encode("latin-1"), value, options)
+        state = self._tree.files.find(os.fstat(place[0].fd))
+        if state is not None:
+            state.may_have_capability |= name.encode("latin-1") == CAPABILITY
         return 0
 
     @translated
