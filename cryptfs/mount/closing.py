@@ -52,9 +52,6 @@ class Keepers:
     elsewhere: tuple[Elsewhere, ...] = ()
     users: tuple[Holder, ...] = ()
 
-    def __bool__(self) -> bool:
-        return bool(self.mountpoints or self.elsewhere or self.users)
-
     def lines(self) -> list[str]:
         """A line for each, fit for a terminal; no more than a person reads."""
         found = [

@@ -51,7 +51,7 @@ def test_it_says_who_keeps_it_and_again_when_that_changes(monkeypatch: pytest.Mo
     monkeypatch.setattr(closing_module, "find_keepers", lambda device: next(answers, keepers("cat")))
     said: list[str] = []
     with pytest.raises(MountError) as caught:
-        wait_closed(Held(MOUNT, Path("/v"), 7), said.append, timeout=0.5)
+        wait_closed(Held(MOUNT, Path("/v"), 7), said.append, timeout=2.0)
     assert [text.splitlines() for text in said] == [
         [
             "/m is unmounted, but the vault /v is still open. It closes when these let go of it:",
@@ -59,7 +59,7 @@ def test_it_says_who_keeps_it_and_again_when_that_changes(monkeypatch: pytest.Mo
         ]
         for command in ("vim", "cat")
     ]
-    assert str(caught.value).startswith("/m is unmounted, but the vault /v is still open after 0 s. ")
+    assert str(caught.value).startswith("/m is unmounted, but the vault /v is still open after 2 s. ")
     assert str(caught.value).endswith("  process 1 (cat) uses it: open file")
 
 
@@ -70,8 +70,8 @@ def test_where_nobody_is_seen_the_daemon_is_named(
     monkeypatch.setattr(closing_module, "SAY_AFTER", 0.01)
     monkeypatch.setattr(closing_module, "find_keepers", lambda device: Keepers())
     said: list[str] = []
-    with pytest.raises(MountError, match=f"{who} has not closed the vault /v after 0 s"):
-        wait_closed(Held(MOUNT, Path("/v"), pid), said.append, timeout=0.05)
+    with pytest.raises(MountError, match=f"{who} has not closed the vault /v after 2 s"):
+        wait_closed(Held(MOUNT, Path("/v"), pid), said.append, timeout=2.0)
     assert said == [f"/m is unmounted; {who} is still writing to the vault /v"]
 
 
@@ -99,7 +99,6 @@ def test_lines_for_a_person() -> None:
     many = Keepers(users=tuple(Holder(pid, "cat", "open file") for pid in range(20)))
     assert len(many.lines()) == 9
     assert many.lines()[-1] == "and 12 more"
-    assert not Keepers()
 
 
 def a_proc(tmp_path: Path, mountinfos: dict[int, str]) -> Path:
