@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from cryptfs.vfs.context import FileContext
 from cryptfs.vfs.filestate import FileKey, FileState
-from cryptfs.vfs.overtaking import is_overtaken
+from cryptfs.vfs.overtaking import distrust, is_overtaken
 
 log = logging.getLogger(__name__)
 
@@ -172,6 +172,7 @@ class FileTable:
             if lost:
                 self.before_loss(state)
                 continue
+            distrust(state)
             if is_overtaken(state, os.fstat(state.fd)):
                 continue
             try:

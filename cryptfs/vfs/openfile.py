@@ -21,7 +21,7 @@ from cryptfs.vfs import lengths
 from cryptfs.vfs.chunkwriter import ChunkWriter
 from cryptfs.vfs.filestate import FileState
 from cryptfs.vfs.inheriting import look_at_length, require_length, take_over
-from cryptfs.vfs.overtaking import require_current
+from cryptfs.vfs.overtaking import distrust, note_change, require_current
 
 FILLED_GAP = 4 * 1024 * 1024  # a smaller gap past the end is filled with sealed zeros, a larger one is a hole
 _ZEROS = bytes(1024 * 1024)
@@ -280,6 +280,7 @@ class OpenFile:
 
         Raises: OSError.   IntegrityError: somebody else has changed it in place.
         """
+        distrust(self.state)
         require_current(self.state)
         self.state.sync(data_only=data_only)
 
@@ -318,7 +319,9 @@ class _Change:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            if kind is not None and issubclass(kind, Exception) and self._state.size > self._size:
+            if kind is None:
+                note_change(self._state)
+            elif issubclass(kind, Exception) and self._state.size > self._size:
                 self._file.cut_back(self._size)
         finally:
             self._state.change_count += 1

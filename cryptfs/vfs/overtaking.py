@@ -47,6 +47,21 @@ def is_overtaken(state: FileState, st: os.stat_result) -> bool:
     return state.overtaken
 
 
+def note_change(state: FileState) -> None:
+    """After a change of our own: its ctime is no reason to look at the header before the next one.
+
+    What somebody else does in the moment between the two is noticed by `distrust`, before a sync or a close.
+    """
+    if state.changes and not state.context.exclusive:
+        state.seen_ctime = os.fstat(state.fd).st_ctime_ns
+
+
+def distrust(state: FileState) -> None:
+    """Have the next look go to the header, whatever ctime says."""
+    if state.changes:
+        state.seen_ctime = 0
+
+
 def require_current(state: FileState) -> None:
     """Raises: IntegrityError: somebody else has changed the file in place while it was open."""
     if not state.context.exclusive and is_overtaken(state, os.fstat(state.fd)):
