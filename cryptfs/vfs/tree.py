@@ -265,8 +265,8 @@ class VaultTree(EntryOperations):
 
     def create_new(
         self, directory: Directory, name: bytes, flags: int, mode: int, caller: Caller | None = None
-    ) -> tuple[OpenFile, Attributes]:
-        """As create; with the file's attributes, which cost another system call afterwards."""
+    ) -> tuple[OpenFile, Attributes, bool]:
+        """As create; with its attributes, which else cost another system call, and whether it is new."""
         self.require_writable()
         create_flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
         with self.naming(directory, name) as entry_name:
@@ -276,7 +276,7 @@ class VaultTree(EntryOperations):
                 if flags & os.O_EXCL:
                     raise
                 file = self.open(directory, name, flags)
-                return file, self.stat_open(file)
+                return file, self.stat_open(file), False
             try:
                 if give_to_caller(directory, entry_name, stat.S_IFREG | mode, caller):
                     st = os.fstat(fd)
@@ -286,7 +286,7 @@ class VaultTree(EntryOperations):
                 raise
         file = self._handle(directory, name, fd, st, writable=True)
         file.state.may_have_capability = False
-        return file, plain_attributes(st, self.context)
+        return file, plain_attributes(st, self.context), True
 
     def _handle(
         self, directory: Directory, name: bytes, fd: int, st: os.stat_result, *, writable: bool

@@ -125,7 +125,7 @@ class EntryHandlers(Handlers):
         make(directory, name, mode, *details, self._caller(request))
         if inherited is not None and self._acls is not None:
             self._acls.give(directory, name, inherited)
-        return self._reply_entry(parent, name)
+        return self._reply_entry(parent, name, made=True)
 
     def mknod(self, request: Request) -> Payload:
         """A FIFO, socket, device or empty file."""
@@ -145,7 +145,7 @@ class EntryHandlers(Handlers):
         name, target = structs.take_names(request.body, 0, 2)
         parent = self.nodes.get(request.nodeid)
         self._tree.make_symlink(self.nodes.directory(parent), name, target, self._caller(request))
-        return self._reply_entry(parent, name)
+        return self._reply_entry(parent, name, made=True)
 
     def readlink(self, request: Request) -> Payload:
         """What a symlink says."""

@@ -15,6 +15,7 @@ from cryptfs.mount.native.node import HeldFile
 from cryptfs.mount.native.structs import Notification
 from cryptfs.mount.options import MountOptions
 from cryptfs.vfs import ranges
+from cryptfs.vfs.attributes import Attributes
 from cryptfs.vfs.directory import SELF, Unnamed
 from cryptfs.vfs.openfile import OpenFile
 from cryptfs.vfs.vault import Vault
@@ -88,7 +89,11 @@ class FileHandlers(Handlers):
         parent = self.nodes.get(request.nodeid)
         directory = self.nodes.directory(parent)
         mode, inherited = self._inherit(directory, mode, umask)
-        file, found = self._tree.create_new(directory, name, flags, mode, self._caller(request))
+        file, found, new = self._tree.create_new(directory, name, flags, mode, self._caller(request))
+        if new:
+            self.nodes.made(found.st)
+        elif not flags & os.O_TRUNC:
+            self._require_told(file, found)
         if inherited is not None and self._acls is not None:
             self._acls.give(directory, name, inherited)
             found = self._tree.stat_open(file)
@@ -96,6 +101,16 @@ class FileHandlers(Handlers):
             self._setter.written(file.state, kill=bool(open_flags & structs.OPEN_KILL_SUIDGID))
             found = self._tree.stat_open(file)
         return self.entry_out(parent, name, found)[1] + self._opened(file)
+
+    def _require_told(self, file: OpenFile, found: Attributes) -> None:
+        """A file that was there after all may be one that the kernel knows by another name, or of before."""
+        node = self.nodes.find(found.st)
+        if node is not None:
+            try:
+                self._tree.identity.require_told(node, file.state, found.st)
+            except OSError:
+                self._tree.release(file)
+                raise
 
     def tmpfile(self, request: Request) -> Payload:
         """O_TMPFILE: a file without a name."""
@@ -106,7 +121,9 @@ class FileHandlers(Handlers):
         file = self._tree.create_unnamed(directory, flags, mode, self._caller(request))
         if inherited is not None and self._acls is not None:
             self._acls.give(Unnamed(file.state.fd), SELF, inherited)
-        node, entry = self.entry_out(parent, b"", self._tree.stat_open(file))
+        found = self._tree.stat_open(file)
+        self.nodes.made(found.st)
+        node, entry = self.entry_out(parent, b"", found)
         node.held = HeldFile(os.open(f"/proc/self/fd/{file.state.fd}", os.O_PATH | os.O_CLOEXEC))
         return entry + self._opened(file)
 

@@ -168,9 +168,13 @@ class Handlers:
         attributes = self._attributes_of(node.inode, found)
         return node, _pack_entry(node.nodeid, 0, entry, attr, entry_ns, attr_ns, *attributes)
 
-    def _reply_entry(self, parent: Node, name: bytes) -> bytes:
+    def _reply_entry(self, parent: Node, name: bytes, *, made: bool = False) -> bytes:
+        """made: the entry is a new file, just now."""
         directory = self.nodes.directory(parent)
-        return self.entry_out(parent, name, self._tree.stat(directory, name))[1]
+        found = self._tree.stat(directory, name)
+        if made:
+            self.nodes.made(found.st)
+        return self.entry_out(parent, name, found)[1]
 
     def _inherit(self, directory: Directory, mode: int, umask: int) -> tuple[int, Inherited | None]:
         """The mode of a new entry, and the ACLs that it gets from its directory."""

@@ -84,6 +84,12 @@ class NodeTable:
     def _key(self, st: os.stat_result) -> NodeKey:
         return st.st_ino if st.st_dev == self._device else st.st_dev << 64 | st.st_ino
 
+    def made(self, st: os.stat_result) -> None:
+        """A file was made here just now: a node with its number is of one that others have removed."""
+        node = self._by_key.get(self._key(st))
+        if node is not None:
+            self.retire(node)
+
     def remember(self, parent: Node, name: bytes, found: Attributes) -> Node:
         """The node of an entry that the kernel is about to be told of; counts as a lookup."""
         st = found.st
@@ -124,7 +130,8 @@ class NodeTable:
         regular = is_regular(st)
         state = self._open_state(node) if regular else None
         if state is not None:
-            return not is_overtaken(state, st)
+            birth = None if self._exclusive else self._tree.files.birth_time(state)
+            return (birth is None or node.was_born(birth)) and not is_overtaken(state, st)
         if self._exclusive:
             return not regular or found.size == node.size
         directory = self.directory(parent)
