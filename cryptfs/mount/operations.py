@@ -106,24 +106,11 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
             return found
         assert path is not None  # libfuse gives a path or a handle
         try:
-            found = self._stat(path)
+            found = self._paths.stat(path)
         except FileNotFoundError:
             self.told.gone(path)
             raise
         self.told.saw(path, found)
-        return found
-
-    def _stat(self, path: str) -> Attributes:
-        directory, name = self._paths.resolve(path)
-        try:
-            found = self._tree.stat(directory, name)
-        except FileNotFoundError:
-            if os.fstat(directory.fd).st_nlink:
-                raise
-            self._paths.look_again()  # somebody else has removed the directory; there may be another
-            return self._tree.stat(*self._paths.resolve(path))
-        if stat.S_ISDIR(found.st.st_mode):
-            self._paths.saw(path, (found.st.st_dev, found.st.st_ino))
         return found
 
     def look_again(self) -> None:

@@ -6,12 +6,15 @@ replace and remove directories, too: one that was found some time ago is looked 
 
 from __future__ import annotations
 
+import errno
 import math
 import os
+import stat
 import threading
 import time
 
 from cryptfs.errors import NameTooLongError
+from cryptfs.vfs.attributes import Attributes
 from cryptfs.vfs.directory import SELF, Directory
 from cryptfs.vfs.identity import stale
 from cryptfs.vfs.tree import VaultTree
@@ -98,11 +101,30 @@ class PathResolver:
         for path in list(self._directories)[1 : MAX_OPEN_DIRECTORIES // 2]:
             del self._directories[path]
 
-    def saw(self, path: str, inode: tuple[int, int]) -> None:
-        """A directory was looked at by its path: what is open there must be that one."""
-        known = self._directories.get(path)
-        if known is not None and known.inode != inode:
-            self.forget(path)
+    def stat(self, path: str) -> Attributes:
+        """Attributes of what a path leads to now. Raises: OSError: ENOENT.   IntegrityError."""
+        try:
+            found = self._stat(path)
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+            # Who makes something in a directory looks at its name first, and takes ESTALE for the last word.
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from None
+        if stat.S_ISDIR(found.st.st_mode):
+            known = self._directories.get(path)
+            if known is not None and known.inode != (found.st.st_dev, found.st.st_ino):
+                self.forget(path)
+        return found
+
+    def _stat(self, path: str) -> Attributes:
+        directory, name = self.resolve(path)
+        try:
+            return self._tree.stat(directory, name)
+        except FileNotFoundError:
+            if os.fstat(directory.fd).st_nlink:
+                raise
+            self.look_again()  # somebody else has removed the directory; there may be another
+            return self._tree.stat(*self.resolve(path))
 
     def look_again(self) -> None:
         """Something was not where it was thought to be: trust nothing that was seen before."""

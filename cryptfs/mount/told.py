@@ -65,7 +65,7 @@ class Told(Known):
 
     def holds(self, key: FileKey) -> bool:
         """Whether a file is open under this path: then no other can have its number."""
-        return any(state.key == key for state in self.files.values())
+        return any(state.key == key for state in list(self.files.values()))
 
     @property
     def is_shared(self) -> bool:
@@ -141,7 +141,7 @@ class ToldTable:
             if not told.files:
                 del self._by_path[path]
                 if self._by_key.get(told.key) is told:
-                    del self._by_key[told.key]
+                    self._by_key.pop(told.key, None)
 
     def saw(self, path: str, found: Attributes) -> None:
         """The kernel is about to be told this of a path."""
@@ -153,7 +153,7 @@ class ToldTable:
         if told.key == key and told.ctime == st.st_ctime_ns and told.size == found.size:
             return
         if told.key != key and self._by_key.get(told.key) is told:
-            del self._by_key[told.key]
+            self._by_key.pop(told.key, None)
         told.key = key
         told.is_directory = stat.S_ISDIR(st.st_mode)
         told.saw(found)
@@ -231,7 +231,7 @@ class ToldTable:
         """
         state = file.state
         single = os.fstat(state.fd).st_nlink == 1
-        others = any(other is not state for other in told.files.values())
+        others = any(other is not state for other in list(told.files.values()))
         told.files[fh] = state
         self._by_handle[fh] = told
         # Each name of a file has pages of its own, so a file with several goes without. So does one that is

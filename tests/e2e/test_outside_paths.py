@@ -377,6 +377,23 @@ def test_a_path_leads_at_once_into_a_directory_that_was_put_back(
     assert outside.backing("top/sub/file").is_file()
 
 
+def test_nothing_is_made_in_a_directory_that_is_gone(outside: Outside) -> None:
+    top = outside.shown / "top"
+    (top / "sub").mkdir(parents=True)
+    outside.make("top/sub/doc", OLD)
+    shutil.rmtree(outside.backing("top/sub"))
+    if outside.mount.spec.engine == "native":
+        time.sleep(FRESH)
+    makers: tuple[Callable[[Path], object], ...] = (Path.mkdir, Path.touch, os.mkfifo, Path.read_bytes)
+    for make in makers:
+        with pytest.raises(FileNotFoundError):
+            make(top / "sub/new")
+    with pytest.raises(FileNotFoundError):
+        (top / "sub/doc").unlink()
+    (top / "sub").mkdir()
+    assert os.listdir(top / "sub") == []
+
+
 def test_a_directory_that_moved_is_not_reached_by_its_old_path(outside: Outside) -> None:
     for name in ("one", "two"):
         (outside.shown / name / "deep").mkdir(parents=True)

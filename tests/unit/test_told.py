@@ -193,8 +193,9 @@ def test_a_directory_that_others_have_replaced_is_not_used(kernel: Kernel) -> No
     shutil.copytree(backing, backing.with_name(".restored"))
     shutil.rmtree(backing)
     refused(kernel.do.mkdir, "/top/new", 0o755)
-    with pytest.raises(FileNotFoundError):
-        kernel.look("/top")
+    for path in ("/top", "/top/doc", "/top/new"):
+        with pytest.raises(FileNotFoundError):
+            kernel.look(path)
     backing.with_name(".restored").rename(backing)
     assert kernel.look("/top/doc") == len(CONTENT)
     kernel.do.mkdir("/top/new", 0o755)
