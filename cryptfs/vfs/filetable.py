@@ -11,7 +11,6 @@ import os
 import threading
 from collections.abc import Callable
 
-from cryptfs.storage.libc import statx_birth_time
 from cryptfs.vfs.context import FileContext
 from cryptfs.vfs.filestate import FileKey, FileState
 from cryptfs.vfs.overtaking import distrust, is_overtaken
@@ -82,11 +81,6 @@ class FileTable:
                 self._context.redo.abandon(state)
             if not state.handles:
                 state.close_descriptors()
-
-    def birth_time(self, state: FileState) -> int | None:
-        """When an open file was made, in ns; None where that is not known, or it was closed meanwhile."""
-        with self._lock:
-            return statx_birth_time(state.fd, "") if self._states.get(state.key) is state else None
 
     def hold(self, key: FileKey) -> int | None:
         """An O_PATH descriptor of a file that is open, by device and inode; None where it is not."""

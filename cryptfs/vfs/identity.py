@@ -58,10 +58,8 @@ class Known:
         if st.st_ctime_ns == self.ctime:
             return True
         birth = statx_birth_time(fd, "")
-        return self.ctime == 0 if birth is None else self.was_born(birth)
-
-    def was_born(self, birth: int) -> bool:
-        """Whether it may be the file with this time of birth, in ns, and its inode number."""
+        if birth is None:
+            return self.ctime == 0
         if self.birth >= 0:
             return birth == self.birth
         if birth > -self.birth:

@@ -27,8 +27,8 @@ class EntryHandlers(Handlers):
         try:
             return self._reply_entry(parent, name)
         except FileNotFoundError:
-            self.nodes.require_present(parent)
-            return self._no_entry
+            # Of a directory that others have removed nothing is remembered: the next request looks again.
+            return self._no_entry if self.nodes.is_present(parent) else errno.ENOENT
 
     def forget(self, request: Request) -> Payload:
         """References given back; no reply."""

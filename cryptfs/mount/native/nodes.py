@@ -129,9 +129,12 @@ class NodeTable:
         st = found.st
         regular = is_regular(st)
         state = self._open_state(node) if regular else None
-        if state is not None:
-            birth = None if self._exclusive else self._tree.files.birth_time(state)
-            return (birth is None or node.was_born(birth)) and not is_overtaken(state, st)
+        if state is not None and self._tree.files.share(state):  # nobody closes its descriptor meanwhile
+            try:
+                return node.is_object(state.fd, st) and not is_overtaken(state, st)
+            finally:
+                with contextlib.suppress(OSError):  # told to nobody, as at any last close
+                    self._tree.files.release(state)
         if self._exclusive:
             return not regular or found.size == node.size
         directory = self.directory(parent)
@@ -287,10 +290,14 @@ class NodeTable:
                 self.retire(node)
                 raise stale()
 
+    def is_present(self, node: Node) -> bool:
+        """Whether a directory is there; False where somebody else has removed it."""
+        directory = node.directory
+        return node.held is not None or directory is None or os.fstat(directory.fd).st_nlink > 0
+
     def require_present(self, node: Node) -> None:
         """Raises: OSError: ESTALE where a directory was removed by somebody else."""
-        directory = node.directory
-        if node.held is None and directory is not None and not os.fstat(directory.fd).st_nlink:
+        if not self.is_present(node):
             raise stale()
 
     def place(self, node: Node) -> tuple[Directory, bytes]:
