@@ -7,9 +7,11 @@ import gc
 import hashlib
 import logging
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +23,7 @@ from cryptfs.core.header import FileHeader
 from cryptfs.core.keys import Subkeys
 from cryptfs.errors import IntegrityError
 from cryptfs.mount.errno_map import errno_of
+from cryptfs.vfs import vault as vault_module
 from cryptfs.vfs.context import FileContext
 from cryptfs.vfs.directory import Directory
 from cryptfs.vfs.openfile import OpenFile
@@ -51,6 +54,32 @@ def bare_config(cipher: str, chunk_size: int) -> VaultConfig:
         vault_id="00" * 16,
         version=FORMAT_VERSION,
     )
+
+
+def make_old_vault(vault_dir: Path, passphrase: bytes, **options: Any) -> None:
+    """A vault as version 0.1 made them: without features."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vault_module, "NEW_FEATURES", ())
+        vault_module.Vault.create(vault_dir, passphrase, **options)
+
+
+def state_files(vault_dir: Path, kind: str) -> list[str]:
+    """Sorted names of some machine's journal, sessions, unsettled or lock in a vault directory."""
+    pattern = rf"cryptfs\.(host\.[\w-]{{16}}\.)?{kind}(\.[ab])?"
+    return sorted(name for name in os.listdir(vault_dir) if re.fullmatch(pattern, name))
+
+
+def crash_in(work: Callable[[], object]) -> None:
+    """Do something in a process that is gone afterwards without closing anything, as if it were killed."""
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 _open_vaults: list[BareVault] = []

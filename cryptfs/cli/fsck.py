@@ -253,6 +253,11 @@ def _run(check: VaultCheck, show: Callable[[Finding], None]) -> Tally:
 @click.command()
 @vault_argument
 @click.option("--repair", is_flag=True, help="Mend what can be mended; VAULT must not be mounted.")
+@click.option(
+    "--other-machines",
+    is_flag=True,
+    help="With --repair: first save what machines that will not come back had synced before they crashed.",
+)
 @click.option("--deep", is_flag=True, help="Read and verify the whole content of every file.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--no-names", is_flag=True, help="Show no plaintext names, only those in the vault.")
@@ -263,6 +268,7 @@ def fsck(
     ctx: click.Context,
     vault: Path,
     repair: bool,
+    other_machines: bool,
     deep: bool,
     as_json: bool,
     no_names: bool,
@@ -275,11 +281,17 @@ def fsck(
     interrupted, and saves what can be read of what is damaged; what has no place any more goes to the
     directory lost+found in the vault, with a report. Make a copy of a damaged vault first, if you can.
 
+    A journal that another machine left is information only: the vault may be mounted there. Where it is not,
+    and never will be again, such as after a disk moved from one computer to another, --repair
+    --other-machines replays it.
+
     Exit code 0: no errors, or all are repaired; 26: errors remain.
     """
     from cryptfs.mount.mounts import absolute
 
     source = passphrase_source(ctx, passfile, passcommand)
+    if other_machines and not repair:
+        raise click.UsageError("--other-machines only goes with --repair", ctx)
     config_of(vault)
     if repair:
         refuse_locked(vault, read_only=False)
@@ -288,6 +300,7 @@ def fsck(
     harden_process()
     passphrase = read_passphrase(source)
     from cryptfs.vfs.check import check_vault
+    from cryptfs.vfs.journals import forget_others, replay_others
     from cryptfs.vfs.redo import Durability
     from cryptfs.vfs.vault import Vault, lock_holder
 
@@ -296,6 +309,7 @@ def fsck(
     )
     with unlocked as opened:
         del passphrase
+        others = replay_others(opened.context, opened.descriptor) if other_machines else []
         mounted = not repair and lock_holder(opened.vault_dir) is not None
         screen = console()
         with _progress(opened, screen, deep=deep, as_json=as_json) as on_progress:
@@ -307,6 +321,8 @@ def fsck(
             else:
                 text = _Text(screen, names=not no_names, repair=repair)
                 tally = _run(check, text.finding)
+        if others:
+            forget_others(opened.descriptor, others)
         if as_json:
             answer.end(check.counts, tally)
         else:

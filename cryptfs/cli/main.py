@@ -26,6 +26,7 @@ from cryptfs.cli.passwd import passwd
 from cryptfs.cli.snapshot import snapshot, verify
 from cryptfs.cli.speed import speed
 from cryptfs.cli.status import status
+from cryptfs.cli.upgrade import upgrade
 from cryptfs.errors import CryptfsError
 from cryptfs.version import VERSION
 
@@ -58,7 +59,8 @@ def cli() -> None:
     """An encrypted directory (the vault) that mounts as an ordinary one (on the mountpoint)."""
 
 
-for _command in (init, mount, umount, info, status, fsck, passwd, snapshot, verify, speed, completion):
+_COMMANDS = (init, mount, umount, info, status, fsck, passwd, upgrade, snapshot, verify, speed, completion)
+for _command in _COMMANDS:
     cli.add_command(_command)
 
 

@@ -16,6 +16,7 @@ import msgspec
 
 from cryptfs.core.aead import FORMAT_VERSION, SUITES, CipherSuite, Kind, aad_prefix, open_small, seal_small
 from cryptfs.core.geometry import MAX_CHUNK_SIZE, MIN_CHUNK_SIZE, ChunkGeometry
+from cryptfs.core.host import MACHINE_STATE
 from cryptfs.core.keys import ARGON2_SALT_SIZE, Subkeys, derive, passphrase_key
 from cryptfs.errors import UnsupportedFormatError, VaultConfigError, WrongPassphraseError
 
@@ -29,7 +30,7 @@ MAX_KDF_MEMORY = 4 * 1024**3
 MAX_KDF_PASSES = 64
 DEFAULT_KDF_MEMORY = 256 * 1024 * 1024
 DEFAULT_KDF_PASSES = 3
-KNOWN_FEATURES: frozenset[str] = frozenset()
+KNOWN_FEATURES = frozenset({MACHINE_STATE})
 PASSPHRASE = "passphrase"  # noqa: S105 - a kind of slot
 _KDF = "argon2id"
 _MAX_SHOWN = 120
@@ -83,6 +84,11 @@ class VaultConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         """The chunk geometry of the vault's files."""
         return ChunkGeometry(self.chunk_size, self.suite.overhead)
 
+    @property
+    def has_machine_state(self) -> bool:
+        """Whether journal, sessions and lock carry the id of the machine that they belong to."""
+        return MACHINE_STATE in self.features
+
     def encode(self) -> bytes:
         """The file's bytes: JSON, indented for people."""
         return msgspec.json.format(msgspec.json.encode(self, order="sorted"), indent=2) + b"\n"
@@ -118,6 +124,8 @@ def decode_config(raw: bytes) -> VaultConfig:
         raise UnsupportedFormatError(
             f"this version does not know features of the vault: {', '.join(map(_shown, unknown))}"
         )
+    if config.features != sorted(set(config.features)):
+        raise VaultConfigError(f"{CONFIG_NAME} has its features in no order, or one of them twice")
     if config.cipher not in SUITES:
         raise UnsupportedFormatError(
             f"this version does not know the vault's cipher '{_shown(config.cipher)}'"
@@ -275,6 +283,22 @@ def open_slot(config: VaultConfig, slot: KeySlot, passphrase: bytes) -> bytes | 
             "bound to, was changed; restore it from a backup"
         )
     return masterkey
+
+
+def rewrap_slot(
+    old: VaultConfig, new: VaultConfig, slot: KeySlot, passphrase: bytes, nonce: bytes
+) -> KeySlot | None:
+    """The same slot for another config of the vault; None where the passphrase is not this slot's.
+
+    Args:   old, new: the config that the slot is in, and that which it is to be in.   nonce: 24 fresh bytes.
+    Raises: VaultConfigError: as open_slot.
+    """
+    masterkey = open_slot(old, slot, passphrase)
+    if masterkey is None:
+        return None
+    slot_key = passphrase_key(passphrase, bytes.fromhex(slot.kdf.salt), slot.kdf.memory, slot.kdf.passes)
+    wrapped = seal_small(derive(slot_key, b"wrap"), masterkey, _slot_aad(new, slot.id, slot.kdf), nonce)
+    return msgspec.structs.replace(slot, wrapped=wrapped.hex())
 
 
 def unlock(config: VaultConfig, passphrase: bytes, max_memory: int) -> tuple[bytes, KeySlot]:

@@ -46,6 +46,7 @@ class HeaderFlag:
     CLEAN = 1  # the file is exactly `size` long; without it, at least `size_min`
     SPARSE = 2  # all-zero records are holes and read as zeros
     VOID = 4  # whatever stands behind the header is left over from before a truncate to zero
+    HOST = 8  # on disk only, see FileHeader.pack: the journal that is named is one machine's own
 
 
 NO_FLAGS = 0
@@ -125,8 +126,13 @@ class FileHeader:
             self.journal_floor if journal_floor is None else journal_floor,
         )
 
-    def pack(self, keys: Subkeys, nonce: bytes) -> bytes:
-        """Seal into 256 bytes. `nonce`: 24 fresh random bytes."""
+    def pack(self, keys: Subkeys, nonce: bytes, *, machine_state: bool = False) -> bytes:
+        """Seal into 256 bytes.
+
+        Args: nonce: 24 fresh random bytes.
+              machine_state: whether the vault has this feature: a reader that goes by an older config, and
+                             would look for the journal elsewhere, then refuses a header that names one.
+        """
         if len(nonce) != SMALL_NONCE_SIZE:
             raise ValueError(f"a header nonce has {SMALL_NONCE_SIZE} bytes, not {len(nonce)}")
         if len(self.file_id) != FILE_ID_SIZE:
@@ -136,11 +142,12 @@ class FileHeader:
         )
         if len(self.journal_id) != JOURNAL_ID_SIZE:
             raise ValueError(f"a journal_id has {JOURNAL_ID_SIZE} bytes, not {len(self.journal_id)}")
+        of_host = machine_state and self.journal_id != NO_JOURNAL
         state = _STATE.pack(
             self.size,
             self.size_min,
             self.generation,
-            self.flags,
+            self.flags | HeaderFlag.HOST if of_host else self.flags,
             self.journal_id,
             self.journal_floor,
             _RESERVED,
@@ -149,9 +156,18 @@ class FileHeader:
         return body + derive(keys.header_mac_key, b"hdrmac", body)
 
     @classmethod
-    def unpack(cls, raw: bytes, keys: Subkeys, cipher_id: int, log2_chunk_size: int) -> FileHeader:
+    def unpack(
+        cls,
+        raw: bytes,
+        keys: Subkeys,
+        cipher_id: int,
+        log2_chunk_size: int,
+        *,
+        machine_state: bool = False,
+    ) -> FileHeader:
         """Verify and decode a header of a vault with this cipher and chunk size.
 
+        Args:   machine_state: whether the vault has this feature.
         Raises: HeaderError: it is cut, damaged, forged, of another vault, or from a later version.
         """
         if len(raw) != HEADER_SIZE:
@@ -169,7 +185,10 @@ class FileHeader:
         if state is None:
             raise HeaderError("the sealed state of the file header does not authenticate")
         size, size_min, generation, flags, journal_id, floor, reserved = _STATE.unpack(state)
-        if flags & ~_KNOWN_FLAGS or reserved != _RESERVED or (floor and journal_id == NO_JOURNAL):
+        unnamed = journal_id == NO_JOURNAL
+        if flags & HeaderFlag.HOST and machine_state and not unnamed:
+            flags &= ~HeaderFlag.HOST
+        if flags & ~_KNOWN_FLAGS or reserved != _RESERVED or (floor and unnamed):
             raise HeaderError("the file header uses something that this program does not know")
         return cls(
             header_cipher, header_log2, file_id, epoch, size, size_min, generation, flags, journal_id, floor

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from cryptfs.core.aead import SMALL_OVERHEAD, Kind, aad_prefix, open_small, seal_small
+from cryptfs.core.host import SHARED_STATE, StateNames
 from cryptfs.core.keys import JOURNAL_ID_SIZE, Subkeys
 
 ALIGNMENT = 512  # what a disk writes whole or not at all: a torn record never takes another with it
@@ -60,26 +61,30 @@ class JournalHead:
     first_seq: int
     root_inode: int
 
-    def pack(self, keys: Subkeys, nonce: bytes) -> bytes:
-        """512 bytes. `nonce`: 24 fresh random bytes."""
+    def pack(self, keys: Subkeys, nonce: bytes, owner: StateNames = SHARED_STATE) -> bytes:
+        """512 bytes. `nonce`: 24 fresh random bytes.   owner: the machine whose journal it is."""
         clear = HEAD_MAGIC + self.journal_id
         state = _HEAD.pack(self.number, self.first_seq, self.root_inode)
-        sealed = seal_small(keys.journal_key, state, aad_prefix(Kind.JOURNAL_HEAD) + clear, nonce)
+        sealed = seal_small(keys.journal_key, state, _head_aad(clear, owner), nonce)
         return (clear + sealed).ljust(HEAD_SIZE, b"\0")
 
     @classmethod
-    def unpack(cls, raw: bytes, keys: Subkeys) -> JournalHead | None:
-        """Verify and decode; None where it is none, or damaged, forged or of another vault."""
+    def unpack(cls, raw: bytes, keys: Subkeys, owner: StateNames = SHARED_STATE) -> JournalHead | None:
+        """Verify and decode; None where it is none, or damaged, forged, of another vault or machine."""
         clear_size = len(HEAD_MAGIC) + JOURNAL_ID_SIZE
         end = clear_size + _HEAD.size + SMALL_OVERHEAD
         clear, sealed = raw[:clear_size], raw[clear_size:end]
         if len(raw) != HEAD_SIZE or not clear.startswith(HEAD_MAGIC) or any(raw[end:]):
             return None
-        state = open_small(keys.journal_key, sealed, aad_prefix(Kind.JOURNAL_HEAD) + clear)
+        state = open_small(keys.journal_key, sealed, _head_aad(clear, owner))
         if state is None:
             return None
         number, first_seq, root_inode = _HEAD.unpack(state)
         return cls(number, clear[len(HEAD_MAGIC) :], first_seq, root_inode)
+
+
+def _head_aad(clear: bytes, owner: StateNames) -> bytes:
+    return aad_prefix(Kind.JOURNAL_HEAD) + clear + owner.aad
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +181,7 @@ def aligned(size: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Sessions:
-    """What a vault knows of its sessions.
+    """What a vault, or one machine's use of it, knows of its sessions.
 
     last:    number of the last one that is over.
     crashed: journal_ids of those that did not end by an unmount, oldest first.
@@ -189,15 +194,15 @@ class Sessions:
         """After a session's end. crashed: its journal_id, if it did not end by an unmount."""
         return Sessions(max(self.last, number), (*self.crashed, *crashed)[-MAX_CRASHED:])
 
-    def pack(self, keys: Subkeys, nonce: bytes) -> bytes:
-        """The file's bytes. `nonce`: 24 fresh random bytes."""
+    def pack(self, keys: Subkeys, nonce: bytes, owner: StateNames = SHARED_STATE) -> bytes:
+        """The file's bytes. `nonce`: 24 fresh random bytes.   owner: the machine whose list it is."""
         state = _SESSIONS.pack(self.last, len(self.crashed)) + b"".join(self.crashed)
-        return seal_small(keys.journal_key, state, aad_prefix(Kind.SESSIONS), nonce)
+        return seal_small(keys.journal_key, state, aad_prefix(Kind.SESSIONS) + owner.aad, nonce)
 
     @classmethod
-    def unpack(cls, raw: bytes, keys: Subkeys) -> Sessions | None:
-        """Verify and decode; None where it is damaged, forged or of another vault."""
-        state = open_small(keys.journal_key, raw, aad_prefix(Kind.SESSIONS))
+    def unpack(cls, raw: bytes, keys: Subkeys, owner: StateNames = SHARED_STATE) -> Sessions | None:
+        """Verify and decode; None where it is damaged, forged, of another vault or machine."""
+        state = open_small(keys.journal_key, raw, aad_prefix(Kind.SESSIONS) + owner.aad)
         if state is None or len(state) < _SESSIONS.size:
             return None
         last, count = _SESSIONS.unpack_from(state)

@@ -30,6 +30,7 @@ from cryptfs.core.aead import (
     open_small,
     seal_small,
 )
+from cryptfs.core.host import SHARED_STATE
 from cryptfs.core.keys import DIR_ID_SIZE, FILE_ID_SIZE, Subkeys, derive
 from cryptfs.core.names import MAX_PADDED_SIZE, PAD_STEP, SIV_SIZE
 from cryptfs.errors import ManifestError
@@ -98,14 +99,16 @@ class Record(NamedTuple):
 class ManifestHead:
     """What a manifest says of the vault as a whole.
 
-    sessions: number of the last session that was over.
+    sessions: number of the last session that was over on that machine.
     created:  seconds since 1970, by that machine's clock.
+    host:     StateNames.mark of that machine.
     """
 
     config_generation: int
     config_mac: bytes
     sessions: int
     created: int
+    host: bytes = SHARED_STATE.mark
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,8 +197,8 @@ class ManifestPacker:
     """Makes the stream of a manifest into blocks, which the caller seals in order."""
 
     def __init__(self, head: ManifestHead) -> None:
-        fields = (head.config_generation, head.config_mac, head.sessions, head.created)
-        self._buffer = bytearray(_HEAD.pack(*fields, bytes(8)))
+        fields = (head.config_generation, head.config_mac, head.sessions, head.created, head.host)
+        self._buffer = bytearray(_HEAD.pack(*fields))
         self._records = 0
 
     def add(self, record: bytes) -> bytes:
@@ -225,10 +228,7 @@ class ManifestReader:
         self._blocks = iter(blocks)
         self._buffer = b""
         self._at = 0
-        generation, mac, sessions, created, zeros = _HEAD.unpack(self._take(_HEAD.size))
-        if any(zeros):
-            raise ManifestError("the manifest uses something that this program does not know")
-        self.head = ManifestHead(generation, mac, sessions, created)
+        self.head = ManifestHead(*_HEAD.unpack(self._take(_HEAD.size)))
         self.tail: ManifestTail | None = None
 
     def _take(self, size: int) -> bytes:

@@ -62,7 +62,7 @@ def salvage_header(
         body = start + end + raw[_NONCE_OFFSET:_MAC_OFFSET]
         mac = derive(keys.header_mac_key, b"hdrmac", body)
         try:
-            return FileHeader.unpack(body + mac, keys, cipher_id, log2_chunk_size)
+            return FileHeader.unpack(body + mac, keys, cipher_id, log2_chunk_size, machine_state=True)
         except HeaderError:
             continue
     epoch = int.from_bytes(raw[_EPOCH_OFFSET:_FILE_ID_OFFSET], "little")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import stat
 import threading
@@ -17,6 +18,7 @@ from typing import NamedTuple
 
 from cryptfs.core.conflicts import copies_of_entry, is_copy_of_internal, long_original
 from cryptfs.core.dirrecord import RECORD_NAME, RECORD_SIZE
+from cryptfs.core.host import SHARED_STATE, StateNames, is_of_some_host
 from cryptfs.core.names import (
     INTERNAL_PREFIX,
     LONG_PREFIX,
@@ -31,11 +33,14 @@ from cryptfs.storage.backing import DIRECTORY_FLAGS, O_NOATIME, create_small, re
 from cryptfs.storage.durability import PendingSync
 from cryptfs.storage.libc import RENAME_NOREPLACE, renameat2
 
+log = logging.getLogger(__name__)
+
 MAX_CIPHER_NAME = 363  # a plaintext name of 255 bytes, padded to 256
 _LONG_STEM = LONG_PREFIX.removesuffix(".")
 _STEM = INTERNAL_PREFIX.removesuffix(".")
 _LONG_LENGTH = len(LONG_PREFIX) + 43
 _COPIES_SECONDS = 1.0
+OTHERS_KEEP = 86_400.0  # seconds that the unfinished things of other machines are left alone
 
 
 class BackingEntry(NamedTuple):
@@ -67,9 +72,24 @@ def holds_plaintext(entry_name: str) -> bool:
     return len(entry_name) == _LONG_LENGTH or not is_copy_of_internal(entry_name)
 
 
-def temp_name() -> str:
-    """A fresh name for something unfinished."""
-    return TEMP_PREFIX + encode_text(os.urandom(18))
+def temp_name(owner: StateNames) -> str:
+    """A fresh name for something unfinished, of this machine."""
+    return owner.temp_prefix + encode_text(os.urandom(18))
+
+
+def is_leftover(entry_name: str, st: os.stat_result, owner: StateNames) -> bool:
+    """Whether something unfinished may be cleared away.
+
+    Not so what another machine is perhaps about to finish: what a sync client brought within a day.
+    """
+    return is_own_temporary(entry_name, owner) or time.time() - st.st_mtime > OTHERS_KEEP
+
+
+def is_own_temporary(entry_name: str, owner: StateNames) -> bool:
+    """Whether no other machine's name stands in that of something unfinished."""
+    if entry_name.startswith(owner.temp_prefix):
+        return True
+    return entry_name.startswith(TEMP_PREFIX) and not is_of_some_host(entry_name)
 
 
 def open_directory(dir_fd: int, entry_name: str) -> int:
@@ -131,10 +151,12 @@ def _kind(entry: os.DirEntry[str]) -> int:
         return 0
 
 
-def remove_directory(parent_fd: int, entry_name: str) -> None:
+def remove_directory(parent_fd: int, entry_name: str, owner: StateNames = SHARED_STATE) -> None:
     """Remove a directory of the vault that holds nothing but its record; all or nothing.
 
     Call with the sidecars' lock held: a sidecar whose entry is being created is no orphan.
+
+    Args:   owner: this machine's names.
 
     Raises: OSError: ENOTEMPTY where it holds anything else.
     """
@@ -142,15 +164,17 @@ def remove_directory(parent_fd: int, entry_name: str) -> None:
     restore_mode: int | None = None
     try:
         try:
-            names = _other_names(fd)
+            names = _other_names(fd, owner)
         except PermissionError:
             # A plain directory without rights for its owner can be removed; so can this one.
             restore_mode = os.fstat(fd).st_mode & 0o7777
             os.chmod(f"/proc/self/fd/{fd}", 0o700)
-            names = _other_names(fd)
+            names = _other_names(fd, owner)
         if names:
+            if all(name.startswith(TEMP_PREFIX) for name in names):
+                log.warning("%s: not removed: another machine began something in it within a day", entry_name)
             raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
-        _remove_with_record(parent_fd, entry_name, fd)
+        _remove_with_record(parent_fd, entry_name, fd, owner)
         restore_mode = None
     finally:
         if restore_mode is not None:
@@ -158,7 +182,7 @@ def remove_directory(parent_fd: int, entry_name: str) -> None:
         os.close(fd)
 
 
-def _other_names(dir_fd: int) -> list[str]:
+def _other_names(dir_fd: int, owner: StateNames) -> list[str]:
     """What a directory holds beside its record.
 
     Sidecars without their entry go, and so do what an interrupted operation left, a sync client's conflict
@@ -168,19 +192,30 @@ def _other_names(dir_fd: int) -> list[str]:
     leftovers = {
         name
         for name in present
-        if name.startswith(TEMP_PREFIX) or _is_orphan(name, present) or is_copy_of_internal(name)
+        if _is_orphan(name, present) or is_copy_of_internal(name) or _may_go(dir_fd, name, owner)
     }
     others = present - leftovers - {RECORD_NAME}
     if others:
         return sorted(others)  # then nothing is touched: an operation may be under way here
     for name in leftovers:
         try:
-            _discard(dir_fd, name)
+            _discard(dir_fd, name, owner)
         except OSError:
             others.add(name)
     if RECORD_NAME in present and _is_directory(dir_fd, RECORD_NAME):
         os.rmdir(RECORD_NAME, dir_fd=dir_fd)
     return sorted(others)
+
+
+def _may_go(dir_fd: int, name: str, owner: StateNames) -> bool:
+    if is_own_temporary(name, owner):
+        return True
+    if not name.startswith(TEMP_PREFIX):
+        return False
+    try:
+        return is_leftover(name, os.stat(name, dir_fd=dir_fd, follow_symlinks=False), owner)
+    except OSError:
+        return False
 
 
 def _is_orphan(name: str, present: set[str]) -> bool:
@@ -191,17 +226,17 @@ def _is_directory(dir_fd: int, name: str) -> bool:
     return stat.S_ISDIR(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode)
 
 
-def _discard(dir_fd: int, name: str) -> None:
+def _discard(dir_fd: int, name: str, owner: StateNames) -> None:
     """Remove a file or, as an interrupted mkdir leaves one, a directory with at most a record in it."""
     try:
         os.unlink(name, dir_fd=dir_fd)
     except IsADirectoryError:
-        remove_directory(dir_fd, name)
+        remove_directory(dir_fd, name, owner)
 
 
-def _remove_with_record(parent_fd: int, entry_name: str, fd: int) -> None:
+def _remove_with_record(parent_fd: int, entry_name: str, fd: int, owner: StateNames) -> None:
     """Remove an empty directory and its record; hidden first, so that nobody ever finds it without one."""
-    hidden, kept = temp_name(), temp_name()
+    hidden, kept = temp_name(owner), temp_name(owner)
     try:
         os.rename(entry_name, hidden, src_dir_fd=parent_fd, dst_dir_fd=parent_fd)
     except OSError:
@@ -269,10 +304,12 @@ class Sidecars:
     """The sidecars of long names. Its lock covers the pair of entry and sidecar while either changes.
 
     Args: pending: takes new sidecars, to be on disk before the next fsync returns.
+          owner: this machine's names.
     """
 
-    def __init__(self, pending: PendingSync) -> None:
+    def __init__(self, pending: PendingSync, owner: StateNames) -> None:
         self._pending = pending
+        self._owner = owner
         self.lock = threading.RLock()
         self._copied: tuple[tuple[int, int], float, frozenset[str]] = ((0, 0), 0.0, frozenset())
 
@@ -290,7 +327,7 @@ class Sidecars:
         with contextlib.suppress(NameError_):
             self.read(dir_fd, entry_name)
             return
-        temporary = temp_name()
+        temporary = temp_name(self._owner)
         fd = create_small(dir_fd, temporary, cipher_name.encode("ascii"), 0o600)
         try:
             os.rename(temporary, sidecar, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)

@@ -1,8 +1,8 @@
 """The journal's files: append, sync, take turns.
 
-Two files, `cryptfs.journal.a` and `cryptfs.journal.b`. Records go to one until it is full; then, once
-everything that the other one holds is on disk in its place, to the other. So the newest records are
-always an unbroken sequence, and neither file grows without bound.
+Two files, `journal.a` and `journal.b` behind the prefix that core/host.py gives them. Records go to one until
+it is full; then, once everything that the other one holds is on disk in its place, to the other. So the
+newest records are always an unbroken sequence, and neither file grows without bound.
 
 Source: docs/FORMAT.md, section 10.
 """
@@ -15,11 +15,12 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 
+from cryptfs.core.host import SHARED_STATE, StateNames
 from cryptfs.core.journal import HEAD_SIZE, aligned
 from cryptfs.storage.backing import create_small, open_backing, write_fully
 from cryptfs.storage.vaultdir import put_aside
 
-JOURNAL_NAMES = ("cryptfs.journal.a", "cryptfs.journal.b")
+JOURNAL_NAMES = SHARED_STATE.journals  # of a vault of 0.1
 _ROOM = memoryview(bytes(1024 * 1024))  # written ahead: syncing a file that grew costs several times as much
 _RESERVE = bytes(16 * 1024)  # of each file, from its beginning: drop_records gives it back on a full disk
 PackHead = Callable[[int], bytes]
@@ -29,14 +30,17 @@ PackRecord = Callable[[int, int], Sequence[bytes | memoryview]]
 class Journal:
     """The journal of a running session. Safe from many threads.
 
-    Args: vault_fd: the vault directory.
+    Args: vault_fd: the vault directory.   owner: the machine whose journal it is.
           pack_head: the head of a file whose first record has the sequence number that it is given.
           durable: whether `sync` and the turns between the files bring them to disk.
     Raises: OSError: the files could not be made; none is left behind.
     """
 
-    def __init__(self, vault_fd: int, pack_head: PackHead, *, durable: bool) -> None:
+    def __init__(
+        self, vault_fd: int, pack_head: PackHead, *, durable: bool, owner: StateNames = SHARED_STATE
+    ) -> None:
         self._vault_fd = vault_fd
+        self._owner = owner
         self._pack_head = pack_head
         self._durable = durable
         self._lock = threading.Lock()
@@ -47,9 +51,9 @@ class Journal:
         self._synced_seq = 0
         self.failed = False  # a sync failed: the kernel says so once, and forgets what it could not write
         self._fds: list[int] = []
-        self._sizes = [HEAD_SIZE + len(_RESERVE)] * len(JOURNAL_NAMES)
+        self._sizes = [HEAD_SIZE + len(_RESERVE)] * len(owner.journals)
         try:
-            for name in JOURNAL_NAMES:
+            for name in owner.journals:
                 self._fds.append(create_small(vault_fd, name, pack_head(1) + _RESERVE, 0o600))
             if durable:
                 for fd in self._fds:
@@ -141,7 +145,7 @@ class Journal:
     def remove(self) -> None:
         """The session is over, and everything is in its place: close and remove the files."""
         self.close()
-        remove_journal(self._vault_fd)
+        remove_journal(self._vault_fd, self._owner)
 
     def close(self) -> None:
         """Close the files and leave them for a replay."""
@@ -150,9 +154,9 @@ class Journal:
         self._fds.clear()
 
 
-def remove_journal(vault_fd: int) -> None:
+def remove_journal(vault_fd: int, owner: StateNames = SHARED_STATE) -> None:
     """Remove the files of a journal, those that are there. A directory in their place is put aside."""
-    for name in JOURNAL_NAMES:
+    for name in owner.journals:
         try:
             os.unlink(name, dir_fd=vault_fd)
         except FileNotFoundError:
@@ -160,12 +164,12 @@ def remove_journal(vault_fd: int) -> None:
         except OSError as error:
             if error.errno not in (errno.EISDIR, errno.EPERM):  # POSIX has EPERM
                 raise
-            put_aside(vault_fd, name)
+            put_aside(vault_fd, name, owner)
 
 
-def drop_records(vault_fd: int, kept: str) -> None:
+def drop_records(vault_fd: int, kept: str, owner: StateNames = SHARED_STATE) -> None:
     """Cut a journal down to one file with its head, after a replay: that makes room on a full disk."""
-    for name in JOURNAL_NAMES:
+    for name in owner.journals:
         if name != kept:
             with contextlib.suppress(OSError):  # whatever it is, remove_journal deals with it
                 os.unlink(name, dir_fd=vault_fd)

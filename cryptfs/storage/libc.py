@@ -49,6 +49,7 @@ _fallocate = _declare("fallocate64", ctypes.c_int, ctypes.c_int, _c_off, _c_off)
     "fallocate", ctypes.c_int, ctypes.c_int, _c_off, _c_off
 )
 _syncfs = _declare("syncfs", ctypes.c_int)
+_fstatfs = _declare("fstatfs", ctypes.c_int, ctypes.c_void_p)
 
 
 def _check(function: object, *arguments: object) -> None:
@@ -92,6 +93,13 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
 def syncfs(fd: int) -> None:
     """Write back everything of the filesystem that holds fd."""
     _check(_syncfs, fd)
+
+
+def filesystem_type(fd: int) -> int:
+    """f_type of fstatfs(2): the magic number of the filesystem."""
+    buffer = (ctypes.c_long * 64)()  # struct statfs is smaller
+    _check(_fstatfs, fd, ctypes.addressof(buffer))
+    return buffer[0] & 0xFFFFFFFF
 
 
 def statx_birth_time(dir_fd: int, name: str) -> int | None:

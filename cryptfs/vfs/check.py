@@ -13,17 +13,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import stat
 from collections.abc import Callable, Generator, Iterator
 
 from cryptfs.core.aead import Kind as AadKind
 from cryptfs.core.config import CONFIG_NAME
+from cryptfs.core.host import StateNames, is_aside, state_of_name
 from cryptfs.core.journal import Sessions
 from cryptfs.core.names import SIDECAR_SUFFIX
 from cryptfs.errors import DirectoryRecordError, IntegrityError
-from cryptfs.storage.dirs import copied_long_entries, is_long
-from cryptfs.storage.journal import JOURNAL_NAMES
-from cryptfs.storage.sessions import SESSIONS_NAME, UNSETTLED_NAME, read_sessions_file
+from cryptfs.storage.dirs import copied_long_entries, is_leftover, is_long
+from cryptfs.storage.sessions import read_sessions_file
 from cryptfs.storage.vaultdir import LOCK_NAME, lock_holder
 from cryptfs.vfs.check_content import ContentCheck, in_lost_found
 from cryptfs.vfs.check_directories import (
@@ -38,15 +39,14 @@ from cryptfs.vfs.context import FileContext
 from cryptfs.vfs.findings import Counts, Finding, Kind, State
 from cryptfs.vfs.lost_found import LOST_FOUND
 from cryptfs.vfs.repair import Repairer
-from cryptfs.vfs.replay import unfinished_journal_id
+from cryptfs.vfs.replay import waiting_journals
 from cryptfs.vfs.reporter import Reporter, reason_of
 from cryptfs.vfs.roles import Role
 from cryptfs.vfs.symlinks import LINKS_DIRECTORY, is_long_target_id, open_links_directory
 from cryptfs.vfs.vault import Vault
 from cryptfs.vfs.walk import WalkedDirectory, WalkedEntry, Walker
 
-_JOURNAL_PREFIX = "cryptfs.journal"
-_ROOT_FILES = (CONFIG_NAME, LOCK_NAME, SESSIONS_NAME, UNSETTLED_NAME, *JOURNAL_NAMES)
+_JOURNAL_NAME = re.compile(r"cryptfs\.(host\.[^.]*\.)?journal.*", re.ASCII | re.DOTALL)
 
 
 class VaultCheck:
@@ -75,6 +75,7 @@ class VaultCheck:
         self._on_progress = on_progress
         self._repairer = repairer
         self._reporter = Reporter(repairer, is_mounted)
+        self._others: set[StateNames] = set()
         self._walker = walker = Walker(context, vault_fd)
         walker.last = walker.name_cipher.in_directory(context.keys.root_dir_id).seal(LOST_FOUND)
         self._links = LinkCheck(context, open_links_directory(vault_fd))
@@ -83,7 +84,7 @@ class VaultCheck:
             walker.name_cipher.of_xattrs(),
             self._reporter,
             self.counts,
-            journal_id=lambda: unfinished_journal_id(context, vault_fd),
+            waiting=lambda: waiting_journals(context, vault_fd),
             deep=deep,
             workers=workers,
             on_progress=on_progress,
@@ -251,6 +252,9 @@ class VaultCheck:
         directory = entry.directory
         if entry.entry_name == ADOPTION_MARK and directory.names is None:
             return  # told with its directory
+        if not is_leftover(entry.entry_name, entry.st, self._context.owner):
+            yield self._reporter.found(Kind.OTHER_UNFINISHED, entry)
+            return
         if self._reporter.seems(lambda: directory.holds(entry.entry_name)):
             finding = self._reporter.found(
                 Kind.LEFTOVER, entry, "", lambda repairer: repairer.mend_leftover(self._walker, entry)
@@ -272,23 +276,38 @@ class VaultCheck:
 
     def _internal(self, entry: WalkedEntry) -> Iterator[Finding]:
         name, mode, found = entry.entry_name, entry.st.st_mode, self._reporter.found
-        ours = name in _ROOT_FILES or name == LINKS_DIRECTORY
-        if not entry.directory.is_root or not ours:
-            journal = name.startswith(_JOURNAL_PREFIX)
-            yield found(Kind.ORPHANED_JOURNAL if journal else Kind.UNKNOWN_INTERNAL, entry)
+        owner = self._context.owner
+        ours = name in (CONFIG_NAME, LOCK_NAME, LINKS_DIRECTORY, *owner.files)
+        other = state_of_name(name)
+        if entry.directory.is_root and not ours and other is not None and other.host:
+            yield from self._of_other_machine(entry, other)
+        elif not entry.directory.is_root or not ours:
+            journal = _JOURNAL_NAME.fullmatch(name) is not None
+            if journal and entry.directory.is_root and other is not None:
+                yield from self._of_other_machine(entry, other)
+            elif is_aside(name):
+                yield found(Kind.SET_ASIDE, entry)
+            else:
+                yield found(Kind.ORPHANED_JOURNAL if journal else Kind.UNKNOWN_INTERNAL, entry)
         elif stat.S_IFMT(mode) != (stat.S_IFDIR if name == LINKS_DIRECTORY else stat.S_IFREG):
             yield found(Kind.SPECIAL_FILE, entry)
-        elif name in JOURNAL_NAMES and not self._reporter.is_mounted():
+        elif name in owner.journals and not self._reporter.is_mounted():
             yield found(Kind.UNFINISHED_JOURNAL, entry)
-        elif name == SESSIONS_NAME and self._reporter.seems(self._sessions_are_bad):
+        elif name == owner.sessions and self._reporter.seems(self._sessions_are_bad):
             yield found(Kind.SESSIONS, entry, "", lambda repairer: repairer.remove_own(entry))
+
+    def _of_other_machine(self, entry: WalkedEntry, other: StateNames) -> Iterator[Finding]:
+        """Journals are told, once for each machine; the rest belongs there where machines share a vault."""
+        if entry.entry_name in other.journals and other not in self._others:
+            self._others.add(other)
+            yield self._reporter.found(Kind.OTHER_SESSION, entry)
 
     def _sessions_are_bad(self) -> bool:
         try:
-            raw = read_sessions_file(self._vault_fd)
+            raw = read_sessions_file(self._vault_fd, self._context.owner)
         except (IntegrityError, OSError):
             return True
-        return raw is not None and Sessions.unpack(raw, self._context.keys) is None
+        return raw is not None and Sessions.unpack(raw, self._context.keys, self._context.owner) is None
 
     # ---- what can be told only at the end
 

@@ -15,6 +15,7 @@ from cryptfs.core.names import DirectoryNames
 from cryptfs.errors import IntegrityError
 from cryptfs.storage.backing import O_NOATIME, open_backing
 from cryptfs.vfs.check_files import (
+    NOBODY_WAITS,
     ChunkCheck,
     ChunkRange,
     DeepPool,
@@ -28,6 +29,7 @@ from cryptfs.vfs.check_small import BadXattr, Owner, backing_xattrs, check_xattr
 from cryptfs.vfs.context import FileContext
 from cryptfs.vfs.findings import Counts, Finding, Kind
 from cryptfs.vfs.lost_found import LOST_FOUND
+from cryptfs.vfs.replay import Waiting
 from cryptfs.vfs.reporter import LOOKS, PAUSE, Mend, Reporter, reason_of
 from cryptfs.vfs.walk import WalkedDirectory, WalkedEntry
 
@@ -57,7 +59,7 @@ class ContentCheck:
 
     Args: names: NameCipher.of_xattrs.   deep: open every chunk.   workers: threads; None: one for each core.
           on_progress: called whenever counts have changed.
-          journal_id: of a journal that waits for its replay where the vault is not mounted.
+          waiting: the journals that wait for their replay where the vault is not mounted.
     """
 
     def __init__(
@@ -67,7 +69,7 @@ class ContentCheck:
         reporter: Reporter,
         counts: Counts,
         *,
-        journal_id: Callable[[], bytes | None],
+        waiting: Callable[[], Waiting],
         deep: bool,
         workers: int | None,
         on_progress: Callable[[Counts], None],
@@ -76,8 +78,8 @@ class ContentCheck:
         self._names = names
         self._reporter = reporter
         self._counts = counts
-        self._journal_id_now = journal_id
-        self._journal_id = journal_id()
+        self._waiting_now = waiting
+        self._waiting = waiting()
         self._deep = deep
         self._on_progress = on_progress
         self._pool = DeepPool(workers)
@@ -134,13 +136,13 @@ class ContentCheck:
         def is_bad() -> bool:
             nonlocal report
             mounted = self._reporter.was_mounted  # `seems` asks anew where there is something to tell
-            waiting = None if mounted else self._journal_id
-            report = check_length(self._context, fd, open_files=mounted, journal_id=waiting)
-            if report.awaits_replay:
-                now = self._journal_id_now()
-                if now != self._journal_id:  # the vault was unmounted meanwhile
-                    self._journal_id = now
-                    report = check_length(self._context, fd, open_files=mounted, journal_id=now)
+            waiting = NOBODY_WAITS if mounted else self._waiting
+            report = check_length(self._context, fd, open_files=mounted, waiting=waiting)
+            if report.awaits_replay or report.has(Kind.MISSING_JOURNAL):
+                now = self._waiting_now()
+                if now != self._waiting:  # the vault was unmounted meanwhile, or mounted
+                    self._waiting = now
+                    report = check_length(self._context, fd, open_files=mounted, waiting=now)
             return bool(report.problems)
 
         self._reporter.seems(is_bad)
@@ -217,7 +219,7 @@ class ContentCheck:
         for problem in report.in_order():
             if problem.kind is Kind.HEADER:
                 continue
-            mend = _mending_file(entry, fd, report, problem.kind)
+            mend = None if report.awaits_replay else _mending_file(entry, fd, report, problem.kind)
             yield self._reporter.found(problem.kind, entry, problem.detail, mend)
         if report.header is not None:
             owner = Owner(AadKind.XATTR_OF_FILE, report.header.file_id)

@@ -17,14 +17,16 @@ from cryptfs.storage.backing import read_fully
 from cryptfs.vfs.cipherpool import usable_cores
 from cryptfs.vfs.context import FileContext
 from cryptfs.vfs.findings import Kind
-from cryptfs.vfs.recovery import content_behind, ends_whole, found_length
+from cryptfs.vfs.recovery import content_behind, ends_whole, found_length, names_missing_journal
+from cryptfs.vfs.replay import Waiting
 
+NOBODY_WAITS = Waiting()
 RUN_SIZE = 1024 * 1024  # bytes that a thread reads and opens at once
 _SHOWN_RANGES = 8
 SHARE_SIZE = 32 * 1024 * 1024  # bytes of a file that one thread checks at a time
 
 
-_ORDER = (Kind.HEADER, Kind.NOT_SETTLED, Kind.SURPLUS, Kind.CHUNKS, Kind.FILE_CUT)
+_ORDER = (Kind.HEADER, Kind.NOT_SETTLED, Kind.MISSING_JOURNAL, Kind.SURPLUS, Kind.CHUNKS, Kind.FILE_CUT)
 
 
 class Problem(NamedTuple):
@@ -86,12 +88,12 @@ class FileReport:
 
 
 def check_length(
-    context: FileContext, fd: int, *, open_files: bool, journal_id: bytes | None = None
+    context: FileContext, fd: int, *, open_files: bool, waiting: Waiting = NOBODY_WAITS
 ) -> FileReport:
     """Look at header and length of a backing file. Writes nothing.
 
     Args: open_files: the vault is mounted, so that a file may be open and need no settling.
-          journal_id: of a journal that waits for its replay: files that it may apply to cannot be judged.
+          waiting: of journals that wait for their replay: files that they may apply to cannot be judged.
     """
     report = FileReport(os.fstat(fd).st_size)
     if not report.cipher_size:
@@ -105,7 +107,7 @@ def check_length(
         return FileReport(0)
     report.header = header
     report.content_key = context.content_key_of(header)
-    if journal_id is not None and header.journal_id == journal_id:
+    if _awaits_replay(context, report, header, waiting):
         report.awaits_replay = True
         report.size = header.size
         report.add(Kind.NOT_SETTLED, "it can be judged when the journal has been replayed")
@@ -132,7 +134,16 @@ def _judge(
     elif found.kind is not Length.SETTLED:
         report.recovered = True
         if not open_files:
-            report.add(Kind.NOT_SETTLED, f"{report.size} bytes are intact")
+            missing = names_missing_journal(context, header)
+            report.add(
+                Kind.MISSING_JOURNAL if missing else Kind.NOT_SETTLED, f"{report.size} bytes are intact"
+            )
+
+
+def _awaits_replay(context: FileContext, report: FileReport, header: FileHeader, waiting: Waiting) -> bool:
+    """Another machine's journal is nothing to a file that says it is whole, and is as long as it says."""
+    whole = header.is_clean and report.cipher_size == context.geometry.cipher_size(header.size)
+    return header.journal_id in waiting.own or (header.journal_id in waiting.others and not whole)
 
 
 def _content_of_surplus(context: FileContext, fd: int, report: FileReport, header: FileHeader) -> int:

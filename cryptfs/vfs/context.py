@@ -10,6 +10,7 @@ from cryptfs.core.aead import SMALL_NONCE_SIZE, ChunkCipher
 from cryptfs.core.config import VaultConfig
 from cryptfs.core.geometry import ChunkGeometry
 from cryptfs.core.header import NO_JOURNAL, FileHeader
+from cryptfs.core.host import SHARED_STATE, StateNames
 from cryptfs.core.keys import FILE_ID_SIZE, Subkeys, file_content_key
 from cryptfs.storage.backing import read_header
 from cryptfs.vfs.buffers import BufferPool
@@ -18,6 +19,10 @@ from cryptfs.vfs.redo import RedoLog
 
 
 def _no_room_needed() -> None:
+    pass
+
+
+def _nobody_asks(header: FileHeader, cipher_path: str) -> None:
     pass
 
 
@@ -54,10 +59,13 @@ class FileContext:
 
     Args: keys: subkeys; never shown.   config: of the vault.   read_only: whether changes are refused.
           noatime, nodiratime: whether reading files, or directories, leaves their time of access alone.
+          owner: the names of what belongs to this machine.
           redo: what makes changes safe against crashes; None without it.
           crashed: journal_ids of the sessions that did not end by an unmount.
+          replayed: of the journals that this process has replayed, crashed or not.
           make_room: to be called before a change, with no lock held.
           exclusive: whether nobody else changes the vault.
+          note_unclean: to be told of a file that is loaded and not CLEAN; says where a journal is missing.
     """
 
     keys: Subkeys = field(repr=False)
@@ -65,11 +73,14 @@ class FileContext:
     read_only: bool
     noatime: bool = False
     nodiratime: bool = False
+    owner: StateNames = SHARED_STATE
     redo: RedoLog | None = None
     crashed: frozenset[bytes] = frozenset()
+    replayed: frozenset[bytes] = frozenset()
     make_room: Callable[[], None] = _no_room_needed
     exclusive: bool = False
     disagreeing: Disagreeing = field(default_factory=lambda: Disagreeing())
+    note_unclean: Callable[[FileHeader, str], None] = _nobody_asks
     geometry: ChunkGeometry = field(init=False)
     cipher: CipherPool = field(init=False)
     buffers: BufferPool = field(init=False)
@@ -84,6 +95,10 @@ class FileContext:
     def naming(self, *, losing: bool = False) -> tuple[bytes, int]:
         """journal_id and journal_floor of a header that is about to be written; see RedoLog."""
         return (NO_JOURNAL, 0) if self.redo is None else self.redo.naming(losing=losing)
+
+    def is_of_crash(self, journal_id: bytes) -> bool:
+        """Whether a session of this machine's did not end by an unmount, and its journal was replayed."""
+        return journal_id in self.crashed or journal_id in self.replayed
 
     def plain_size(self, st: os.stat_result) -> int:
         """Plaintext size of a regular file from its backing file's stat: no header is read for `ls -l`.
@@ -108,11 +123,17 @@ class FileContext:
 
     def pack_header(self, header: FileHeader) -> bytes:
         """Seal a header under a fresh nonce."""
-        return header.pack(self.keys, os.urandom(SMALL_NONCE_SIZE))
+        return header.pack(self.keys, os.urandom(SMALL_NONCE_SIZE), machine_state=bool(self.owner.host))
 
     def unpack_header(self, raw: bytes) -> FileHeader:
         """Verify a header; HeaderError where it does not hold."""
-        return FileHeader.unpack(raw, self.keys, self.config.suite.cipher_id, self.log2_chunk_size)
+        return FileHeader.unpack(
+            raw,
+            self.keys,
+            self.config.suite.cipher_id,
+            self.log2_chunk_size,
+            machine_state=bool(self.owner.host),
+        )
 
     def header_of(self, fd: int) -> FileHeader | None:
         """The header of an open backing file; None where it is empty.

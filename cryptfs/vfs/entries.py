@@ -40,10 +40,10 @@ class EntryOperations:
     def __init__(self, context: FileContext, vault_fd: int) -> None:
         self.context = context
         self.pending = PendingSync(vault_fd)
-        self.sidecars = Sidecars(self.pending)
+        self.sidecars = Sidecars(self.pending, context.owner)
         self.opener = DirectoryOpener(context.keys)
         self.files = FileTable(context)
-        self.symlinks = Symlinks(context.keys, vault_fd, self.pending)
+        self.symlinks = Symlinks(context.keys, vault_fd, self.pending, context.owner)
         self.xattrs = Xattrs(context.keys, self.opener.name_cipher, self.files, self.opener)
 
     def require_writable(self) -> None:
@@ -84,7 +84,7 @@ class EntryOperations:
         """mkdir(2). The directory appears whole, with its record, or not at all."""
         self.require_writable()
         with self.naming(parent, name) as entry_name:
-            temporary = temp_name()
+            temporary = temp_name(self.context.owner)
             os.mkdir(temporary, 0o700, dir_fd=parent.fd)
             try:
                 fd = open_directory(parent.fd, temporary)
@@ -100,14 +100,14 @@ class EntryOperations:
                 rename_exclusive(parent.fd, temporary, parent.fd, entry_name)
             except BaseException:
                 with contextlib.suppress(OSError), self.sidecars.lock:
-                    remove_directory(parent.fd, temporary)
+                    remove_directory(parent.fd, temporary, self.context.owner)
                 raise
 
     def remove_directory(self, parent: Directory, name: bytes) -> None:
         """rmdir(2)."""
         self.require_writable()
         with self.sidecars.lock, self.unnaming(parent, name) as entry_name:
-            remove_directory(parent.fd, entry_name)
+            remove_directory(parent.fd, entry_name, self.context.owner)
 
     def unlink(self, parent: Directory, name: bytes) -> None:
         """unlink(2); works on damaged files, too."""
@@ -266,7 +266,7 @@ class EntryOperations:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
             with self.sidecars.lock:
-                remove_directory(target_fd, new)
+                remove_directory(target_fd, new, self.context.owner)
             os.rename(old, new, src_dir_fd=source_fd, dst_dir_fd=target_fd)
         finally:
             self.files.removed(removed)

@@ -9,7 +9,8 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence, Set
+from typing import NamedTuple
 
 from cryptfs.core.header import FileHeader
 from cryptfs.errors import HeaderError
@@ -22,8 +23,18 @@ log = logging.getLogger(__name__)
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
+class FileKey(NamedTuple):
+    """Which file a record is about. A file_id alone does not tell: conflict copies and copied files share it.
+
+    inode: number of the backing file when the record was made; it does not hold in a copy of the vault.
+    """
+
+    inode: int
+    file_id: bytes
+
+
 class FileFinder:
-    """Opens backing files for writing.
+    """Opens backing files for writing, each once.
 
     Args: vault_fd: the vault directory.   copied: whether the vault is a copy, with other inode numbers.
     """
@@ -32,50 +43,80 @@ class FileFinder:
         self._context = context
         self._vault_fd = vault_fd
         self._copied = copied
+        self._taken: set[tuple[int, int]] = set()
 
-    def by_path(self, path: bytes, file_id: bytes) -> int | None:
-        """A descriptor of the file at a path in the vault, through no link; None where it is not there.
+    def at(self, paths: Sequence[bytes], key: FileKey) -> int | None:
+        """A descriptor of the file at one of the paths that it had; None where it is at none of them.
 
+        In a copy only the newest path counts: at an earlier one another file with its file_id may stand.
+
+        Args:   paths: the newest first.
         Raises: OSError: it may be there, and cannot be opened.
         """
+        for path in paths[:1] if self._copied else paths:
+            fd = self._by_path(path, key)
+            if fd is not None:
+                return fd
+        return None
+
+    def restored_at(self, path: bytes, key: FileKey) -> int | None:
+        """As at, where none of all inode numbers holds: the files were restored into the same directory."""
+        return self._by_path(path, key, any_inode=True)
+
+    def _by_path(self, path: bytes, key: FileKey, *, any_inode: bool = False) -> int | None:
+        """A descriptor of the file at a path in the vault, through no link; None where it is not there."""
         held_fd = self._hold(path, HELD_FILE_FLAGS)
         if held_fd is None:
             return None
         try:
-            if not stat.S_ISREG(os.fstat(held_fd).st_mode):
+            st = os.fstat(held_fd)
+            identity = (st.st_dev, st.st_ino)
+            if not stat.S_ISREG(st.st_mode) or identity in self._taken:
                 return None
-            return self._if_it_is(_writable(held_fd), file_id)
+            if not (self._copied or any_inode or st.st_ino == key.inode):
+                return None
+            fd = self._if_it_is(_writable(held_fd), key.file_id)
         finally:
             os.close(held_fd)
+        if fd is not None:
+            self._taken.add(identity)
+        return fd
 
-    def search(self, wanted: Mapping[bytes, int]) -> Iterator[tuple[bytes, int]]:
-        """Look through the vault for files that were renamed; yields file_id and descriptor.
+    def search(self, wanted: Set[FileKey]) -> Iterator[tuple[FileKey, int]]:
+        """Look through the vault for files that were renamed; yields which it is, and a descriptor.
 
-        By inode number first, which costs a listing; in a copy of the vault all headers are read then.
+        By inode number, which costs a listing; in a copy of the vault all headers are read.
 
-        Args:   wanted: inode number by file_id. Looking ends where all were found.
-        Raises: OSError: a file with such a number cannot be opened.
+        Raises: OSError: such a file cannot be opened.
         """
-        left = dict(wanted)
+        yield from self._by_file_id(wanted) if self._copied else self._by_inode(wanted)
+
+    def _by_inode(self, wanted: Set[FileKey]) -> Iterator[tuple[FileKey, int]]:
+        """Looking ends where all were found; what was not found was removed."""
+        left = set(wanted)
         for path, inode in self._files():
             if not left:
                 return
-            for file_id in [each for each, number in left.items() if number == inode]:
-                fd = self.by_path(path, file_id)
+            for key in [each for each in left if each.inode == inode]:
+                fd = self._by_path(path, key)
                 if fd is not None:
-                    del left[file_id]
-                    yield file_id, fd
-        if not self._copied:
-            return  # the numbers hold, so what was not found was removed
-        for path, _ in self._files():
-            if not left:
-                return
+                    left.discard(key)
+                    yield key, fd
+
+    def _by_file_id(self, wanted: Set[FileKey]) -> Iterator[tuple[FileKey, int]]:
+        """Only where one file, and no other, has the file_id: there is no telling which one was meant."""
+        by_id = {key.file_id: key for key in wanted}
+        unique = {key.file_id for key in wanted if sum(key.file_id == each.file_id for each in wanted) == 1}
+        found: dict[bytes, dict[int, bytes]] = {}
+        for path, inode in self._files():
             file_id = self._peek(path)
-            if file_id in left:
-                fd = self.by_path(path, file_id)
+            if file_id in unique:
+                found.setdefault(file_id, {})[inode] = path
+        for file_id, places in found.items():
+            if len(places) == 1:
+                fd = self._by_path(next(iter(places.values())), by_id[file_id])
                 if fd is not None:
-                    del left[file_id]
-                    yield file_id, fd
+                    yield by_id[file_id], fd
 
     def header_of(self, fd: int) -> FileHeader | None:
         """The header of an open file; None where there is none, or none that holds."""

@@ -223,6 +223,7 @@ class FileState(WriteMarks):
                 self.cipher_path, found.size, header.size,
             )  # fmt: skip
         else:
+            self.context.note_unclean(header, self.cipher_path)
             log.warning(
                 "%s: was being written when its writer ended; %d bytes are intact",
                 self.cipher_path, found.size,

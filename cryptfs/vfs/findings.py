@@ -40,6 +40,7 @@ class Kind(StrEnum):
     CHUNKS = "chunks"
     SURPLUS = "surplus"
     NOT_SETTLED = "not-settled"
+    MISSING_JOURNAL = "missing-journal"
     SYMLINK = "symlink"
     ORPHANED_TARGET = "orphaned-target"
     XATTR = "xattr"
@@ -47,6 +48,8 @@ class Kind(StrEnum):
     ACL_MODE = "acl-mode"
     LEFTOVER = "leftover"
     UNFINISHED_JOURNAL = "unfinished-journal"
+    OTHER_SESSION = "other-session"
+    OTHER_UNFINISHED = "other-unfinished"
     ORPHANED_JOURNAL = "orphaned-journal"
     SESSIONS = "sessions"
     SPECIAL_FILE = "special-file"
@@ -124,6 +127,12 @@ DESCRIPTIONS = {
         "The file was being written when its writer ended.",
         "Settle its length: what was written whole stays, a torn piece at the end goes.",
     ),
+    Kind.MISSING_JOURNAL: Description(
+        _ERROR,
+        "The file was being written, and the journal of that session is not here: what was synced by "
+        "overwriting may be as it was before. Another machine may be writing to it now.",
+        "Take the file as it is and settle its length. What only the journal held is lost.",
+    ),
     Kind.SYMLINK: Description(
         _ERROR,
         "The target of the symlink is lost or damaged, or the link was moved here from elsewhere.",
@@ -150,6 +159,15 @@ DESCRIPTIONS = {
         _INFO,
         "The vault was not closed in order; writes that were under way are in its journal.",
         "Replay it, as the next mount does.",
+    ),
+    Kind.OTHER_SESSION: Description(
+        _INFO,
+        "An unfinished session of another machine: the vault is mounted there, or was not unmounted. "
+        "If nobody will go on there, `cryptfs fsck --repair --other-machines` saves what it had synced.",
+        "",
+    ),
+    Kind.OTHER_UNFINISHED: Description(
+        _INFO, "Another machine began something here within a day; it is left alone.", ""
     ),
     Kind.ORPHANED_JOURNAL: Description(
         _WARNING, "A journal where none belongs. Nobody reads it; it is left alone.", ""

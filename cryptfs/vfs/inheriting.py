@@ -60,7 +60,7 @@ def settle(state: FileState) -> None:
     """
     with state.lock:
         header = state.header
-        if header is None or state.damage is not None or header.journal_id not in state.context.crashed:
+        if header is None or state.damage is not None or not state.context.is_of_crash(header.journal_id):
             return
         with state.writing_fd() as fd:
             if fd is not None:

@@ -83,7 +83,8 @@ class Observation:
     directories: how they hang together, for paths.   skipped: places that could not be looked at.
     Args: context: of the vault.   vault_fd: the vault directory; both stay the caller's.
           progress: called with the number of entries so far, often.
-          journal_id: of a journal that waits for its replay: what it may apply to cannot be called cut.
+          waiting: journal_ids of journals that wait for their replay: what they may apply to cannot be
+          called cut.
     """
 
     def __init__(
@@ -92,10 +93,10 @@ class Observation:
         vault_fd: int,
         progress: Callable[[int], None],
         *,
-        journal_id: bytes | None = None,
+        waiting: frozenset[bytes] = frozenset(),
     ) -> None:
         self._context = context
-        self._journal_id = journal_id
+        self._waiting = waiting
         self._walker = Walker(context, vault_fd)
         self._progress = progress
         self._digest = digest_state(context.keys)
@@ -286,8 +287,8 @@ class Observation:
         if judged.kind in (Length.RECOVER, Length.VOID):
             return found  # its length is not settled; a mount finds it
         if judged.kind is Length.CUT:
-            if header.journal_id == self._journal_id:
-                return found  # the next mount replays the journal before it judges
+            if header.journal_id in self._waiting:
+                return found  # a mount replays the journal before it judges
             digest = NO_DIGEST
         else:
             digest = digest_of_records(self._digest, self._context, fd, header.size)

@@ -12,7 +12,7 @@ import errno
 import os
 
 from cryptfs.core.geometry import ChunkGeometry
-from cryptfs.core.header import FileHeader
+from cryptfs.core.header import NO_JOURNAL, FileHeader
 from cryptfs.core.verdict import SETTLED, Length, Verdict, verdict
 from cryptfs.errors import ChunkError
 from cryptfs.storage.backing import read_fully
@@ -126,6 +126,19 @@ class _Tail:
             if not self._holes:
                 size = _without_hole(self._fd, geometry, size, least)
         return size, False
+
+
+def names_missing_journal(context: FileContext, header: FileHeader) -> bool:
+    """Whether a file was left by a session whose journal was not replayed here, and will not be.
+
+    What that session synced by overwriting may be as it was before. Journals that are still there, of this
+    machine or another, are the caller's to know.
+    """
+    if header.is_clean or header.is_void or header.journal_id == NO_JOURNAL:
+        return False
+    redo = context.redo
+    ours = redo is not None and header.journal_id == redo.journal_id
+    return not ours and not context.is_of_crash(header.journal_id)
 
 
 def _without_hole(fd: int, geometry: ChunkGeometry, size: int, size_min: int) -> int:

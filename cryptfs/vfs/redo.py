@@ -21,13 +21,15 @@ import logging
 import os
 import stat
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from cryptfs.core.aead import SMALL_NONCE_SIZE
 from cryptfs.core.config import VaultConfig
 from cryptfs.core.header import NO_JOURNAL
+from cryptfs.core.host import SHARED_STATE, StateNames
 from cryptfs.core.journal import (
     MAX_PATH,
     JournalHead,
@@ -39,9 +41,10 @@ from cryptfs.core.journal import (
 from cryptfs.core.keys import JOURNAL_ID_SIZE, Subkeys
 from cryptfs.errors import IntegrityError
 from cryptfs.storage.backing import write_fully
-from cryptfs.storage.journal import JOURNAL_NAMES, Journal, drop_records
+from cryptfs.storage.hosts import lasting_inode
+from cryptfs.storage.journal import Journal, drop_records
 from cryptfs.storage.libc import UTIME_NOW, UTIME_OMIT, futimens, restore_mtime, syncfs
-from cryptfs.storage.sessions import write_sessions_file
+from cryptfs.storage.sessions import has_sessions_file, write_sessions_file
 
 if TYPE_CHECKING:
     from cryptfs.vfs.filestate import FileState
@@ -69,10 +72,20 @@ class RedoLog:
     """The journal of one session, which begins with the first change.
 
     Args: vault_fd: the vault directory.   sessions: those before.   durable: level power, not process.
+          owner: this machine's names.
+          on_begin: called with the session's number and journal_id, once there is a journal.
     """
 
     def __init__(
-        self, keys: Subkeys, config: VaultConfig, vault_fd: int, sessions: Sessions, *, durable: bool
+        self,
+        keys: Subkeys,
+        config: VaultConfig,
+        vault_fd: int,
+        sessions: Sessions,
+        *,
+        durable: bool,
+        owner: StateNames = SHARED_STATE,
+        on_begin: Callable[[int, bytes], None] = lambda number, journal_id: None,
     ) -> None:
         self.durable = durable
         self.journal_id = os.urandom(JOURNAL_ID_SIZE)
@@ -86,6 +99,8 @@ class RedoLog:
         self._geometry = config.geometry
         self._vault_fd = vault_fd
         self._sessions = sessions
+        self._owner = owner
+        self._on_begin = on_begin
         self._number = sessions.last + 1
         self._start_lock = threading.Lock()
         self._count_lock = threading.Lock()
@@ -115,12 +130,30 @@ class RedoLog:
         if self._journal is None:
             with self._start_lock:
                 if self._journal is None:
-                    self._journal = Journal(self._vault_fd, self._pack_head, durable=self.durable)
+                    self._journal = self._begin()
         return self._journal
 
+    def _begin(self) -> Journal:
+        if self._owner.host and not has_sessions_file(self._vault_fd, self._owner):
+            # From now on a journal without a list says that somebody took the list away. The list begins with
+            # the time, so that no journal from before it was lost has a higher number than those after it.
+            self._sessions = Sessions(max(self._sessions.last, int(time.time())), self._sessions.crashed)
+            self._number = self._sessions.last + 1
+            self._write_sessions(self._sessions)
+        journal = Journal(self._vault_fd, self._pack_head, durable=self.durable, owner=self._owner)
+        with contextlib.suppress(OSError):  # it only helps to say what was lost
+            self._on_begin(self._number, self.journal_id)
+        return journal
+
+    def _write_sessions(self, sessions: Sessions) -> None:
+        nonce = os.urandom(SMALL_NONCE_SIZE)
+        write_sessions_file(self._vault_fd, sessions.pack(self._keys, nonce, self._owner), self._owner)
+
     def _pack_head(self, first_seq: int) -> bytes:
-        head = JournalHead(self._number, self.journal_id, first_seq, os.fstat(self._vault_fd).st_ino)
-        return head.pack(self._keys, os.urandom(SMALL_NONCE_SIZE))
+        # In a vault of 0.1 a replay by 0.1 compares the number, whatever the filesystem is.
+        root = lasting_inode(self._vault_fd) if self._owner.host else os.fstat(self._vault_fd).st_ino
+        head = JournalHead(self._number, self.journal_id, first_seq, root)
+        return head.pack(self._keys, os.urandom(SMALL_NONCE_SIZE), self._owner)
 
     def forget_crashed(self) -> None:
         """Every file that a crash left was settled."""
@@ -143,9 +176,8 @@ class RedoLog:
                 return
             if self.durable:
                 syncfs(self._vault_fd)
-            drop_records(self._vault_fd, JOURNAL_NAMES[0])
-            ended = self._sessions.ended(self._number)
-            write_sessions_file(self._vault_fd, ended.pack(self._keys, os.urandom(SMALL_NONCE_SIZE)))
+            drop_records(self._vault_fd, self._owner.journals[0], self._owner)
+            self._write_sessions(self._sessions.ended(self._number))
             journal.remove()
         except (OSError, IntegrityError) as error:
             reason = error.strerror if isinstance(error, OSError) else error.reason

@@ -174,7 +174,7 @@ class Repairer:
         if worth_keeping:
             return self.set_aside(entry)
         with self._tree.sidecars.lock:
-            remove_directory(entry.directory.fd, entry.entry_name)
+            remove_directory(entry.directory.fd, entry.entry_name, self._context.owner)
         return "removed"
 
     # ---- files

@@ -132,17 +132,18 @@ class DirectoryMender:
             with contextlib.suppress(FileNotFoundError):
                 st = os.stat(RECORD_NAME, dir_fd=directory.fd, follow_symlinks=False)
                 if stat.S_ISDIR(st.st_mode):
-                    os.rename(RECORD_NAME, temp_name(), src_dir_fd=directory.fd, dst_dir_fd=directory.fd)
+                    aside = temp_name(self._tree.context.owner)
+                    os.rename(RECORD_NAME, aside, src_dir_fd=directory.fd, dst_dir_fd=directory.fd)
             return
         parent = _parent_of(directory)
         if parent is not None and old != dir_id and len(self._kept) < _KEPT_RECORDS:
-            name = temp_name()
+            name = temp_name(self._tree.context.owner)
             os.rename(RECORD_NAME, name, src_dir_fd=directory.fd, dst_dir_fd=parent.fd)
             self._kept.append((parent, name))
 
     def _write(self, dir_fd: int, name: str, content: bytes) -> None:
         """Make or replace a small file, whole and on disk at once."""
-        temporary = temp_name()
+        temporary = temp_name(self._tree.context.owner)
         fd = create_small(dir_fd, temporary, content, _RECORD_MODE)
         try:
             os.fsync(fd)

@@ -56,6 +56,8 @@ class FileMender:
                 return self.trim(fd, report)
             case Kind.NOT_SETTLED:
                 return self.settle(fd, report)
+            case Kind.MISSING_JOURNAL:
+                return f"{self.settle(fd, report)}; what was synced by overwriting it may be lost"
             case Kind.CHUNKS:
                 return self.fill(fd, report, place)
             case Kind.FILE_CUT:

@@ -14,12 +14,13 @@ import errno
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from cryptfs.core.aead import SMALL_NONCE_SIZE
 from cryptfs.core.header import FileHeader
+from cryptfs.core.host import SHARED_STATE, StateNames
 from cryptfs.core.journal import (
     ALIGNMENT,
     HEAD_SIZE,
@@ -35,11 +36,17 @@ from cryptfs.core.journal import (
 )
 from cryptfs.errors import ChunkError, IntegrityError
 from cryptfs.storage.backing import open_backing, read_fully, write_fully
-from cryptfs.storage.journal import JOURNAL_NAMES, drop_records, remove_journal
+from cryptfs.storage.hosts import journals_of_others, lasting_inode, set_aside
+from cryptfs.storage.journal import drop_records, remove_journal
 from cryptfs.storage.libc import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, fallocate, restore_mtime, syncfs
-from cryptfs.storage.sessions import mark_unsettled, read_sessions_file, write_sessions_file
+from cryptfs.storage.sessions import (
+    has_sessions_file,
+    mark_unsettled,
+    read_sessions_file,
+    write_sessions_file,
+)
 from cryptfs.vfs.context import FileContext
-from cryptfs.vfs.filefinder import FileFinder
+from cryptfs.vfs.filefinder import FileFinder, FileKey
 
 log = logging.getLogger(__name__)
 
@@ -67,68 +74,100 @@ class _Found(NamedTuple):
     payload_size: int
 
 
-def read_sessions(context: FileContext, vault_fd: int) -> Sessions:
-    """What the vault knows of its sessions; nothing, with a warning, where the file does not hold."""
+def read_sessions(context: FileContext, vault_fd: int, owner: StateNames | None = None) -> Sessions:
+    """What a machine, by itself this one, knows of its sessions; nothing where there is no list."""
+    return _read_list(context, vault_fd, owner or context.owner) or Sessions()
+
+
+def _read_list(context: FileContext, vault_fd: int, owner: StateNames) -> Sessions | None:
+    """None where there is no list or, with a warning, none that holds."""
     try:
-        raw = read_sessions_file(vault_fd)
+        raw = read_sessions_file(vault_fd, owner)
     except IntegrityError as error:
         log.warning("%s", error)
         raw = b""
     if raw is None:
-        return Sessions()
-    sessions = Sessions.unpack(raw, context.keys)
+        return None
+    sessions = Sessions.unpack(raw, context.keys, owner)
     if sessions is None:
         log.warning("the list of sessions does not authenticate; files cut by a crash may be reported as cut")
-        return Sessions()
     return sessions
 
 
-def has_journal(vault_fd: int) -> bool:
+def has_journal(vault_fd: int, owner: StateNames = SHARED_STATE) -> bool:
     """Whether there is a journal: a session is running, or did not end by an unmount."""
     present = set(os.listdir(vault_fd))
-    return any(name in present for name in JOURNAL_NAMES)
+    return any(name in present for name in owner.journals)
 
 
-def unfinished_journal_id(context: FileContext, vault_fd: int) -> bytes | None:
-    """The journal_id of the journal that is there, running or to be replayed. Writes nothing."""
+class Waiting(NamedTuple):
+    """The journal_ids of journals that are there, running or to be replayed: this machine's, and others'."""
+
+    own: frozenset[bytes] = frozenset()
+    others: frozenset[bytes] = frozenset()
+
+
+def waiting_journals(context: FileContext, vault_fd: int) -> Waiting:
+    """Which journals are there. Writes nothing. Raises: OSError."""
+
+    def ids(owners: Iterable[StateNames]) -> frozenset[bytes]:
+        heads = (newest_head(context, vault_fd, owner) for owner in owners)
+        return frozenset(head.journal_id for head in heads if head is not None)
+
+    return Waiting(ids([context.owner]), ids(journals_of_others(vault_fd, context.owner)))
+
+
+def newest_head(context: FileContext, vault_fd: int, owner: StateNames) -> JournalHead | None:
+    """The head of a machine's journal; None where there is none that holds."""
     newest: JournalHead | None = None
-    for name in JOURNAL_NAMES:
+    for name in owner.journals:
         try:
             fd = open_backing(vault_fd, name, os.O_RDONLY)[0]
         except (OSError, IntegrityError):
             continue
         try:
-            head = _read_head(context, fd)
+            head = _read_head(context, fd, owner)
         finally:
             os.close(fd)
         if head is not None and (newest is None or head.number > newest.number):
             newest = head
-    return None if newest is None else newest.journal_id
+    return newest
 
 
-def replay(context: FileContext, vault_fd: int) -> Sessions:
-    """Replay the journal of a vault, if there is one, and remove it. The vault's lock must be held.
+def replay(context: FileContext, vault_fd: int, owner: StateNames | None = None) -> Sessions:
+    """Replay a machine's journal, if there is one, and remove it. The vault's lock must be held.
 
-    Returns: the sessions, with that one among the crashed.
+    Args:    owner: whose; None is this machine. Another's is replayed by path and file_id.
+    Returns: its sessions, with that one among the crashed. Where the list of sessions was taken away, it is
+             not: no file that says it is whole may be short because of a journal that may be an old one.
     Raises:  OSError: something could not be written; everything is as it was, or partly redone, and the
              journal is still there.
     """
-    sessions = read_sessions(context, vault_fd)
-    if not has_journal(vault_fd):
-        return sessions
+    owner = owner or context.owner
+    known = _read_list(context, vault_fd, owner)
+    if known is None and owner.host and has_sessions_file(vault_fd, owner):
+        _put_aside(vault_fd, owner.sessions, owner)
+    if not has_journal(vault_fd, owner):
+        return known or Sessions()
     names: dict[int, str] = {}  # by descriptor
     try:
-        for name in JOURNAL_NAMES:
+        for name in owner.journals:
             fd = _open_journal(vault_fd, name)
             if fd is not None:
                 names[fd] = name
-        sessions = _replay_files(context, vault_fd, names, sessions)
+        sessions = _replay_files(context, vault_fd, names, known, owner)
     finally:
         for fd in names:
             os.close(fd)
-    remove_journal(vault_fd)
+    remove_journal(vault_fd, owner)
     os.fsync(vault_fd)
     return sessions
+
+
+def _put_aside(vault_fd: int, name: str, owner: StateNames) -> None:
+    """Where a machine has files of its own, one that does not hold is kept for a person to look at."""
+    if owner.host:
+        log.warning("%s: kept as %s", name, set_aside(vault_fd, name, owner))
 
 
 def _open_journal(vault_fd: int, name: str) -> int | None:
@@ -146,16 +185,22 @@ def _open_journal(vault_fd: int, name: str) -> int | None:
     return fd
 
 
-def _replay_files(context: FileContext, vault_fd: int, names: dict[int, str], sessions: Sessions) -> Sessions:
-    heads = {fd: _read_head(context, fd) for fd in names}
-    known = [head for head in heads.values() if head is not None]
-    if not known:
-        log.warning("a journal without a valid head is ignored and removed")
+def _replay_files(
+    context: FileContext, vault_fd: int, names: dict[int, str], known: Sessions | None, owner: StateNames
+) -> Sessions:
+    listed = known is not None or not owner.host  # a vault of 0.1 makes its list at the end of a session
+    sessions = known or Sessions()
+    heads = {fd: _read_head(context, fd, owner) for fd in names}
+    holding = [head for head in heads.values() if head is not None]
+    if not holding:
+        log.warning("a journal without a valid head is ignored")
+        for name in names.values():
+            _put_aside(vault_fd, name, owner)
         return sessions
-    newest = max(known, key=lambda head: head.number)
+    newest = max(holding, key=lambda head: head.number)
     if newest.number <= sessions.last:
         if newest.journal_id in sessions.crashed:  # a replay was killed at its very end
-            mark_unsettled(vault_fd, names[next(fd for fd, head in heads.items() if head is newest)])
+            mark_unsettled(vault_fd, names[next(fd for fd, head in heads.items() if head is newest)], owner)
         else:
             log.warning("a journal of session %d, which is over, is ignored and removed", newest.number)
         return sessions
@@ -163,28 +208,41 @@ def _replay_files(context: FileContext, vault_fd: int, names: dict[int, str], se
         fd: head for fd, head in heads.items() if head is not None and head.journal_id == newest.journal_id
     }
     if len(valid) < len(names):
-        log.warning("a journal file that is damaged or of another session is ignored and removed")
+        log.warning("a journal file that is damaged or of another session is ignored")
+        for fd in names.keys() - valid.keys():
+            _put_aside(vault_fd, names[fd], owner)
     found = [each for fd, head in valid.items() for each in _records(context, fd, head)]
     oldest = min(head.first_seq for head in valid.values())
-    report = _Replayer(context, vault_fd, newest, oldest).run(found)
+    copied = owner != context.owner or os.fstat(vault_fd).st_ino != newest.root_inode
+    copied = copied or (bool(owner.host) and not lasting_inode(vault_fd))
+    report = _Replayer(context, vault_fd, newest, oldest, copied=copied).run(found)
     log.warning(
         "the last session did not end by an unmount: %d changes of %d files redone, %d not complete, "
         "%d of files that are gone",
         report.records, report.files, report.ignored, report.lost,
     )  # fmt: skip
+    context.replayed |= {newest.journal_id}
     syncfs(vault_fd)  # what that session wrote straight to files, too: from now on it counts as on disk
     kept = names[next(iter(valid))]
-    drop_records(vault_fd, kept)
-    sessions = sessions.ended(newest.number, [newest.journal_id])
-    write_sessions_file(vault_fd, sessions.pack(context.keys, os.urandom(SMALL_NONCE_SIZE)))
-    mark_unsettled(vault_fd, kept)
+    drop_records(vault_fd, kept, owner)
+    if not listed:
+        log.warning(
+            "the list of sessions was removed, and a journal was not: it may be an old one; "
+            "files that it leaves short are reported as cut"
+        )
+        mark_unsettled(vault_fd, kept, owner)  # first: once the list says that it is over, nobody would
+    sessions = sessions.ended(newest.number, [newest.journal_id] if listed else [])
+    packed = sessions.pack(context.keys, os.urandom(SMALL_NONCE_SIZE), owner)
+    write_sessions_file(vault_fd, packed, owner)
+    if listed:
+        mark_unsettled(vault_fd, kept, owner)
     return sessions
 
 
-def _read_head(context: FileContext, fd: int) -> JournalHead | None:
+def _read_head(context: FileContext, fd: int, owner: StateNames) -> JournalHead | None:
     raw = memoryview(bytearray(HEAD_SIZE))
     got = read_fully(fd, raw, 0)
-    return JournalHead.unpack(bytes(raw[:got]), context.keys)
+    return JournalHead.unpack(bytes(raw[:got]), context.keys, owner)
 
 
 def _records(context: FileContext, fd: int, head: JournalHead) -> Iterator[_Found]:
@@ -228,42 +286,42 @@ def _punch(fd: int, start: int, stop: int) -> None:
 
 
 class _Replayer:
-    """Args: head: of the journal.   oldest: lowest sequence number that it can hold."""
+    """Args: head: of the journal.   oldest: lowest sequence number that it can hold.
+    copied: whether the inode numbers in its records do not hold here."""
 
-    def __init__(self, context: FileContext, vault_fd: int, head: JournalHead, oldest: int) -> None:
+    def __init__(
+        self, context: FileContext, vault_fd: int, head: JournalHead, oldest: int, *, copied: bool
+    ) -> None:
         self._context = context
         self._geometry = context.geometry
         self._journal_id = head.journal_id
-        copied = os.fstat(vault_fd).st_ino != head.root_inode
         self._finder = FileFinder(context, vault_fd, copied=copied)
         self._oldest = oldest
         self._report = ReplayReport()
 
     def run(self, found: list[_Found]) -> ReplayReport:
         """Redo the records, file by file, each in order."""
-        files: dict[bytes, list[_Found]] = defaultdict(list)
+        files: dict[FileKey, list[_Found]] = defaultdict(list)
         for each in sorted(found, key=lambda each: each.record.seq):
-            files[each.record.file_id].append(each)
+            files[FileKey(each.record.inode, each.record.file_id)].append(each)
         missing = {}
-        for file_id, records in files.items():
-            fd = self._open(file_id, records)
+        for key, records in files.items():
+            paths = tuple(dict.fromkeys(each.record.path for each in reversed(records)))
+            fd = self._finder.at(paths, key)
             if fd is None:
-                missing[file_id] = records
+                missing[key] = records
             else:
                 self._redo_file(fd, records)
         if missing:
-            inodes = {file_id: records[-1].record.inode for file_id, records in missing.items()}
-            for file_id, fd in self._finder.search(inodes):
-                self._redo_file(fd, missing.pop(file_id))
+            for key, fd in self._finder.search(frozenset(missing)):
+                self._redo_file(fd, missing.pop(key))
+        if len(missing) == len(files):
+            for key, records in files.items():
+                fd = self._finder.restored_at(records[-1].record.path, key)
+                if fd is not None:
+                    self._redo_file(fd, missing.pop(key))
         self._report.lost = sum(map(len, missing.values()))
         return self._report
-
-    def _open(self, file_id: bytes, records: list[_Found]) -> int | None:
-        for path in dict.fromkeys(each.record.path for each in reversed(records)):
-            fd = self._finder.by_path(path, file_id)
-            if fd is not None:
-                return fd
-        return None
 
     # ---- redoing
 

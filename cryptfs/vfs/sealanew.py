@@ -28,7 +28,7 @@ def seal_anew(entries: EntryOperations, state: FileState, directory: Directory) 
     Args:   state: of the file.
     Raises: IntegrityError, OSError: nothing is left behind then.
     """
-    temporary = temp_name()
+    temporary = temp_name(entries.context.owner)
     fd, st = open_backing(directory.fd, temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         new = entries.files.acquire(fd, st, writable=True, cipher_path=directory.path_of(temporary))

@@ -8,6 +8,7 @@ import os
 import stat
 
 from cryptfs.core.aead import SMALL_NONCE_SIZE, SMALL_OVERHEAD, seal_small
+from cryptfs.core.host import SHARED_STATE, StateNames
 from cryptfs.core.keys import Subkeys
 from cryptfs.core.names import decode_text, encode_text, siv_of
 from cryptfs.core.smallvalues import (
@@ -92,9 +93,13 @@ class Symlinks:
     `cryptfs.links`, and the symlink names that file.
 
     Args: vault_fd: the vault directory.   pending: takes new files, to be on disk before the next fsync.
+          owner: this machine's names.
     """
 
-    def __init__(self, keys: Subkeys, vault_fd: int, pending: PendingSync) -> None:
+    def __init__(
+        self, keys: Subkeys, vault_fd: int, pending: PendingSync, owner: StateNames = SHARED_STATE
+    ) -> None:
+        self._owner = owner
         self._key = keys.links_key
         self._vault_fd = vault_fd
         self._pending = pending
@@ -216,7 +221,7 @@ class Symlinks:
         """Put a symlink with this text, and owner and times of the old one, in place at once."""
         if text.startswith(_LONG_PREFIX):
             self._pending.flush()  # its target: what it replaces may be on disk
-        temporary = temp_name()
+        temporary = temp_name(self._owner)
         try:
             os.symlink(text, temporary, dir_fd=target.fd)
         except BaseException:

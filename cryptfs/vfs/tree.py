@@ -70,7 +70,8 @@ class VaultTree(EntryOperations):
         if context.redo is not None:
             self.checkpointer = Checkpointer(self.files, context.redo)
             context.make_room = self.checkpointer.make_room
-        self.unsettled = Unsettled(context, self.files, vault_fd) if is_unsettled(vault_fd) else None
+        unsettled = is_unsettled(vault_fd, context.owner)
+        self.unsettled = Unsettled(context, self.files, vault_fd) if unsettled else None
 
     def start(self) -> None:
         """After daemonising: start the threads."""

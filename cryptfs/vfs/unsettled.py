@@ -2,7 +2,7 @@
 
 The size of a file follows from the length of its backing file, without a look at its header. That is wrong
 for a file whose writer died in the middle, until recovery has found its end, and a kernel that keeps sizes
-itself never asks again. So while a vault has the mark `cryptfs.unsettled`, which a replay leaves, the
+itself never asks again. So while a vault has the mark `...unsettled`, which a replay leaves, the
 header of a file is looked at whenever its size is asked for, without a change to it; and a thread looks at
 all files once, settles those that name a journal of the crash, and takes the mark away. Then the crash is
 over: a file that is too short from now on was cut. Files that other sessions left open stay as they are.
@@ -22,7 +22,7 @@ from cryptfs.core.verdict import Length, verdict
 from cryptfs.errors import IntegrityError
 from cryptfs.storage.backing import open_backing, reopen
 from cryptfs.storage.libc import syncfs
-from cryptfs.storage.sessions import UNSETTLED_NAME, write_sessions_file
+from cryptfs.storage.sessions import write_sessions_file
 from cryptfs.vfs import inheriting
 from cryptfs.vfs.context import FileContext
 from cryptfs.vfs.filetable import FileTable
@@ -96,7 +96,7 @@ class Unsettled:
             header = context.header_of(fd)
         except (IntegrityError, OSError):
             return False  # said to whoever opens it
-        if header is not None and header.journal_id in context.crashed:
+        if header is not None and context.is_of_crash(header.journal_id):
             return True
         return not settle and verdict(header, st.st_size, context.geometry).kind is not Length.SETTLED
 
@@ -120,9 +120,10 @@ class Unsettled:
         context = self._context
         syncfs(self._vault_fd)
         sessions = Sessions(read_sessions(context, self._vault_fd).last)
-        write_sessions_file(self._vault_fd, sessions.pack(context.keys, os.urandom(SMALL_NONCE_SIZE)))
+        packed = sessions.pack(context.keys, os.urandom(SMALL_NONCE_SIZE), context.owner)
+        write_sessions_file(self._vault_fd, packed, context.owner)
         if context.redo is not None:
             context.redo.forget_crashed()
         context.crashed = frozenset()
         self.over = True
-        os.unlink(UNSETTLED_NAME, dir_fd=self._vault_fd)
+        os.unlink(context.owner.unsettled, dir_fd=self._vault_fd)

@@ -20,9 +20,11 @@ from cryptfs.core.config import (
     replace_fields,
     unlock,
 )
+from cryptfs.core.host import MACHINE_STATE
 from cryptfs.core.journal import Sessions
 from cryptfs.core.keys import ARGON2_SALT_SIZE, KEY_SIZE, Subkeys
 from cryptfs.errors import NotAVaultError, VaultConfigError
+from cryptfs.storage.hosts import own_state
 from cryptfs.storage.vaultdir import (
     LockHolder,
     NoLock,
@@ -34,6 +36,7 @@ from cryptfs.storage.vaultdir import (
     write_config_file,
 )
 from cryptfs.vfs.context import FileContext
+from cryptfs.vfs.journals import MissingJournals, notices, refuse_older_config
 from cryptfs.vfs.redo import DEFAULT_DURABILITY, Durability, RedoLog
 from cryptfs.vfs.replay import has_journal, read_sessions, replay
 from cryptfs.vfs.tree import VaultTree
@@ -41,6 +44,7 @@ from cryptfs.vfs.tree import VaultTree
 log = logging.getLogger(__name__)
 
 DEFAULT_CHUNK_SIZE = 16 * 1024
+NEW_FEATURES = (MACHINE_STATE,)  # of a new vault
 _VAULT_ID_SIZE = 16
 
 
@@ -62,6 +66,8 @@ class Vault:
         self._vault_fd = vault_fd
         self._lock = lock
         self._closed = False
+        self._notices: list[str] = []
+        self._unlocked_by = os.getpid()
 
     @property
     def read_only(self) -> bool:
@@ -92,7 +98,7 @@ class Vault:
         config = VaultConfig(
             chunk_size=chunk_size,
             cipher=default_cipher() if cipher is None else cipher,
-            features=[],
+            features=list(NEW_FEATURES),
             format="cryptfs",
             generation=1,
             mac="",
@@ -108,7 +114,7 @@ class Vault:
             raise ValueError(str(error)) from None
         vault_fd = _prepare_directory(vault_dir)
         try:
-            write_config_file(vault_fd, config.encode())
+            write_config_file(vault_fd, config.encode(), own_state(vault_fd, config))
         finally:
             os.close(vault_fd)
         return config
@@ -139,17 +145,22 @@ class Vault:
         vault_fd = open_vault_dir(vault_dir)
         try:
             config = decode_config(read_config_file(vault_fd, vault_dir))
-            held = VaultLock(vault_fd, vault_dir, shared=read_only) if lock else NoLock()
+            owner = own_state(vault_fd, config)
+            held = VaultLock(vault_fd, vault_dir, shared=read_only, owner=owner) if lock else NoLock()
             try:
                 masterkey, _ = unlock(config, passphrase, _kdf_memory_limit())
-                context = FileContext(Subkeys.from_masterkey(masterkey), config, read_only)
+                context = FileContext(Subkeys.from_masterkey(masterkey), config, read_only, owner=owner)
                 wipe(masterkey)
+                refuse_older_config(context, vault_fd, vault_dir)
                 sessions = _recover(context, vault_fd, held)
                 context.crashed = frozenset(sessions.crashed)
+                context.note_unclean = MissingJournals(context, vault_fd).note
+                said = _say_notices(context, vault_fd, held, sessions)
                 if not read_only and durability is not Durability.OFF:
-                    durable = durability is Durability.POWER
-                    context.redo = RedoLog(context.keys, config, vault_fd, sessions, durable=durable)
-                return cls(vault_dir, vault_fd, held, config, context)
+                    context.redo = _redo_log(context, vault_fd, held, sessions, durability)
+                opened = cls(vault_dir, vault_fd, held, config, context)
+                opened._notices = said
+                return opened
             except BaseException:
                 held.release()
                 raise
@@ -173,6 +184,9 @@ class Vault:
 
     def start(self) -> None:
         """After daemonising: start threads, measure what the pool of them is worth here."""
+        if os.getpid() != self._unlocked_by:
+            for line in self._notices:  # said on a terminal already; now for the log of the daemon
+                log.warning("%s", line)
         self.context.cipher.measure()
         self.tree.start()
 
@@ -242,7 +256,8 @@ def change_passphrase(
             fresh = make_slot(config, slot.id, _new_slot(new, slot.label, kdf_memory, kdf_passes), masterkey)
             slots = [fresh if each.id == slot.id else each for each in config.slots]
             changed = replace_fields(config, slots=slots, generation=config.generation + 1)
-            write_config_file(vault_fd, authenticate(changed, Subkeys.from_masterkey(masterkey)).encode())
+            fresh_config = authenticate(changed, Subkeys.from_masterkey(masterkey))
+            write_config_file(vault_fd, fresh_config.encode(), own_state(vault_fd, config))
             wipe(masterkey)
         return slot.id
     finally:
@@ -251,10 +266,10 @@ def change_passphrase(
 
 def _recover(context: FileContext, vault_fd: int, lock: VaultLock | NoLock) -> Sessions:
     """Replay what a crash left. A read-only mount does so, too, where it can write and is alone."""
-    if isinstance(lock, NoLock) or not has_journal(vault_fd):
-        return read_sessions(context, vault_fd)
     if not context.read_only:
         return replay(context, vault_fd)
+    if isinstance(lock, NoLock) or not has_journal(vault_fd, context.owner):
+        return read_sessions(context, vault_fd)
     try:
         with lock.alone():
             return replay(context, vault_fd)
@@ -264,6 +279,41 @@ def _recover(context: FileContext, vault_fd: int, lock: VaultLock | NoLock) -> S
             "give errors until the vault was mounted for writing once", error.strerror,
         )  # fmt: skip
         return read_sessions(context, vault_fd)
+
+
+def _say_notices(
+    context: FileContext, vault_fd: int, lock: VaultLock | NoLock, sessions: Sessions
+) -> list[str]:
+    if isinstance(lock, NoLock):
+        return []
+    said = notices(context, vault_fd, lock, sessions)
+    for line in said:
+        log.warning("%s", line)
+    if context.owner.host:
+        lock.forget_session()
+    return said
+
+
+def _redo_log(
+    context: FileContext,
+    vault_fd: int,
+    lock: VaultLock | NoLock,
+    sessions: Sessions,
+    durability: Durability,
+) -> RedoLog:
+    def noted(number: int, journal_id: bytes) -> None:
+        if context.owner.host:  # the lock file of a vault of 0.1 says what it said then
+            lock.note_session(number, journal_id)
+
+    return RedoLog(
+        context.keys,
+        context.config,
+        vault_fd,
+        sessions,
+        durable=durability is Durability.POWER,
+        owner=context.owner,
+        on_begin=noted,
+    )
 
 
 def _new_slot(passphrase: bytes, label: str, memory: int, passes: int) -> NewSlot:

@@ -34,11 +34,11 @@ from cryptfs.core.manifest import (
 from cryptfs.core.names import NameCipher, encode_text
 from cryptfs.errors import IntegrityError, ManifestError, NameError_
 from cryptfs.storage.libc import syncfs
-from cryptfs.storage.sessions import SESSIONS_NAME, read_sessions_file
+from cryptfs.storage.sessions import read_sessions_file
 from cryptfs.storage.vaultdir import lock_holder
 from cryptfs.vfs.comparison import WAS_EMPTY, Change, Compared, compare
 from cryptfs.vfs.observation import Directories, Observation, Seen
-from cryptfs.vfs.replay import unfinished_journal_id
+from cryptfs.vfs.replay import waiting_journals
 from cryptfs.vfs.spill import Sorter
 from cryptfs.vfs.vault import Vault
 
@@ -104,22 +104,30 @@ def snapshot(vault: Vault, write: Callable[[bytes], object], progress: Progress)
 def _observation(vault: Vault, progress: Progress) -> Observation:
     """A look at a vault that may be mounted, or wait for the replay of a journal."""
     mounted = not vault.has_lock and lock_holder(vault.vault_dir) is not None
-    journal_id = None if mounted else unfinished_journal_id(vault.context, vault.descriptor)
-    return Observation(vault.context, vault.descriptor, progress, journal_id=journal_id)
+    waiting = (
+        frozenset() if mounted else frozenset().union(*waiting_journals(vault.context, vault.descriptor))
+    )
+    return Observation(vault.context, vault.descriptor, progress, waiting=waiting)
 
 
 def _head(vault: Vault) -> ManifestHead:
     config = vault.config
-    return ManifestHead(config.generation, bytes.fromhex(config.mac), _sessions_over(vault), int(time.time()))
+    return ManifestHead(
+        config.generation,
+        bytes.fromhex(config.mac),
+        _sessions_over(vault),
+        int(time.time()),
+        vault.context.owner.mark,
+    )
 
 
 def _sessions_over(vault: Vault) -> int:
     """Number of the last session that is over; 0 where the vault has no list, or one that does not hold."""
     try:
-        raw = read_sessions_file(vault.descriptor)
+        raw = read_sessions_file(vault.descriptor, vault.context.owner)
     except (IntegrityError, OSError):
         return 0
-    sessions = Sessions.unpack(raw, vault.context.keys) if raw is not None else None
+    sessions = Sessions.unpack(raw, vault.context.keys, vault.context.owner) if raw is not None else None
     return 0 if sessions is None else sessions.last
 
 
@@ -214,9 +222,9 @@ class Verification:
             detail = f"generation {config.generation}, but another config than that was"
             yield Finding(Change.REPLACED, None, None, detail, CONFIG_NAME)
         over = _sessions_over(self._vault)
-        if over < head.sessions:
+        if over < head.sessions and head.host == self._vault.context.owner.mark:
             detail = f"{over} sessions are over, the manifest knows {head.sessions}"
-            yield Finding(Change.ROLLED_BACK, None, None, detail, SESSIONS_NAME)
+            yield Finding(Change.ROLLED_BACK, None, None, detail, self._vault.context.owner.sessions)
 
     def _in_order(self, found: Sorter, directories: Directories) -> Iterator[Finding]:
         """Findings by rank and place. What went and what came at one place are one."""

@@ -325,6 +325,11 @@ CASES = [
     ),
     Case("acl that is none", lambda v: sealed_acl(v, b"nonsense"), [Kind.ACL]),
     Case("acl and mode", lambda v: sealed_acl(v, NAMED_ACL), [Kind.ACL_MODE]),
+    Case(
+        "missing journal",
+        lambda v: rewrite_header(v, flags=NO_FLAGS, journal_id=b"of another crash"),
+        [Kind.MISSING_JOURNAL],
+    ),
     Case("leftover directory", lambda v: (v.vault_dir / "cryptfs.tmp.x").mkdir(), [Kind.LEFTOVER]),
     Case(
         "leftover file",

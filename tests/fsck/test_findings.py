@@ -96,7 +96,7 @@ def test_every_kind_has_a_case() -> None:
     told = {kind for case in CASES for kind in case.found}
     elsewhere = {
         *(Kind.FOREIGN, Kind.UNKNOWN_INTERNAL, Kind.OUTSIDE_LINK, Kind.UNFINISHED_JOURNAL),
-        *(Kind.UNREADABLE, Kind.SET_ASIDE, Kind.CONFLICT_COPY),
+        *(Kind.UNREADABLE, Kind.SET_ASIDE, Kind.CONFLICT_COPY, Kind.OTHER_SESSION, Kind.OTHER_UNFINISHED),
     }
     assert told | elsewhere == set(Kind)
 

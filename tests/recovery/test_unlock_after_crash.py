@@ -11,36 +11,32 @@ from pathlib import Path
 import pytest
 
 from cryptfs.errors import VaultLockedError
-from cryptfs.storage.journal import JOURNAL_NAMES
 from cryptfs.vfs.redo import Durability
 from cryptfs.vfs.vault import Vault
-from tests.recovery.scenes import CHUNK, NAME, OLD, copy_of, replaced
-from tests.support import KIB, MIB, pattern
+from tests.recovery.scenes import CHUNK, NAME, OLD, replaced
+from tests.support import KIB, MIB, crash_in, make_old_vault, pattern, state_files
 
 PASSPHRASE = b"of a vault that crashed"
 NEW = pattern(CHUNK, 2)
 
 
-@pytest.fixture(scope="module")
-def crashed_original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(params=["0.1", "machine-state"])
+def crashed(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A vault directory with a file whose first chunk is in the journal only."""
-    place = tmp_path_factory.mktemp("crashed")
-    Vault.create(place / "v", PASSPHRASE, chunk_size=4 * KIB, kdf_memory=64 * MIB, kdf_passes=3)
-    with Vault.unlock(place / "v", PASSPHRASE) as one:
+    vault_dir = tmp_path / "vault"
+    make = make_old_vault if request.param == "0.1" else Vault.create
+    make(vault_dir, PASSPHRASE, chunk_size=4 * KIB, kdf_memory=64 * MIB, kdf_passes=3)
+    with Vault.unlock(vault_dir, PASSPHRASE) as one:
         file = one.tree.create(one.tree.root, NAME, os.O_RDWR, 0o600)
         file.write(0, OLD)
         one.tree.release(file)
-    with Vault.unlock(place / "v", PASSPHRASE) as one:
-        file = one.tree.open(one.tree.root, NAME, os.O_RDWR)
-        file.write(0, NEW)
-        copy_of(place / "v", place / "crashed")
-        one.tree.release(file)
-    return place / "crashed"
 
+    def write() -> None:
+        one = Vault.unlock(vault_dir, PASSPHRASE)
+        one.tree.open(one.tree.root, NAME, os.O_RDWR).write(0, NEW)
 
-@pytest.fixture
-def crashed(crashed_original: Path, tmp_path: Path) -> Path:
-    return copy_of(crashed_original, tmp_path / "vault")
+    crash_in(write)
+    return vault_dir
 
 
 @pytest.fixture
@@ -61,7 +57,7 @@ def content(one: Vault) -> bytes:
 
 
 def has_journal(vault_dir: Path) -> bool:
-    return bool(set(JOURNAL_NAMES) & set(os.listdir(vault_dir)))
+    return bool(state_files(vault_dir, "journal"))
 
 
 @pytest.mark.parametrize("durability", Durability)
@@ -120,7 +116,7 @@ def test_a_read_only_mount_beside_another_keeps_its_lock(
     crashed: Path, tmp_path: Path, unlocked: list[Vault], caplog: pytest.LogCaptureFixture
 ) -> None:
     """It asks for the lock alone, does not get it, and must have the shared one as before."""
-    journal = {name: (crashed / name).read_bytes() for name in JOURNAL_NAMES}
+    journal = {name: (crashed / name).read_bytes() for name in state_files(crashed, "journal")}
     unlocked.append(Vault.unlock(crashed, PASSPHRASE, read_only=True))
     for name, raw in journal.items():
         (crashed / name).write_bytes(raw)
@@ -137,7 +133,7 @@ def test_a_read_only_mount_beside_another_keeps_its_lock(
 
 def test_an_old_journal_beside_a_read_only_mount_is_none(crashed: Path) -> None:
     """Put back after its replay: the session is known to be over."""
-    journal = {name: (crashed / name).read_bytes() for name in JOURNAL_NAMES}
+    journal = {name: (crashed / name).read_bytes() for name in state_files(crashed, "journal")}
     with Vault.unlock(crashed, PASSPHRASE) as one:
         file = one.tree.open(one.tree.root, NAME, os.O_RDWR)
         file.write(0, OLD[:CHUNK])

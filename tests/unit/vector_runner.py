@@ -15,6 +15,7 @@ from cryptfs.core.config import CONFIG_NAME, config_mac, decode_config, unlock
 from cryptfs.core.dirrecord import pack_directory_record, unpack_directory_record
 from cryptfs.core.geometry import HEADER_SIZE, ChunkGeometry
 from cryptfs.core.header import FileHeader
+from cryptfs.core.host import StateNames, host_id, state_of_name
 from cryptfs.core.journal import (
     PREFIX_SIZE,
     JournalHead,
@@ -141,8 +142,9 @@ def open_chunks(inputs: Inputs) -> Inputs:
 def open_header(inputs: Inputs) -> Inputs:
     """Unpack, and pack again with the same nonce."""
     suite, raw, keys = SUITES[inputs["cipher"]], _hex(inputs, "raw"), _keys(inputs)
-    header = FileHeader.unpack(raw, keys, suite.cipher_id, _log2(inputs["chunk_size"]))
-    assert header.pack(keys, raw[48:72]) == raw
+    own = inputs.get("machine_state", False)
+    header = FileHeader.unpack(raw, keys, suite.cipher_id, _log2(inputs["chunk_size"]), machine_state=own)
+    assert header.pack(keys, raw[48:72], machine_state=own) == raw
     return {
         "file_id": header.file_id.hex(),
         "epoch": header.epoch,
@@ -276,13 +278,22 @@ def unlock_vault(inputs: Inputs) -> Inputs:
     return {"masterkey": masterkey.hex(), "slot_id": slot.id}
 
 
+def make_host_id(inputs: Inputs) -> Inputs:
+    """The id, and the names that it is in."""
+    made = host_id(inputs["machine_id"].encode(), _hex(inputs, "vault_id"), inputs["inode"], inputs["birth"])
+    names = StateNames(made)
+    assert all(state_of_name(name) == names for name in names.files)
+    return {"host_id": made, "names": [*names.journals, names.sessions]}
+
+
 def open_journal_head(inputs: Inputs) -> Inputs:
     """Unpack, and pack again with the same nonce."""
     keys, raw = _keys(inputs), _hex(inputs, "raw")
-    head = JournalHead.unpack(raw, keys)
+    owner = StateNames(inputs.get("host", ""))
+    head = JournalHead.unpack(raw, keys, owner)
     if head is None:
         raise Refused("no head of a journal of this vault")
-    assert head.pack(keys, raw[24:48]) == raw
+    assert head.pack(keys, raw[24:48], owner) == raw
     return {
         "journal_id": head.journal_id.hex(),
         "number": head.number,
@@ -325,10 +336,11 @@ def open_journal_record(inputs: Inputs) -> Inputs:
 def open_sessions(inputs: Inputs) -> Inputs:
     """Unpack, and pack again with the same nonce."""
     keys, raw = _keys(inputs), _hex(inputs, "raw")
-    sessions = Sessions.unpack(raw, keys)
+    owner = StateNames(inputs.get("host", ""))
+    sessions = Sessions.unpack(raw, keys, owner)
     if sessions is None:
         raise Refused("no list of sessions of this vault")
-    assert sessions.pack(keys, raw[:24]) == raw
+    assert sessions.pack(keys, raw[:24], owner) == raw
     return {"last": sessions.last, "crashed": [each.hex() for each in sessions.crashed]}
 
 
@@ -391,6 +403,7 @@ OPERATIONS: dict[str, Callable[[Inputs], Inputs]] = {
     "open_link": open_link,
     "open_xattr": open_xattr,
     "unlock": unlock_vault,
+    "host_id": make_host_id,
     "open_journal_head": open_journal_head,
     "open_journal_record": open_journal_record,
     "open_sessions": open_sessions,

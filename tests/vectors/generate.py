@@ -37,6 +37,7 @@ def all_vectors() -> dict[str, str]:
         "links": scenarios_tree.link_scenarios(),
         "xattrs": scenarios_tree.xattr_scenarios(),
         "config": scenarios_config.config_scenarios(),
+        "hosts": scenarios_journal.host_scenarios(),
         "journal": scenarios_journal.journal_scenarios(),
         "sessions": scenarios_journal.sessions_scenarios(),
         "replays": scenarios_replays.replay_scenarios(),

@@ -23,7 +23,7 @@ CIPHERS = {"aegis-256": (1, 32, 32), "xchacha20-poly1305": (2, 24, 16)}  # id, n
 CHUNK, HEADER, LINK, LINK_UNBOUND, XATTR_OF_FILE, XATTR_OF_DIRECTORY, SLOT = range(1, 8)
 JOURNAL_RECORD, JOURNAL_HEAD, SESSIONS = range(8, 11)
 WRITE, SHRINK, PUNCH = 1, 2, 3
-CLEAN, SPARSE, VOID = 1, 2, 4
+CLEAN, SPARSE, VOID, HOST = 1, 2, 4, 8
 XATTR_CONTEXT = b"cryptfs:xattrs\0\0"
 
 
@@ -39,6 +39,7 @@ DIR_ID = fixed("dir_id", 16)
 OTHER_DIR_ID = fixed("other dir_id", 16)
 JOURNAL_ID = fixed("journal_id", 16)
 OTHER_JOURNAL_ID = fixed("other journal_id", 16)
+MACHINE_ID = fixed("machine_id", 16).hex().encode()
 
 
 def flip(data: bytes, offset: int) -> bytes:
@@ -228,11 +229,12 @@ def journal_head(
     journal_id: bytes = JOURNAL_ID,
     padding: bytes = bytes(424),
     masterkey: bytes = MASTERKEY,
+    host: str = "",
 ) -> bytes:
-    """The head of a journal file, section 10."""
+    """The head of a journal file, section 10; of a machine where a host id is given."""
     clear = b"CRYPTFSJ" + journal_id
     state = struct.pack("<QQQ", number, first_seq, root_inode)
-    sealed = seal_small(subkey("journal", masterkey), state, bytes((JOURNAL_HEAD, 1)) + clear)
+    sealed = seal_small(subkey("journal", masterkey), state, bytes((JOURNAL_HEAD, 1)) + clear + host.encode())
     return clear + sealed + padding
 
 
@@ -281,9 +283,15 @@ def journal_record(
     return clear + seal_small(subkey("journal", masterkey), fields, aad) + path + payload
 
 
+def host_id(machine_id: bytes, vault_id: bytes, inode: int, birth: int) -> str:
+    """The host id of section 11."""
+    data = machine_id + vault_id + struct.pack("<QQ", inode, birth)
+    return base64url(hashlib.blake2b(data, digest_size=12, person=b"cryptfs:host").digest())
+
+
 def sessions(
-    last: int, crashed: list[bytes], *, count: int | None = None, masterkey: bytes = MASTERKEY
+    last: int, crashed: list[bytes], *, count: int | None = None, masterkey: bytes = MASTERKEY, host: str = ""
 ) -> bytes:
     """The list of sessions, section 10; count replaces the right one."""
     state = struct.pack("<QH", last, len(crashed) if count is None else count) + b"".join(crashed)
-    return seal_small(subkey("journal", masterkey), state, bytes((SESSIONS, 1)))
+    return seal_small(subkey("journal", masterkey), state, bytes((SESSIONS, 1)) + host.encode())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tests.vectors import reference as ref
@@ -14,12 +14,12 @@ _GIB = 2**30
 Config = dict[str, Any]
 
 
-def make_config(cipher: str, slots: int = 1) -> Config:
+def make_config(cipher: str, slots: int = 1, features: Sequence[str] = ()) -> Config:
     """A config with `slots` key slots; slot n opens with the passphrase and n spaces behind it."""
     config: Config = {
         "chunk_size": 16384,
         "cipher": cipher,
-        "features": [],
+        "features": list(features),
         "format": "cryptfs",
         "generation": 1,
         "vault_id": ref.fixed("vault_id", 16).hex(),
@@ -49,6 +49,13 @@ def config_scenarios() -> Scenarios:
             slot_id=0,
             canonical=ref.canonical({k: v for k, v in make_config(cipher).items() if k != "mac"}).decode(),
         )
+    found["machine-state"] = good(
+        "A vault with a feature.",
+        "unlock",
+        _inputs(make_config("aegis-256", features=["machine-state"])),
+        masterkey=ref.MASTERKEY,
+        slot_id=0,
+    )
     two = make_config("aegis-256", slots=2)
     found["second-slot"] = good(
         "The passphrase of the second of two slots.",
@@ -127,6 +134,19 @@ def _unlocking() -> Scenarios:
             changed,
             "was changed by",
         ),
+        "feature-added": _refused(
+            "A feature was put in: the slot is bound to it.",
+            _set("features", ["machine-state"]),
+            changed,
+            "is right",
+        ),
+        "feature-removed": bad(
+            "A feature was taken out.",
+            "unlock",
+            _inputs(make_config("aegis-256", features=["machine-state"]) | {"features": []}),
+            changed,
+            "is right",
+        ),
         "label-replaced": _refused(
             "A label was replaced: only the mac tells.", _set_slot("label", "mine"), changed, "was changed by"
         ),
@@ -163,6 +183,9 @@ def _damaged() -> Scenarios:
         "unknown-field": damaged("A field that format 1 does not have.", _set("plaintext_names", True)),
         "unknown-field-of-slot": damaged("The same in a slot.", _set_slot("hint", "horse")),
         "unknown-field-of-kdf": damaged("The same in the KDF.", _set_kdf("lanes", 4)),
+        "feature-twice": damaged(
+            "A feature that is named twice.", _set("features", ["machine-state"] * 2), "twice"
+        ),
         "missing-field": damaged("No vault_id.", lambda config: config.pop("vault_id")),
         "missing-mac": damaged("No mac.", lambda config: config.pop("mac")),
         "mistyped-field": damaged("A number as text.", _set("chunk_size", "16384")),

@@ -251,6 +251,17 @@ def header_scenarios() -> Scenarios:
             found[f"{name}-{cipher}"] = good(
                 about, "open_header", _header(cipher, raw), file_id=ref.FILE_ID, **results
             )
+    for name, flags in (("journalled", 0), ("clean-unsynced", ref.CLEAN)):
+        fields = {"size": 70000, "size_min": 4096, "generation": 6, "flags": flags}
+        named = fields | {"journal_id": ref.JOURNAL_ID, "journal_floor": 1}
+        raw = ref.pack_header("aegis-256", CHUNK_SIZE, **(named | {"flags": flags | ref.HOST}))  # type: ignore[arg-type]
+        found[f"{name}-host"] = good(
+            "It names the journal of a machine that has its own.",
+            "open_header",
+            _header("aegis-256", raw) | {"machine_state": True},
+            file_id=ref.FILE_ID,
+            **(_HEADER_DEFAULTS | named),
+        )
     return found | _bad_headers()
 
 
@@ -268,6 +279,18 @@ def _bad_headers() -> Scenarios:
     def packed(**fields: Any) -> bytes:
         return ref.pack_header(cipher, CHUNK_SIZE, **fields)
 
+    named = packed(flags=ref.HOST, journal_id=ref.JOURNAL_ID)
+    hosts = {
+        "host-in-old-vault": header(
+            "HOST in a vault without machine-state, as with an older config.", named, "does not know"
+        ),
+        "host-without-journal": header(
+            "HOST, and no journal that it could be about.",
+            packed(flags=ref.HOST),
+            "does not know",
+            machine_state=True,
+        ),
+    }
     other_prefix = (
         bytes((ref.HEADER, 1)) + ref.pack_header(cipher, CHUNK_SIZE, file_id=ref.OTHER_FILE_ID)[:48]
     )
@@ -286,30 +309,41 @@ def _bad_headers() -> Scenarios:
         name: header(f"A bit of the {what} was turned over.", ref.flip(right, at))
         for name, (at, what) in wrong.items()
     }
-    return found | {
-        "cut": header("The last byte is missing.", right[:-1], "255 bytes"),
-        "surplus": header("One byte too many.", right + b"\0", "257 bytes"),
-        "zeroed": header("256 zeros.", bytes(256)),
-        "other-vault": header("A header under another masterkey.", packed(masterkey=bytes(32))),
-        "valid-mac-other-magic": header(
-            "Another magic, under a valid mac.", packed(magic=b"CRYPTFX"), "know"
-        ),
-        "valid-mac-later-version": header("Version 2, under a valid mac.", packed(version=2), "version 2"),
-        "valid-mac-zeros-set": header("Bytes 10 and 11 are not zero.", packed(zeros=1), "know"),
-        "valid-mac-unknown-flag": header("Bit 3 of the flags.", packed(flags=8), "know"),
-        "valid-mac-reserved-set": header(
-            "The last reserved byte is not zero.", packed(reserved=bytes(83) + b"\1"), "know"
-        ),
-        "valid-mac-floor-without-journal": header(
-            "A journal_floor, and no journal_id.", packed(journal_floor=1), "know"
-        ),
-        "valid-mac-state-of-other-file": header(
-            "The sealed state of another header, under a valid mac.", packed(sealed_for=other_prefix), "state"
-        ),
-        "other-cipher-than-vault": header(
-            "A file with AEGIS-256 in a vault with XChaCha20.", right, "cipher", cipher="xchacha20-poly1305"
-        ),
-        "other-chunk-size-than-vault": header(
-            "Chunks of 4 KiB in a vault with 8.", right, "chunk size", chunk_size=8192
-        ),
-    }
+    return (
+        found
+        | hosts
+        | {
+            "cut": header("The last byte is missing.", right[:-1], "255 bytes"),
+            "surplus": header("One byte too many.", right + b"\0", "257 bytes"),
+            "zeroed": header("256 zeros.", bytes(256)),
+            "other-vault": header("A header under another masterkey.", packed(masterkey=bytes(32))),
+            "valid-mac-other-magic": header(
+                "Another magic, under a valid mac.", packed(magic=b"CRYPTFX"), "know"
+            ),
+            "valid-mac-later-version": header(
+                "Version 2, under a valid mac.", packed(version=2), "version 2"
+            ),
+            "valid-mac-zeros-set": header("Bytes 10 and 11 are not zero.", packed(zeros=1), "know"),
+            "valid-mac-unknown-flag": header("Bit 4 of the flags.", packed(flags=16), "know"),
+            "valid-mac-reserved-set": header(
+                "The last reserved byte is not zero.", packed(reserved=bytes(83) + b"\1"), "know"
+            ),
+            "valid-mac-floor-without-journal": header(
+                "A journal_floor, and no journal_id.", packed(journal_floor=1), "know"
+            ),
+            "valid-mac-state-of-other-file": header(
+                "The sealed state of another header, under a valid mac.",
+                packed(sealed_for=other_prefix),
+                "state",
+            ),
+            "other-cipher-than-vault": header(
+                "A file with AEGIS-256 in a vault with XChaCha20.",
+                right,
+                "cipher",
+                cipher="xchacha20-poly1305",
+            ),
+            "other-chunk-size-than-vault": header(
+                "Chunks of 4 KiB in a vault with 8.", right, "chunk size", chunk_size=8192
+            ),
+        }
+    )

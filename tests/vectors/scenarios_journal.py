@@ -14,6 +14,29 @@ _PATH = b"a-directory/a-file"
 _WHOLE = ref.fixed("a whole chunk", CHUNK_SIZE)
 
 
+HOST = ref.host_id(ref.MACHINE_ID, ref.fixed("vault_id", 16), 2, 1_700_000_000_123_456_789)
+OTHER_HOST = ref.host_id(b"0" * 32, ref.fixed("vault_id", 16), 2, 0)
+
+
+def host_scenarios() -> Scenarios:
+    """Host ids."""
+
+    def host(about: str, machine_id: bytes, inode: int, birth: int) -> Vector:
+        vault_id = ref.fixed("vault_id", 16)
+        inputs = {"machine_id": machine_id.decode(), "vault_id": vault_id, "inode": inode, "birth": birth}
+        made = ref.host_id(machine_id, vault_id, inode, birth)
+        names = [f"cryptfs.host.{made}.{kind}" for kind in ("journal.a", "journal.b", "sessions")]
+        return good(about, "host_id", inputs, host_id=made, names=names)
+
+    return {
+        "host": host("A machine, and a directory.", ref.MACHINE_ID, 2, 1_700_000_000_123_456_789),
+        "no-birth": host("A filesystem that keeps no time of birth.", ref.MACHINE_ID, 2, 0),
+        "no-machine-id": host("An operating system that has no name for the machine.", b"0" * 32, 2, 0),
+        "fleeting-numbers": host("A filesystem whose inode numbers do not last.", ref.MACHINE_ID, 0, 0),
+        "largest": host("Numbers at their limit.", b"f" * 32, 2**64 - 1, 2**64 - 1),
+    }
+
+
 def journal_scenarios() -> Scenarios:
     """Heads and records."""
     return _heads() | _good_records() | _bad_records()
@@ -21,9 +44,11 @@ def journal_scenarios() -> Scenarios:
 
 def _heads() -> Scenarios:
     right = ref.journal_head(**_NUMBERS)
+    of_host = ref.journal_head(**_NUMBERS, host=HOST)
+    inputs_of_host: dict[str, Any] = {"masterkey": ref.MASTERKEY, "raw": of_host, "host": HOST}
 
-    def head(about: str, raw: bytes) -> Vector:
-        inputs = {"masterkey": ref.MASTERKEY, "raw": raw}
+    def head(about: str, raw: bytes, **fields: Any) -> Vector:
+        inputs = {"masterkey": ref.MASTERKEY, "raw": raw} | fields
         return bad(about, "open_journal_head", inputs, "refused", "no head")
 
     return {
@@ -34,6 +59,16 @@ def _heads() -> Scenarios:
             journal_id=ref.JOURNAL_ID,
             **_NUMBERS,
         ),
+        "head-of-host": good(
+            "The same of a machine that has its own.",
+            "open_journal_head",
+            inputs_of_host,
+            journal_id=ref.JOURNAL_ID,
+            **_NUMBERS,
+        ),
+        "head-of-other-host": head("Renamed: another machine's.", of_host, host=OTHER_HOST),
+        "head-of-host-in-old-vault": head("In a vault without machine-state.", of_host),
+        "head-of-old-vault-for-host": head("0.1's head for a machine's own.", right, host=HOST),
         "head-flipped-magic": head("A bit of the magic was turned over.", ref.flip(right, 0)),
         "head-flipped-journal-id": head("A bit of the journal_id was turned over.", ref.flip(right, 8)),
         "head-flipped-numbers": head("A bit of the sealed numbers was turned over.", ref.flip(right, 48)),
@@ -143,18 +178,24 @@ def sessions_scenarios() -> Scenarios:
     crashed = [ref.JOURNAL_ID, ref.OTHER_JOURNAL_ID]
     many = [ref.fixed(f"journal_id {number}", 16) for number in range(257)]
 
-    def opened(about: str, last: int, ids: list[bytes]) -> Vector:
-        inputs = {"masterkey": ref.MASTERKEY, "raw": ref.sessions(last, ids)}
+    def opened(about: str, last: int, ids: list[bytes], host: str = "") -> Vector:
+        inputs: dict[str, Any] = {"masterkey": ref.MASTERKEY, "raw": ref.sessions(last, ids, host=host)}
+        inputs |= {"host": host} if host else {}
         return good(about, "open_sessions", inputs, last=last, crashed=[each.hex() for each in ids])
 
-    def refused(about: str, raw: bytes) -> Vector:
-        inputs = {"masterkey": ref.MASTERKEY, "raw": raw}
+    def refused(about: str, raw: bytes, **fields: Any) -> Vector:
+        inputs: dict[str, Any] = {"masterkey": ref.MASTERKEY, "raw": raw} | fields
         return bad(about, "open_sessions", inputs, "refused", "no list")
 
     right = ref.sessions(9, crashed)
+    of_host = ref.sessions(9, crashed, host=HOST)
     return {
         "none-crashed": opened("Three sessions, all of which ended by an unmount.", 3, []),
         "two-crashed": opened("Nine sessions, two of which crashed.", 9, crashed),
+        "of-host": opened("The same of a machine that has its own.", 9, crashed, HOST),
+        "of-other-host": refused("Renamed: another machine's.", of_host, host=OTHER_HOST),
+        "of-host-in-old-vault": refused("In a vault without machine-state.", of_host),
+        "of-old-vault-for-host": refused("0.1's list for a machine's own.", right, host=HOST),
         "most": opened("As many as a list holds.", 2**64 - 1, many[:256]),
         "too-many": refused("257 journal_ids.", ref.sessions(300, many)),
         "fewer-than-counted": refused("One less than it says.", ref.sessions(9, crashed, count=3)),

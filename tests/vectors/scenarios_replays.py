@@ -13,6 +13,7 @@ _WHOLE = ref.fixed("a whole chunk", CHUNK_SIZE)
 _OTHER = ref.fixed("another chunk", CHUNK_SIZE)
 _NAME, _SECOND = "file", "second"
 _NEW = b"twenty-one bytes more"
+_OTHER_NEW = b"twenty-one bytes else"
 _LEFT_OVER = ref.fixed("what stands between records", 512)
 
 
@@ -139,6 +140,27 @@ def _redone() -> Scenarios:
             "The file has another name than in the record.",
             _vault(_journal(_write(1, 0, _NEW)), files={_SECOND: short}),
             {_SECOND: _NEW},
+        ),
+        "two-files-of-one-file-id": _replayed(
+            "A copy of a file, with its file_id, was overwritten as well: each record is redone in its own.",
+            _vault(
+                _journal(
+                    _write(1, 0, _NEW, inode=77),
+                    _write(2, 0, _OTHER_NEW, inode=78, path=_path(_SECOND).encode()),
+                ),
+                files={_NAME: short, _SECOND: short},
+            ),
+            {_NAME: _NEW, _SECOND: _OTHER_NEW},
+        ),
+        "conflict-copy": _replayed(
+            "Beside a file lies a copy with its file_id, which is not touched.",
+            _vault(_journal(_write(1, 0, _NEW)), files={_NAME: short, _SECOND: short}),
+            {_NAME: _NEW, _SECOND: SHORT},
+        ),
+        "renamed-beside-a-copy": _replayed(
+            "The file is not where the record says, and two have its file_id: there is no telling which.",
+            _vault(_journal(_write(1, 0, _NEW, path=b"gone")), files={_NAME: short, _SECOND: short}),
+            {_NAME: SHORT, _SECOND: SHORT},
         ),
         "damage-in-another-file": _replayed(
             "The payload of one file's record is damaged; the other file's is redone.",
