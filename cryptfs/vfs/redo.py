@@ -41,7 +41,7 @@ from cryptfs.core.journal import (
 from cryptfs.core.keys import JOURNAL_ID_SIZE, Subkeys
 from cryptfs.errors import IntegrityError
 from cryptfs.storage.backing import write_fully
-from cryptfs.storage.hosts import lasting_inode
+from cryptfs.storage.hosts import lasting_inode, set_aside
 from cryptfs.storage.journal import Journal, drop_records
 from cryptfs.storage.libc import UTIME_NOW, UTIME_OMIT, futimens, restore_mtime, syncfs
 from cryptfs.storage.sessions import has_sessions_file, write_sessions_file
@@ -140,10 +140,19 @@ class RedoLog:
             self._sessions = Sessions(max(self._sessions.last, int(time.time())), self._sessions.crashed)
             self._number = self._sessions.last + 1
             self._write_sessions(self._sessions)
+        if self._owner.host:
+            self._make_way()
         journal = Journal(self._vault_fd, self._pack_head, durable=self.durable, owner=self._owner)
         with contextlib.suppress(OSError):  # it only helps to say what was lost
             self._on_begin(self._number, self.journal_id)
         return journal
+
+    def _make_way(self) -> None:
+        """What a sync client has put in the journal's place since the vault was unlocked is kept aside."""
+        for name in self._owner.journals:
+            with contextlib.suppress(FileNotFoundError):
+                aside = set_aside(self._vault_fd, name, self._owner)
+                log.warning("%s: came while no session was running; kept as %s", name, aside)
 
     def _write_sessions(self, sessions: Sessions) -> None:
         nonce = os.urandom(SMALL_NONCE_SIZE)

@@ -45,7 +45,7 @@ class MountSpec:
     tmpfs: bool = True
     uid: int | None = None
     gid: int | None = None
-    constants: tuple[tuple[str, str, float], ...] = ()
+    constants: tuple[tuple[str, str, float | list[str]], ...] = ()
 
     def __str__(self) -> str:
         parts = [self.engine, self.cipher.partition("-")[0], f"{self.chunk_size // 1024}k"]
