@@ -16,6 +16,7 @@ import msgspec
 
 from cryptfs.core.aead import SMALL_NONCE_SIZE
 from cryptfs.core.config import CONFIG_NAME
+from cryptfs.core.host import StateNames, state_of_name
 from cryptfs.core.journal import Sessions
 from cryptfs.core.keys import DIR_ID_SIZE
 from cryptfs.core.manifest import (
@@ -115,20 +116,28 @@ def _head(vault: Vault) -> ManifestHead:
     return ManifestHead(
         config.generation,
         bytes.fromhex(config.mac),
-        _sessions_over(vault),
+        _sessions_over(vault, vault.context.owner),
         int(time.time()),
         vault.context.owner.mark,
     )
 
 
-def _sessions_over(vault: Vault) -> int:
-    """Number of the last session that is over; 0 where the vault has no list, or one that does not hold."""
+def _sessions_over(vault: Vault, owner: StateNames) -> int:
+    """Number of a machine's last session that is over; 0 where there is no list, or none that holds."""
     try:
-        raw = read_sessions_file(vault.descriptor, vault.context.owner)
+        raw = read_sessions_file(vault.descriptor, owner)
     except (IntegrityError, OSError):
         return 0
-    sessions = Sessions.unpack(raw, vault.context.keys, vault.context.owner) if raw is not None else None
+    sessions = Sessions.unpack(raw, vault.context.keys, owner) if raw is not None else None
     return 0 if sessions is None else sessions.last
+
+
+def _machine_of(vault: Vault, mark: bytes) -> StateNames | None:
+    """The machine whose sessions a manifest counts; None where it is another, and has no list here."""
+    if mark == vault.context.owner.mark:
+        return vault.context.owner
+    found = (state_of_name(name) for name in os.listdir(vault.descriptor) if name.endswith("sessions"))
+    return next((state for state in found if state is not None and state.mark == mark), None)
 
 
 class Verification:
@@ -221,10 +230,11 @@ class Verification:
         elif config.generation == head.config_generation and config.mac != head.config_mac.hex():
             detail = f"generation {config.generation}, but another config than that was"
             yield Finding(Change.REPLACED, None, None, detail, CONFIG_NAME)
-        over = _sessions_over(self._vault)
-        if over < head.sessions and head.host == self._vault.context.owner.mark:
+        owner = _machine_of(self._vault, head.host)
+        over = 0 if owner is None else _sessions_over(self._vault, owner)
+        if owner is not None and over < head.sessions:
             detail = f"{over} sessions are over, the manifest knows {head.sessions}"
-            yield Finding(Change.ROLLED_BACK, None, None, detail, self._vault.context.owner.sessions)
+            yield Finding(Change.ROLLED_BACK, None, None, detail, owner.sessions)
 
     def _in_order(self, found: Sorter, directories: Directories) -> Iterator[Finding]:
         """Findings by rank and place. What went and what came at one place are one."""
