@@ -78,6 +78,11 @@ class Journal:
         """Bytes in the file that records go to now."""
         return self._end
 
+    @property
+    def lost(self) -> bool:
+        """Whether somebody removed or replaced a file of the journal: nobody would replay it then."""
+        return not all(os.fstat(fd).st_nlink for fd in self._fds)
+
     def append(self, pack: PackRecord) -> int:
         """Write one record, made by pack(sequence number, offset in the file); returns the number.
 

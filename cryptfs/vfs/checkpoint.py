@@ -39,6 +39,7 @@ class Checkpointer:
         self._stopping = False
         self._thread: threading.Thread | None = None
         self._failure: OSError | None = None
+        redo.on_lost = self._wake.set
 
     def start(self) -> None:
         """Start the thread; after daemonising."""
@@ -86,9 +87,10 @@ class Checkpointer:
             self._wake.wait(LOOK_SECONDS)
             self._wake.clear()
             now = time.monotonic()
+            waited = self._files.closed_count and now - since >= CLOSED_SECONDS
             if not any(self._redo.touched):
                 since = now
-            elif self._excess() >= 1 or (self._files.closed_count and now - since >= CLOSED_SECONDS):
+            elif self._redo.broken or self._excess() >= 1 or waited:
                 self.checkpoint()
                 since = now
 

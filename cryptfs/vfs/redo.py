@@ -90,6 +90,7 @@ class RedoLog:
         self.durable = durable
         self.journal_id = os.urandom(JOURNAL_ID_SIZE)
         self.broken = False  # the journal could not be synced: nothing goes through it any more
+        self.on_lost: Callable[[], None] = lambda: None  # to be called when the journal was removed
         self.overlay_size = 0  # bytes in all overlays
         self.homecomings = 0  # times that a size left `grown`: whoever looked at one meanwhile looks again
         self.touched: tuple[dict[FileState, None], ...] = ({}, {})  # by records of either journal file
@@ -185,7 +186,8 @@ class RedoLog:
                 return
             if self.durable:
                 syncfs(self._vault_fd)
-            drop_records(self._vault_fd, self._owner.journals[0], self._owner)
+            if not journal.lost:
+                drop_records(self._vault_fd, self._owner.journals[0], self._owner)
             self._write_sessions(self._sessions.ended(self._number))
             journal.remove()
         except (OSError, IntegrityError) as error:
@@ -261,7 +263,7 @@ class RedoLog:
     # ---- to the files
 
     def commit(self, state: FileState) -> None:
-        """On return, this file's records are on disk. The lock need not be held.
+        """On return, this file's records are on disk, or written to their places. The lock need not be held.
 
         Raises: OSError: they may not be; from now on everything is written in place.
         """
@@ -273,6 +275,10 @@ class RedoLog:
         except OSError as error:
             self._give_up(error)
             raise
+        if journal.lost:
+            self._lose()
+            with state.lock:
+                self.apply(state)
 
     def take_turns(self) -> None:
         """Let records go to the journal's other file. Raises: OSError: they go on to the same one."""
@@ -283,6 +289,16 @@ class RedoLog:
             if self._journal.failed:
                 self._give_up(error)
             raise
+
+    def _lose(self) -> None:
+        """Whoever removed it, another machine or a sync client: what it holds must come home at once."""
+        if not self.broken:
+            self.broken = True
+            log.error(
+                "the journal was removed while the vault is in use; overwriting without it, so that a crash "
+                "can damage what is just being written, until the vault is mounted anew"
+            )
+            self.on_lost()
 
     def _give_up(self, error: OSError) -> None:
         if not self.broken:

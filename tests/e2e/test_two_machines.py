@@ -346,3 +346,20 @@ def test_a_journal_that_a_client_brings_back_under_a_mount_is_in_nobodys_way(
     machine.start()
     assert read(machine, "file") == expected
     assert len([name for name in os.listdir(machine.vault_dir) if ".aside." in name]) == 2
+
+
+def test_a_journal_that_a_client_removes_under_a_mount(machine: Mounted, held: list[int]) -> None:
+    """What was synced before, and what is synced later, is there after a kill."""
+    for name in ("one", "two"):
+        put(machine, name, pattern(SIZE))
+    machine.remount()
+    expected = {"one": overwrite(machine, "one", held, 1)}
+    for name in state_files(machine.vault_dir, "journal"):
+        (machine.vault_dir / name).unlink()
+    machine.allow_log(r"ERROR .*the journal was removed", SAID_MISSING)
+    expected["two"] = overwrite(machine, "two", held, 2)
+    time.sleep(2)  # a thread brings the first one home at once; on a busy machine that takes a while
+    machine.kill()
+    machine.start()
+    for name, content in expected.items():
+        assert read(machine, name) == content, name

@@ -20,11 +20,14 @@ from tests.recovery.scenes import (
     LOGGED,
     NAME,
     OLD,
+    OTHER,
+    PENDING,
     POWER,
     PROCESS,
     SyncCalls,
     journal_of,
     journal_sync_fails,
+    pending_vault,
     redo_of,
     replaced,
     state_of,
@@ -93,6 +96,38 @@ def test_after_a_failed_sync_of_the_journal_the_unmount_ends_the_session(tmp_pat
     assert not set(JOURNAL_NAMES) & set(os.listdir(vault.vault_dir))
     assert vault.get(NAME) == replaced(OLD, 0, NEW)
     assert vault.get(b"other") == NEWER
+    assert vault.header(NAME).is_clean
+    vault.close()
+
+
+def test_a_journal_that_was_removed_is_not_relied_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By a sync client, under the mount. The next sync brings what it is about to its place, and the rest."""
+    vault = pending_vault(tmp_path / "vault")
+    file, other = writer(vault), writer(vault, OTHER)
+    vault.tree.sync_file(other, data_only=True)
+    for name in JOURNAL_NAMES:
+        (vault.vault_dir / name).unlink()
+    file.write(CHUNK, NEW)
+    vault.tree.sync_file(file, data_only=True)
+    assert caplog.text.count("the journal was removed") == 1
+    vault.checkpoint()  # at once, where its thread runs
+    file.write(3 * CHUNK, NEWER)
+    vault.tree.sync_file(file, data_only=True)
+    vault.die_and_reopen()
+    assert vault.get(NAME) == replaced(replaced(PENDING, CHUNK, NEW), 3 * CHUNK, NEWER)
+    assert vault.get(OTHER) == PENDING
+    vault.close()
+
+
+def test_a_session_whose_journal_was_removed_ends(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    vault = pending_vault(tmp_path / "vault")
+    for name in JOURNAL_NAMES:
+        (vault.vault_dir / name).unlink()
+    vault.reopen()
+    assert "stays" not in caplog.text
+    assert vault.get(NAME) == vault.get(OTHER) == PENDING
     assert vault.header(NAME).is_clean
     vault.close()
 
@@ -329,11 +364,8 @@ def test_something_else_in_the_place_of_the_journal_keeps_no_vault_open(
     plant(planted)
     with caplog.at_level(logging.ERROR):
         vault.close()
-    assert "the journal stays" in caplog.text
-    if planted.is_dir():
-        planted.rmdir()
-    else:
-        planted.unlink()
+    assert "the journal was removed" in caplog.text
+    assert not os.path.lexists(planted)
     vault._start(read_only=False)
     assert vault.get(NAME) == replaced(OLD, 0, NEW)
     vault.close()
