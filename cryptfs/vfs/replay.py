@@ -223,7 +223,9 @@ def _replay_files(
     )  # fmt: skip
     context.replayed |= {newest.journal_id}
     syncfs(vault_fd)  # what that session wrote straight to files, too: from now on it counts as on disk
-    kept = names[next(iter(valid))]
+    # The file with the newest records stays: a kill in the middle of this would leave the other one's alone,
+    # to be redone over them.
+    kept = names[max(valid, key=lambda fd: valid[fd].first_seq)]
     drop_records(vault_fd, kept, owner)
     if not listed:
         log.warning(

@@ -25,6 +25,7 @@ from tests.recovery.scenes import (
     journal_files,
     pending_vault,
     put_back,
+    redo_of,
     replaced,
     state_of,
     vault_with,
@@ -47,6 +48,42 @@ def assert_old_or_new_chunks(content: bytes, old: bytes, new: bytes) -> None:
     assert len(content) == len(old) == len(new)
     for start in range(0, len(content), CHUNK):
         assert content[start : start + CHUNK] in (old[start : start + CHUNK], new[start : start + CHUNK])
+
+
+# ---- replays that are killed
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+@pytest.mark.parametrize("call", ["unlink", "ftruncate", "rename"])
+def test_a_replay_killed_while_it_clears_the_journal_away_rolls_nothing_back(
+    tmp_path: Path, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both files hold records of one chunk; the older ones must not be all that is left."""
+    vault = vault_with(tmp_path / "vault")
+    file = writer(vault)
+    file.write(0, NEW)
+    file.sync(data_only=False)
+    redo_of(vault).take_turns()
+    file.write(0, NEWER)
+    file.sync(data_only=False)
+    vault.die()
+    real = getattr(os, call)
+
+    def kill(what: object, *rest: object, **more: object) -> None:
+        real(what, *rest, **more)
+        if call == "ftruncate" or str(what).startswith("cryptfs."):
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, kill)
+        with pytest.raises(Killed):
+            vault._start(read_only=False)
+    vault.die_and_reopen()
+    assert vault.get(NAME)[:CHUNK] == NEWER
+    vault.close()
 
 
 # ---- journals that come back
