@@ -68,8 +68,7 @@ def read_fully(fd: int, buffer: memoryview, offset: int) -> int:
 
 def read_header(fd: int) -> bytes:
     """The header of a backing file as it stands there, not verified; b"" where the file is empty."""
-    raw = memoryview(bytearray(HEADER_SIZE))
-    return bytes(raw[: read_fully(fd, raw, 0)])
+    return os.pread(fd, HEADER_SIZE, 0)  # a file gives all that it has of so little in one call
 
 
 def write_fully(fd: int, pieces: Sequence[memoryview | bytes], offset: int) -> None:

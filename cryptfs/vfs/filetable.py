@@ -148,13 +148,15 @@ class FileTable:
         Raises: OSError: the header could not be written. The file is closed all the same, and the next
                 to open it finds its length by recovery.
         """
+        looked = False
         while True:
             with self._lock:
                 if state.handles > 1:
                     state.handles -= 1
                     return
                 redo = self._context.redo
-                lost = self._states.get(state.key) is state and self.is_lost(state)
+                lost = not looked and self._states.get(state.key) is state and self.is_lost(state)
+                looked = True
                 if lost:
                     pass
                 elif (

@@ -50,6 +50,11 @@ class Known:
         self.mtime, self.size = found.st.st_mtime_ns, found.size
         self.ctime = 0
 
+    def kept(self, before: os.stat_result, after: os.stat_result) -> None:
+        """After a change of our own that left the content as it was: it is known as well as before."""
+        self.ctime = after.st_ctime_ns if before.st_ctime_ns == self.ctime else 0
+        self.mtime = after.st_mtime_ns
+
     def is_object(self, fd: int, st: os.stat_result) -> bool:
         """Whether what has its inode number now is the same file.
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from cryptfs.mount.native import structs
 from cryptfs.mount.native.handlers import Handlers, Payload, Request, error
-from cryptfs.mount.native.node import Node
+from cryptfs.mount.native.node import HeldFile, Node
 from cryptfs.storage.libc import RENAME_EXCHANGE
 from cryptfs.vfs.attributes import birth_time, check_access
 from cryptfs.vfs.directory import Directory, Place
@@ -75,7 +75,11 @@ class EntryHandlers(Handlers):
     def _changed(self, node: Node, place: Place) -> bytes:
         """Attributes after a change of our own, which is not to be taken for somebody else's."""
         found = self._tree.stat_of(place)
-        node.told(found)
+        where = place[0]
+        if isinstance(where, HeldFile) and found.size == node.size:
+            node.kept(where.st, found.st)
+        else:
+            node.told(found)
         return self._attr_out(node, found)
 
     def _is_flush(self, node: Node, st: os.stat_result, fields: tuple[int, ...]) -> bool:
@@ -167,7 +171,9 @@ class EntryHandlers(Handlers):
                 raise error(errno.ESTALE)
             self.nodes.require_meant(node, node.parent, node.name, old)
             self._tree.link(*source, directory, name)
-            self.nodes.moved(node, node.parent, node.name, self._tree.stat(*source).st, old)
+            st = self._tree.stat(*source).st
+            self.nodes.moved(node, node.parent, node.name, st, old)
+            node.kept(old.st, st)
         return self._reply_entry(parent, name)
 
     def unlink(self, request: Request) -> Payload:
@@ -224,6 +230,7 @@ class EntryHandlers(Handlers):
             nodes.moved(moving, target, new_name, self._renamed(target_dir, new_name, old.st), old)
             if moving is not None:
                 moving.renamed = True
+                moving.kept(old.st, os.fstat(old.fd))
         return b""
 
     def _renamed(self, directory: Directory, name: bytes, st: os.stat_result) -> os.stat_result:

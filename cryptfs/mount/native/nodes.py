@@ -410,9 +410,8 @@ class NodeTable:
         with self.lock:
             self._place(node, parent, name)
             key = self._key(st)
-            node.ctime = 0
             if key != node.key:
-                node.birth = -st.st_ctime_ns
+                node.birth, node.ctime = -st.st_ctime_ns, 0
                 self._by_key.pop(node.key, None)
                 node.key = key
                 self._by_key[key] = node
