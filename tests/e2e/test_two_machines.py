@@ -363,3 +363,22 @@ def test_a_journal_that_a_client_removes_under_a_mount(machine: Mounted, held: l
     machine.start()
     for name, content in expected.items():
         assert read(machine, name) == content, name
+
+
+def test_the_command_says_it_on_the_terminal_and_in_the_log(machine: Mounted, held: list[int]) -> None:
+    """The daemon logs what the command said before there was one: once each."""
+    put(machine, "file", pattern(SIZE))
+    machine.remount()
+    overwrite(machine, "file", held, 1)
+    machine.kill()
+    machine.spec = on_machine(machine.spec, machine.scratch, "b")
+    log = machine.scratch / "daemon.log"
+    engine = ("--engine", machine.spec.engine)
+    code, said = command(machine, "mount", *engine, "--log-file", log, machine.vault_dir, machine.mountpoint)
+    try:
+        assert code == 0, said
+        for text in (said, log.read_text()):
+            assert text.count("an unfinished session of another machine") == 1, text
+            assert "fsck --repair --other-machines" in text
+    finally:
+        assert command(machine, "umount", machine.mountpoint)[0] == 0
