@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from cryptfs.core.aead import AEGIS_256, FORMAT_VERSION, SUITES, XCHACHA20_POLY1
 from cryptfs.core.config import VaultConfig
 from cryptfs.core.geometry import ChunkGeometry
 from cryptfs.core.header import FileHeader
+from cryptfs.core.host import MACHINE_STATE, SHARED_STATE, StateNames
 from cryptfs.core.keys import Subkeys
 from cryptfs.errors import IntegrityError
 from cryptfs.mount.errno_map import errno_of
@@ -41,12 +42,12 @@ _MASTERKEY = hashlib.sha256(b"the masterkey of every vault in these tests").dige
 __all__ = ["AEGIS_256", "CIPHERS", "GAP", "KIB", "MIB", "XCHACHA20_POLY1305", "BareVault"]
 
 
-def bare_config(cipher: str, chunk_size: int) -> VaultConfig:
+def bare_config(cipher: str, chunk_size: int, features: Sequence[str] = ()) -> VaultConfig:
     """A config without slots: enough for a FileContext, not for unlocking."""
     return VaultConfig(
         chunk_size=chunk_size,
         cipher=cipher,
-        features=[],
+        features=list(features),
         format="cryptfs",
         generation=1,
         mac="",
@@ -109,17 +110,20 @@ class BareVault:
         read_only: bool = False,
         masterkey: bytes = _MASTERKEY,
         durability: Durability = Durability.OFF,
+        owner: StateNames = SHARED_STATE,
     ) -> None:
+        """owner: the machine that has a journal of its own, wherever the vault is copied to; else as 0.1."""
         vault_dir.mkdir(exist_ok=True)
+        self.owner = owner
         self.vault_dir = vault_dir
-        self.config = bare_config(cipher, chunk_size)
+        self.config = bare_config(cipher, chunk_size, [MACHINE_STATE] if owner.host else [])
         self._masterkey = masterkey
         self.durability = durability
         self._start(read_only=read_only)
 
     def _start(self, *, read_only: bool) -> None:
         self.keys = Subkeys.from_masterkey(self._masterkey)
-        self.context = FileContext(self.keys, self.config, read_only)
+        self.context = FileContext(self.keys, self.config, read_only, owner=self.owner)
         self._vault_fd = os.open(self.vault_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             sessions = replay(self.context, self._vault_fd)
@@ -129,7 +133,9 @@ class BareVault:
         self.context.crashed = frozenset(sessions.crashed)
         if self.durability is not Durability.OFF and not read_only:
             durable = self.durability is Durability.POWER
-            self.context.redo = RedoLog(self.keys, self.config, self._vault_fd, sessions, durable=durable)
+            self.context.redo = RedoLog(
+                self.keys, self.config, self._vault_fd, sessions, durable=durable, owner=self.owner
+            )
         self.tree = VaultTree(self.context, self._vault_fd)
         _open_vaults.append(self)
 
@@ -269,6 +275,15 @@ def open_descriptors() -> int:
     """How many descriptors this process has, without those of objects that nobody refers to any more."""
     gc.collect()
     return len(os.listdir("/proc/self/fd"))
+
+
+OWNERS = (SHARED_STATE, StateNames("A" * 16))
+"""Whose journal it is: everybody's, as in 0.1; one machine's."""
+
+
+def owner_name(owner: StateNames) -> str:
+    """For the id of a test."""
+    return "machine-state" if owner.host else "0.1"
 
 
 def is_regular(path: Path) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cryptfs.core.host import StateNames
 from cryptfs.errors import DirectoryRecordError
 from cryptfs.vfs.redo import Durability
 from tests.crash import expectations
@@ -20,7 +21,7 @@ from tests.crash.treeoperations import OPERATIONS as TREE_OPERATIONS
 from tests.crash.treeoperations import TreeOperation, allowed, prepare, tree_of
 from tests.e2e.mounting import scratch_directory
 from tests.recovery.operations import CHUNK, OPERATIONS, Operation
-from tests.support import CIPHERS, BareVault
+from tests.support import CIPHERS, OWNERS, BareVault, owner_name
 
 NAME = b"file"
 
@@ -89,19 +90,20 @@ def work_on(vault: BareVault, operation: Operation) -> None:
     vault.tree.close()
 
 
+@pytest.mark.parametrize("owner", OWNERS, ids=owner_name)
 @pytest.mark.parametrize("durability", Durability)
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
 def test_death_at_each_call_of_an_operation_on_content(
-    operation: Operation, durability: Durability, scratch: Path
+    operation: Operation, durability: Durability, owner: StateNames, scratch: Path
 ) -> None:
     """Also at those that sync: whatever a file needs beside its own calls is interrupted, too."""
     cipher = CIPHERS[len(operation.name) % len(CIPHERS)]
-    vault = BareVault(scratch / "vault", cipher=cipher, durability=durability)
+    vault = BareVault(scratch / "vault", cipher=cipher, durability=durability, owner=owner)
     vault.put(NAME, operation.old)
     vault.close()
     saved = scratch / "saved"
     shutil.copytree(vault.vault_dir, saved, symlinks=True)
-    vault = BareVault(scratch / "vault", cipher=cipher, durability=durability)
+    vault = BareVault(scratch / "vault", cipher=cipher, durability=durability, owner=owner)
     strikes = list(each_strike(lambda: work_on(vault, operation)))
     history = FileHistory([operation.old], [False])
     history.change(operation.result, cut=len(operation.result) < len(operation.old))
@@ -109,7 +111,7 @@ def test_death_at_each_call_of_an_operation_on_content(
     for at in strikes:
         for torn in (False, True):
             restore(vault.vault_dir, saved)
-            vault = BareVault(scratch / "vault", cipher=cipher, durability=durability)
+            vault = BareVault(scratch / "vault", cipher=cipher, durability=durability, owner=owner)
             strike = Strike(at=at, torn=torn)
             strike.during(lambda: work_on(vault, operation))  # noqa: B023 - called at once
             assert strike.struck

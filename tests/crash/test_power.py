@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cryptfs.core.host import SHARED_STATE, StateNames
 from cryptfs.vfs.openfile import OpenFile
 from cryptfs.vfs.redo import Durability
 from tests.crash import expectations
@@ -16,7 +17,7 @@ from tests.crash.powermodel import CrashImage, Recording, crash_images
 from tests.crash.program import Program, Promise, replayed
 from tests.crash.recorder import Recorder
 from tests.e2e.mounting import scratch_directory
-from tests.support import CIPHERS, BareVault, pattern
+from tests.support import CIPHERS, OWNERS, BareVault, owner_name, pattern
 
 SEED = int(os.environ.get("CRYPTFS_CRASH_SEED", "0"))
 PROGRAMS = int(os.environ.get("CRYPTFS_CRASH_POWER_PROGRAMS", "12"))
@@ -26,9 +27,11 @@ CHUNK = 4096
 QUIET = b"nobody touches it"
 
 
-def record(vault_dir: Path, seed: int, cipher: str, durability: Durability) -> Recording:
+def record(
+    vault_dir: Path, seed: int, cipher: str, durability: Durability, owner: StateNames = SHARED_STATE
+) -> Recording:
     """Run a program in a fresh vault; each operation is marked when it is asked for and when it returned."""
-    vault = BareVault(vault_dir, cipher=cipher, chunk_size=CHUNK, durability=durability)
+    vault = BareVault(vault_dir, cipher=cipher, chunk_size=CHUNK, durability=durability, owner=owner)
     vault.put(QUIET, pattern(30_000))
     recorder = Recorder(vault_dir)
     work = InVault(vault, Program(seed, Promise.SYNCED))
@@ -52,14 +55,19 @@ def program_at(image: CrashImage, seed: int) -> Program:
 
 
 def wrong_with(
-    image: CrashImage, directory: Path, seed: int, cipher: str, durability: Durability
+    image: CrashImage,
+    directory: Path,
+    seed: int,
+    cipher: str,
+    durability: Durability,
+    owner: StateNames = SHARED_STATE,
 ) -> list[str]:
     """Mount an image, look; mount it again, and see the same."""
     rules = expectations.after_a_power_cut(CHUNK, durability)
     shutil.rmtree(directory, ignore_errors=True)
     image.write_to(directory)
     program = program_at(image, seed)
-    vault = BareVault(directory, cipher=cipher, chunk_size=CHUNK, durability=durability)
+    vault = BareVault(directory, cipher=cipher, chunk_size=CHUNK, durability=durability, owner=owner)
     try:
         quiet = vault.get(QUIET)
         vault.tree.unlink(vault.root, QUIET)
@@ -73,17 +81,18 @@ def wrong_with(
     return found + [f"after another mount: {line}" for line in again if line not in found]
 
 
+@pytest.mark.parametrize("owner", OWNERS, ids=owner_name)
 @pytest.mark.parametrize("number", range(PROGRAMS))
-def test_random_programs(number: int) -> None:
+def test_random_programs(number: int, owner: StateNames) -> None:
     seed, cipher = SEED * 1_000_000 + number, CIPHERS[number % len(CIPHERS)]
     durability = Durability.OFF if number % 4 == 3 else Durability.POWER
     scratch = scratch_directory(tmpfs=True)
     try:
-        recording = record(scratch / "vault", seed, cipher, durability)
+        recording = record(scratch / "vault", seed, cipher, durability, owner)
         images = 0
         for image in crash_images(recording, count=IMAGES, seed=seed):
             images += 1
-            found = wrong_with(image, scratch / "image", seed, cipher, durability)
+            found = wrong_with(image, scratch / "image", seed, cipher, durability, owner)
             assert not found, f"seed {seed}, cut {image.cut}, choices {image.choices}: {found}"
         assert images > IMAGES // 2
     finally:
