@@ -165,9 +165,9 @@ class RedoLog:
         head = JournalHead(self._number, self.journal_id, first_seq, root)
         return head.pack(self._keys, os.urandom(SMALL_NONCE_SIZE), self._owner)
 
-    def forget_crashed(self) -> None:
-        """Every file that a crash left was settled."""
-        self._sessions = Sessions(self._sessions.last)
+    def forget_crashed(self, kept: tuple[bytes, ...]) -> None:
+        """Every file that a crash left was settled, but for those of some sessions."""
+        self._sessions = Sessions(self._sessions.last, kept)
 
     def end(self) -> None:
         """After all files were closed: the session is over, and its journal goes.

@@ -45,6 +45,7 @@ class Unsettled:
         self._files = files
         self._vault_fd = vault_fd
         self._stopping = False
+        self._left: set[bytes] = set()  # journal_ids of files that nobody here may settle
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -82,6 +83,8 @@ class Unsettled:
             state.require_loaded()
             if settle:
                 inheriting.settle(state)
+                if state.header is not None:
+                    self._left.add(state.header.journal_id)
             return state.size
         except (IntegrityError, OSError):
             return None
@@ -119,11 +122,12 @@ class Unsettled:
     def _end_crash(self) -> None:
         context = self._context
         syncfs(self._vault_fd)
-        sessions = Sessions(read_sessions(context, self._vault_fd).last)
+        known = read_sessions(context, self._vault_fd)
+        sessions = Sessions(known.last, tuple(each for each in known.crashed if each in self._left))
         packed = sessions.pack(context.keys, os.urandom(SMALL_NONCE_SIZE), context.owner)
         write_sessions_file(self._vault_fd, packed, context.owner)
         if context.redo is not None:
-            context.redo.forget_crashed()
-        context.crashed = frozenset()
+            context.redo.forget_crashed(sessions.crashed)
+        context.crashed = frozenset(sessions.crashed)
         self.over = True
         os.unlink(context.owner.unsettled, dir_fd=self._vault_fd)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -10,7 +11,10 @@ import pytest
 from cryptfs.core.geometry import HEADER_SIZE
 from cryptfs.errors import HeaderError
 from cryptfs.storage.sessions import UNSETTLED_NAME
+from cryptfs.vfs.filestate import FileState
+from cryptfs.vfs.findings import Kind
 from cryptfs.vfs.redo import Durability
+from tests.fsck.scene import bad, check, kinds, repair
 from tests.support import KIB, BareVault, pattern
 
 CHUNK = 4 * KIB
@@ -88,6 +92,35 @@ def test_a_sweep_leaves_files_alone_that_other_sessions_left_open(vault: BareVau
     assert vault.header(b"ours").is_clean
     assert vault.get(b"theirs") == CONTENT[: 3 * CHUNK]
     assert path.read_bytes() == before
+    vault.close()
+
+
+def test_a_session_whose_files_nobody_here_may_write_stays_in_the_list(
+    vault: BareVault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its journal, which was replayed, would be called missing."""
+    for name in (b"torn", b"another user's"):
+        vault.tree.create(vault.root, name, os.O_RDWR, 0o600).write(0, CONTENT)
+        tear(vault, name)
+    journal_id = vault.header(b"torn").journal_id
+    vault.die_and_reopen()
+    entry, writing_fd = vault.entry(b"another user's"), FileState.writing_fd
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            FileState,
+            "writing_fd",
+            lambda state: contextlib.nullcontext() if state.cipher_path == entry else writing_fd(state),
+        )
+        sweep(vault)
+    assert not is_marked(vault)
+    for _ in range(2):
+        assert vault.header(b"torn").is_clean
+        assert kinds(check(vault)) == [Kind.NOT_SETTLED]
+        assert vault.context.crashed == {journal_id}
+        vault.put(b"of a session that ends", CONTENT)
+        vault.reopen()
+    assert kinds(bad(repair(vault))) == [Kind.NOT_SETTLED]
+    assert check(vault) == []
     vault.close()
 
 
