@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from cryptfs.vfs.context import FileContext
 from cryptfs.vfs.filestate import FileKey, FileState
-from cryptfs.vfs.overtaking import distrust, is_overtaken
+from cryptfs.vfs.overtaking import is_overtaken
 
 log = logging.getLogger(__name__)
 
@@ -148,15 +148,17 @@ class FileTable:
         Raises: OSError: the header could not be written. The file is closed all the same, and the next
                 to open it finds its length by recovery.
         """
-        looked = False
+        st: os.stat_result | None = None
         while True:
             with self._lock:
                 if state.handles > 1:
                     state.handles -= 1
                     return
                 redo = self._context.redo
-                lost = not looked and self._states.get(state.key) is state and self.is_lost(state)
-                looked = True
+                lost = False
+                if st is None and state.change_count:
+                    st = os.fstat(state.fd)
+                    lost = st.st_nlink == 0 and self._states.get(state.key) is state and self.is_lost(state)
                 if lost:
                     pass
                 elif (
@@ -174,8 +176,7 @@ class FileTable:
             if lost:
                 self.before_loss(state)
                 continue
-            distrust(state)
-            if is_overtaken(state, os.fstat(state.fd)):
+            if is_overtaken(state, st or os.fstat(state.fd)):
                 continue
             try:
                 state.write_clean()

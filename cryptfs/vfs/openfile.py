@@ -288,13 +288,14 @@ class OpenFile:
 class _Change:
     """Holds the lock for a change, and lets readers notice it. A failed change leaves the file no longer."""
 
-    __slots__ = ("_emptying", "_file", "_size", "_state")
+    __slots__ = ("_emptying", "_file", "_loaded", "_size", "_state")
 
     def __init__(self, file: OpenFile, *, emptying: bool = False) -> None:
         self._file = file
         self._state = file.state
         self._size = 0
         self._emptying = emptying
+        self._loaded = self._state.loaded  # else it is loaded now, and nothing can have happened since
         try:
             file.state.require_loaded()
         except IntegrityError:
@@ -305,9 +306,10 @@ class _Change:
         state = self._state
         state.lock.acquire()
         try:
-            require_current(state)
-            if not (state.changes or self._emptying):
-                look_at_length(state)
+            if self._loaded:
+                require_current(state)
+                if not (state.changes or self._emptying):
+                    look_at_length(state)
             if state.inherited is not None and not self._emptying:
                 take_over(state)
         except BaseException:

@@ -50,7 +50,7 @@ def is_overtaken(state: FileState, st: os.stat_result) -> bool:
 def note_change(state: FileState) -> None:
     """After a change of our own: its ctime is no reason to look at the header before the next one.
 
-    What somebody else does in the moment between the two is noticed by `distrust`, before a sync or a close.
+    What somebody else does in the moment between the two is noticed by `distrust`, before a sync.
     """
     if state.changes and not state.context.exclusive:
         state.seen_ctime = os.fstat(state.fd).st_ctime_ns

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from cryptfs.errors import IntegrityError, NameError_
-from cryptfs.storage.backing import HELD_FILE_FLAGS, open_backing, reopen
+from cryptfs.storage.backing import HELD_FILE_FLAGS, O_NOATIME, open_backing, reopen
 from cryptfs.storage.dirs import holds_plaintext, is_long, open_for_listing, scan
 from cryptfs.storage.libc import Times, syncfs
 from cryptfs.storage.sessions import is_unsettled
@@ -269,7 +269,7 @@ class VaultTree(EntryOperations):
     ) -> tuple[OpenFile, Attributes, bool]:
         """As create; with its attributes, which else cost another system call, and whether it is new."""
         self.require_writable()
-        create_flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+        create_flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | O_NOATIME
         with self.naming(directory, name) as entry_name:
             try:
                 fd, st = open_backing(directory.fd, entry_name, create_flags, mode & 0o7777)
@@ -286,7 +286,7 @@ class VaultTree(EntryOperations):
                 os.unlink(entry_name, dir_fd=directory.fd)
                 raise
         file = self._handle(directory, name, fd, st, writable=True)
-        file.state.may_have_capability = False
+        file.state.may_have_capability, file.state.keeps_atime = False, bool(O_NOATIME)
         return file, plain_attributes(st, self.context), True
 
     def _handle(
