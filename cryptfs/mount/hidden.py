@@ -106,7 +106,7 @@ class HiddenFiles:
             return self._tree.unlink_open(directory, name, file)
         if held is not None:
             self._tree.unlink(directory, name)
-        shared = self._tree.files.share(file.state)
+        shared = self._tree.files.share(file.state, writable=file.state.writable)
         return OpenFile(file.state, writable=file.state.writable) if shared else None
 
     def _was_released(self, held: HeldFile) -> bool:

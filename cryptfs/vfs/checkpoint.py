@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 JOURNAL_LIMIT = 16 * 1024 * 1024  # of one journal file: then records go to the other
 OVERLAY_LIMIT = 8 * 1024 * 1024  # bytes of chunks in memory
 MAX_CLOSED = 256  # files that nobody has open but the redo log
-CLOSED_SECONDS = 5.0  # that such a file waits
+CLOSED_SECONDS = 5.0  # that a file waits which nobody writes to any more
 LOOK_SECONDS = 2.0
 _BEHIND = 3  # times a limit, at which writers wait
 
@@ -87,12 +87,16 @@ class Checkpointer:
             self._wake.wait(LOOK_SECONDS)
             self._wake.clear()
             now = time.monotonic()
-            waited = self._files.closed_count and now - since >= CLOSED_SECONDS
+            waited = now - since >= CLOSED_SECONDS and self._somebody_waits()
             if not any(self._redo.touched):
                 since = now
             elif self._redo.broken or self._excess() >= 1 or waited:
                 self.checkpoint()
                 since = now
+
+    def _somebody_waits(self) -> bool:
+        """Whether a file that nobody writes to any more is in its place in part only, for others to see."""
+        return any(not state.writers for touched in self._redo.touched for state in list(touched))
 
     def checkpoint(self) -> None:
         """Let the journal take turns, and bring home what the file that it left holds.

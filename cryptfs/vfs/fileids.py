@@ -125,7 +125,7 @@ class FileIds:
             done = not shared
         finally:
             if not done:
-                self._entries.files.release(state)
+                self._entries.files.release(state, writable=True)
         return not done
 
     def give_own(self, directory: Directory, name: bytes, state: FileState) -> None:

@@ -26,6 +26,7 @@ from cryptfs.vfs.writemarks import WriteMarks
 log = logging.getLogger(__name__)
 
 FileKey = tuple[int, int]  # device, inode
+NOT_ASKED = -1
 Left = tuple[int, int, int]
 """ctime and mtime in nanoseconds, and length, of a backing file."""
 
@@ -52,7 +53,8 @@ class FileState(WriteMarks):
         self.writable = writable
         self.cipher_path = path
         self.lock = threading.RLock()
-        self.handles = 1  # guarded by the FileTable's lock
+        self.handles = 1  # guarded by the FileTable's lock, as the next
+        self.writers = int(writable)  # handles among them that may change the file
         self.change_count = 0
         self.loaded = False
         self.damage: IntegrityError | None = None
@@ -61,6 +63,7 @@ class FileState(WriteMarks):
         self.inherited: Verdict | None = None
         self.packed_header: bytes | None = b""  # as it is on disk; None: we may have written half of it
         self._left: os.stat_result | None = None
+        self.birth: int | None = NOT_ASKED  # see FileTable.birth_of
         self.seen_ctime = 0  # in ns, at which the file was as it is known here; 0: look at its header
         self.content_key = b""
         self.size = 0

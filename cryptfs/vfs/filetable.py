@@ -11,8 +11,9 @@ import os
 import threading
 from collections.abc import Callable
 
+from cryptfs.storage.libc import statx_birth_time
 from cryptfs.vfs.context import FileContext
-from cryptfs.vfs.filestate import FileKey, FileState
+from cryptfs.vfs.filestate import NOT_ASKED, FileKey, FileState
 from cryptfs.vfs.overtaking import is_overtaken
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,18 @@ def _never(_: FileState) -> bool:
     return False
 
 
+def _note_standing(state: FileState) -> None:
+    """Nobody writes to a file any more, and what was written stands under its name, while somebody reads it.
+
+    From then on everybody sees it: whoever takes it away means to, and it is not lost.
+    """
+    where = state.whereabouts
+    if where.kept_change == state.change_count or state.writers or state.overlay:
+        return
+    if os.fstat(state.fd).st_nlink:
+        where.kept_change = state.change_count
+
+
 class FileTable:
     """The open files of a vault."""
 
@@ -34,7 +47,9 @@ class FileTable:
         self._lock = threading.Lock()
         self._states: dict[FileKey, FileState] = {}
         self._closed: dict[FileKey, FileState] = {}  # no handle, but the redo log needs them
-        self.on_left: Callable[[FileState], None] = _nobody_asks  # called when a file is closed for good
+        self.on_left: Callable[[FileState], None] = (
+            _nobody_asks  # called when a file is about to be closed for good
+        )
         self.is_lost: Callable[[FileState], bool] = _never
         self.before_loss: Callable[[FileState], None] = _nobody_asks  # afterwards, it is lost no more
 
@@ -66,6 +81,7 @@ class FileTable:
                 raise
             if not overtaken:
                 with self._lock:
+                    state.writers += writable
                     state.adopt(fd, writable=writable)
                 return state
             self._leave(state)
@@ -82,19 +98,30 @@ class FileTable:
             if not state.handles:
                 state.close_descriptors()
 
-    def hold(self, key: FileKey) -> int | None:
-        """An O_PATH descriptor of a file that is open, by device and inode; None where it is not."""
+    def hold(self, state: FileState) -> int | None:
+        """An O_PATH descriptor of a file that is open; None where it is not any more."""
         with self._lock:
-            state = self._states.get(key)
-            return None if state is None else os.open(f"/proc/self/fd/{state.fd}", os.O_PATH | os.O_CLOEXEC)
+            if self._states.get(state.key) is not state:
+                return None
+            return os.open(f"/proc/self/fd/{state.fd}", os.O_PATH | os.O_CLOEXEC)
 
-    def share(self, state: FileState) -> bool:
+    def birth_of(self, state: FileState) -> int | None:
+        """The time of birth in ns of a file that is open; None: there is none, or it was closed."""
+        if state.birth == NOT_ASKED:
+            with self._lock:
+                if self._states.get(state.key) is not state:
+                    return None
+                state.birth = statx_birth_time(state.fd, "")
+        return state.birth
+
+    def share(self, state: FileState, *, writable: bool = False) -> bool:
         """One handle more on a state, unless its last one has gone."""
         with self._lock:
             if self._states.get(state.key) is not state:
                 return False
             self._closed.pop(state.key, None)
             state.handles += 1
+            state.writers += writable
             return True
 
     def find_key(self, key: FileKey) -> FileState | None:
@@ -137,10 +164,14 @@ class FileTable:
         with self._lock:
             return self._states.get((st.st_dev, st.st_ino))
 
-    def release(self, state: FileState) -> None:
+    def release(self, state: FileState, *, writable: bool = False) -> None:
         """One handle less; with the last, the header is made CLEAN and the file closed.
 
         A file that is on disk in the journal only stays here until the checkpointer has been at it.
+
+        A file that is lost is kept when nobody writes to it any more: whoever reads it may go on for days.
+
+        Args: writable: the handle might change the file.
 
         The state stays in the table until its header is written, so that whoever opens the file
         meanwhile shares it instead of reading a header that is about to change.
@@ -149,18 +180,22 @@ class FileTable:
                 to open it finds its length by recovery.
         """
         st: os.stat_result | None = None
+        gone = int(writable)
         while True:
             with self._lock:
-                if state.handles > 1:
-                    state.handles -= 1
-                    return
+                state.writers -= gone
+                gone = 0
                 redo = self._context.redo
                 lost = False
-                if st is None and state.change_count:
+                if st is None and state.change_count and (state.handles == 1 or not state.writers):
                     st = os.fstat(state.fd)
                     lost = st.st_nlink == 0 and self._states.get(state.key) is state and self.is_lost(state)
                 if lost:
                     pass
+                elif state.handles > 1:
+                    state.handles -= 1
+                    _note_standing(state)
+                    return
                 elif (
                     redo is not None
                     and not state.overtaken
@@ -197,8 +232,8 @@ class FileTable:
             return  # close() was here before
         if self._context.redo is not None:
             self._context.redo.abandon(state)
-        state.close_descriptors()
         self.on_left(state)
+        state.close_descriptors()
 
     def drop_unlinked(self) -> None:
         """After a name went: let go of files that have no name left and that nobody has open."""

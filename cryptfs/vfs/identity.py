@@ -65,6 +65,12 @@ class Known:
         birth = statx_birth_time(fd, "")
         if birth is None:
             return self.ctime == 0
+        return self.is_born(birth)
+
+    def is_born(self, birth: int | None) -> bool:
+        """Whether what has its inode number now is the same file, by its time of birth in ns, if any."""
+        if birth is None:
+            return True
         if self.birth >= 0:
             return birth == self.birth
         if birth > -self.birth:

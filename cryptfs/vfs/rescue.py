@@ -32,7 +32,7 @@ def is_lost(state: FileState) -> bool:
     where = state.whereabouts
     return (
         where.place is not None
-        and not where.removed_here
+        and not (where.removed_here or where.being_kept)
         and state.change_count != where.kept_change
         and not state.overtaken
         and os.fstat(state.fd).st_nlink == 0
@@ -65,11 +65,15 @@ class Rescuer:
         where = state.whereabouts
         assert where.place is not None  # else it is not lost
         change, before = state.change_count, where.kept_as
-        if before is not None and before.is_untouched():
-            where.kept_as = self._refresh(state, before)
-        else:
-            where.kept_as = self._put(state, *where.place)
-        _sync(where.kept_as.directory)
+        where.being_kept = True
+        try:
+            if before is not None and before.is_untouched():
+                where.kept_as = self._refresh(state, before)
+            else:
+                where.kept_as = self._put(state, *where.place)
+            _sync(where.kept_as.directory)
+        finally:
+            where.being_kept = False
         where.kept_change = change
 
     def _refresh(self, state: FileState, kept: Kept) -> Kept:

@@ -39,7 +39,7 @@ def seal_anew(entries: EntryOperations, state: FileState, directory: Directory) 
             _copy_attributes(state, new)
             copy.sync(data_only=False)
         finally:
-            entries.files.release(new)
+            entries.files.release(new, writable=True)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary, dir_fd=directory.fd)

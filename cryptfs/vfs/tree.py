@@ -366,7 +366,12 @@ class VaultTree(EntryOperations):
         None: its last handle was given back meanwhile, so that nobody needs one.
         """
         self.require_writable()
-        shared = OpenFile(file.state, writable=file.state.writable) if self.files.share(file.state) else None
+        writable = file.state.writable
+        shared = (
+            OpenFile(file.state, writable=writable)
+            if self.files.share(file.state, writable=writable)
+            else None
+        )
         try:
             self.unlink(directory, name)
         except BaseException:
@@ -379,7 +384,7 @@ class VaultTree(EntryOperations):
         """Give a handle back. Raises: OSError: the header could not be written; it is closed all the same."""
         if file.state.was_changed:
             self.file_ids.written(file.state)
-        self.files.release(file.state)
+        self.files.release(file.state, writable=file.writable)
 
     def truncate(self, directory: Directory, name: bytes, size: int) -> None:
         """truncate(2) of an entry."""

@@ -12,15 +12,17 @@ class Whereabouts:
 
     place:        directory and name of a file that was opened for writing by its name, kept through renames.
     removed_here: whether this mount has removed its last name: nobody misses it.
+    being_kept:   its content is on its way to another file just now.
     kept_as:      what the content was kept as after somebody else had removed it.
-    kept_change:  the change_count of then.
+    kept_change:  the change_count of then, or of when its last writer had closed it, with its name.
     """
 
-    __slots__ = ("kept_as", "kept_change", "place", "removed_here")
+    __slots__ = ("being_kept", "kept_as", "kept_change", "place", "removed_here")
 
     def __init__(self) -> None:
         self.place: tuple[Directory, bytes] | None = None
         self.removed_here = False
+        self.being_kept = False
         self.kept_as: Kept | None = None
         self.kept_change = 0
 

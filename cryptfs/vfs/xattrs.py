@@ -198,7 +198,7 @@ class Xattrs:
                 self._require_header(state)
             return state.header.file_id if state.header is not None else b""
         finally:
-            self._files.release(state)
+            self._files.release(state, writable=create)
 
     @staticmethod
     def _require_header(state: FileState) -> None:

@@ -19,6 +19,7 @@ class Actor:
 
     Args: aside: a directory on the same filesystem, for what is put into another place.
           content: makes a new content for a path.
+          moved: told of an old and a new path of a file that is renamed: handles on it go with it.
     """
 
     def __init__(
@@ -28,7 +29,9 @@ class Actor:
         dice: random.Random,
         aside: Path,
         content: Callable[[str], bytes],
+        moved: Callable[[str, str], None],
     ) -> None:
+        self.moved = moved
         self.sealer = sealer
         self.tracks = tracks
         self.dice = dice
@@ -144,6 +147,7 @@ class Actor:
         content = track.certain
         assert content is not None
         backing.rename(target)
+        self.moved(track.path, other.path)
         track.change(None, outside=True)
         other.origins |= track.origins
         self._placed(other, content, raw)
@@ -162,6 +166,8 @@ class Actor:
         backing.rename(self.aside / "swap")
         target.rename(backing)
         (self.aside / "swap").rename(target)
+        self.moved(track.path, other.path)
+        self.moved(other.path, track.path)
         track.origins |= other.origins
         other.origins |= track.origins
         self._placed(track, content, theirs)

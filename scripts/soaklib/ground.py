@@ -14,6 +14,12 @@ from tests.e2e.mounting import TMPFS, Mounted, MountSpec
 
 MIB = 1 << 20
 
+AT_ONCE = (
+    ("cryptfs.vfs.checkpoint", "CLOSED_SECONDS", 0),
+    ("cryptfs.vfs.checkpoint", "LOOK_SECONDS", 0.1),
+)
+"""What was overwritten goes home to its file at once, so that nobody has to wait for it."""
+
 
 @contextlib.contextmanager
 def ext4(mib: int = 256) -> Iterator[Path]:

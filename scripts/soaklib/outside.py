@@ -25,7 +25,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from soaklib.actor import Actor
-from soaklib.ground import ext4, mounted_on
+from soaklib.ground import AT_ONCE, ext4, mounted_on
 from soaklib.model import GRACE, Content, Track, files_of
 from soaklib.programs import Finding, Programs, describe
 from soaklib.sealed import Sealer
@@ -52,10 +52,11 @@ class Round:
         self.tracks = {path: Track(path) for path in paths}
         aside = mount.scratch / "aside"
         aside.mkdir()
-        self.actor = Actor(self.sealer, self.tracks, self.dice, aside, self.content)
         self.programs = Programs(mount.mountpoint, self.tracks, self.dice, self.content)
+        self.actor = Actor(self.sealer, self.tracks, self.dice, aside, self.content, self.programs.moved)
         self.serial = 0
         self.said: list[str] = []
+        self.began = time.monotonic()
         self.alive = time.monotonic()
 
     def content(self, path: str) -> bytes:
@@ -65,6 +66,28 @@ class Round:
         head = f"#!/bin/sh\necho {path} {self.serial}\nexit 0\n".encode()
         lines = (f"# {path} {self.serial} {number:05}\n".encode() for number in range(size // 12 + 1))
         return (head + b"".join(lines))[: max(size, len(head))] if size else b""
+
+    # ---- for who looks into a finding
+
+    def say(self, what: str) -> None:
+        """Note what a step did."""
+        self.said.append(f"{time.monotonic() - self.began:8.3f}  {what}")
+
+    def tell(self, finding: str) -> None:
+        """Print the last steps, those about paths that a finding names, and what the model knows of these."""
+        named = [path for path in self.tracks if path in finding]
+        about = [line for line in self.said[:-SAID] if any(path in line for path in named)]
+        for line in (*about[-SAID:], "...", *self.said[-SAID:]):
+            print(f"    {line}")
+        now = time.monotonic()
+        for path in named:
+            for state in self.tracks[path].states[-6:]:
+                ended, held = state.ended - self.began, " or ".join(map(describe, state.contents))
+                print(f"    {path} {state.since - self.began:.3f} to {ended:.3f}: {held}"
+                      f"{' damaged' * state.damaged}{' outside' * state.outside}")  # fmt: skip
+        print(f"    now it is {now - self.began:.3f}")
+        for line in self.mount.log_path.read_text(errors="replace").splitlines()[-6:]:
+            print(f"    log: {line}")
 
     # ---- steps
 
@@ -313,7 +336,8 @@ def watched(current: Round) -> Iterator[None]:
 def keep(mount: Mounted, seed: int) -> Path:
     """A copy of vault and log, for who looks into a finding."""
     kept = Path(tempfile.mkdtemp(prefix=f"cryptfs-outside-{seed}-"))
-    shutil.copytree(mount.vault_dir, kept / "vault", symlinks=True)
+    with contextlib.suppress(shutil.Error):  # files come and go
+        shutil.copytree(mount.vault_dir, kept / "vault", symlinks=True)
     shutil.copy(mount.log_path, kept / "log")
     return kept
 
@@ -321,7 +345,7 @@ def keep(mount: Mounted, seed: int) -> Path:
 def run(seed: int, seconds: float, engine: str, chosen: argparse.Namespace) -> bool:
     """One round; False where it found something."""
     os.umask(0o022)
-    with ext4() as ground, mounted_on(ground, MountSpec(engine)) as mount:
+    with ext4() as ground, mounted_on(ground, MountSpec(engine, constants=AT_ONCE)) as mount:
         current = Round(mount, seed, chosen)
         steps = 0
         try:
@@ -330,14 +354,13 @@ def run(seed: int, seconds: float, engine: str, chosen: argparse.Namespace) -> b
                 end = time.monotonic() + seconds
                 while time.monotonic() < end:
                     steps += 1
-                    current.said.append(current.step())
+                    current.say(current.step())
                 current.check_log()
                 current.finish()
         except Exception as error:
             if not isinstance(error, Finding | AssertionError | OSError):
                 raise
-            for line in current.said[-SAID:]:
-                print(f"    {line}")
+            current.tell(str(error))
             kind = "" if isinstance(error, Finding) else f"{type(error).__name__}: "
             print(f"FOUND, seed {seed}, step {steps}, {engine}: {kind}{error}")
             print(f"the vault is kept: {keep(mount, seed)}")

@@ -352,10 +352,14 @@ class Programs:
         source.change(None, outside=False)
         target.change(content, outside=False)
         target.origins |= source.origins
+        self.moved(path, target.path)
+        return f"rename to {target.path}"
+
+    def moved(self, path: str, target: str) -> None:
+        """A file has another name: a handle on it goes with it."""
         for held in self.held:
             if path in held.paths:
-                held.paths.add(target.path)
-        return f"rename to {target.path}"
+                held.paths.add(target)
 
     def close(self) -> None:
         """Close every handle, after one look through each."""

@@ -10,17 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from soaklib.ground import ext4, mounted_on
+from soaklib.ground import AT_ONCE, ext4, mounted_on
 from tests.crash.blockdevice import missing
 from tests.e2e.conftest import ENGINES, require_fuse
 from tests.e2e.mounting import MountSpec
 from tests.outside.stage import Stage
-
-AT_ONCE = (
-    ("cryptfs.vfs.checkpoint", "CLOSED_SECONDS", 0),
-    ("cryptfs.vfs.checkpoint", "LOOK_SECONDS", 0.1),
-)
-"""What was overwritten goes home to its file at once, so that the tests need not wait for it."""
 
 StageMaker = Callable[..., contextlib.AbstractContextManager[Stage]]
 

@@ -90,7 +90,7 @@ class EntryHandlers(Handlers):
         kernel keeps its own. And a renamed one has got its ctime from the backing filesystem.
         """
         renamed, node.renamed = node.renamed, False
-        if not stat.S_ISREG(st.st_mode) or self._tree.files.find_key(self.nodes.file_key(node)) is not None:
+        if not stat.S_ISREG(st.st_mode) or self.nodes.open_state(node) is not None:
             return False
         if node.held is not None:
             return node.held.gone

@@ -224,7 +224,7 @@ class FileHandlers(Handlers):
         size, _ = structs.GETXATTR_IN.unpack_from(request.body)
         (name,) = structs.take_names(request.body, structs.GETXATTR_IN.size, 1)
         if name == CAPABILITY:  # asked for once for each file that is written
-            state = self._tree.files.find_key(self.nodes.file_key(self.nodes.get(request.nodeid)))
+            state = self.nodes.open_state(self.nodes.get(request.nodeid))
             if state is not None and not state.may_have_capability:
                 return errno.ENODATA
         value = self._tree.xattrs.get(*self._place(request.nodeid), name)
@@ -251,7 +251,7 @@ class FileHandlers(Handlers):
             self._tree.xattrs.set(*self._place(request.nodeid), name, value, flags)
             if name == CAPABILITY:
                 node = self.nodes.get(request.nodeid)
-                state = self._tree.files.find_key(self.nodes.file_key(node))
+                state = self.nodes.open_state(node)
                 if state is not None:
                     state.may_have_capability = True
         return b""

@@ -27,6 +27,7 @@ from cryptfs.errors import IntegrityError
 from cryptfs.mount.native.node import INODE, Displaced, HeldFile, Node, NodeKey
 from cryptfs.mount.native.structs import ROOT_ID
 from cryptfs.storage.backing import HELD_FILE_FLAGS
+from cryptfs.storage.libc import statx_birth_time
 from cryptfs.vfs.attributes import Attributes
 from cryptfs.vfs.directory import SELF, Directory, Place
 from cryptfs.vfs.filestate import FileState
@@ -128,10 +129,12 @@ class NodeTable:
             return True  # it is open, so nobody else can have its number
         st = found.st
         regular = is_regular(st)
-        state = self._open_state(node) if regular else None
+        state = self.open_state(node) if regular else None
+        if self._was_moved(node, parent, name, st) and not (state is not None and state.handles):
+            return False
         if state is not None and self._tree.files.share(state):  # nobody closes its descriptor meanwhile
             try:
-                return node.is_object(state.fd, st) and not is_overtaken(state, st)
+                return not is_overtaken(state, st)
             finally:
                 with contextlib.suppress(OSError):  # told to nobody, as at any last close
                     self._tree.files.release(state)
@@ -153,8 +156,28 @@ class NodeTable:
         finally:
             os.close(held_fd)
 
-    def _open_state(self, node: Node) -> FileState | None:
-        return self._tree.files.find_key(self.file_key(node))
+    def _was_moved(self, node: Node, parent: Node, name: bytes, st: os.stat_result) -> bool:
+        """Whether somebody else has moved a file here: its old name, as the kernel has it, is none of its.
+
+        Linux sees to that itself for directories, which cannot have two places.
+        """
+        elsewhere = node.parent is not parent or node.name != name
+        return elsewhere and st.st_nlink == 1 and not self._exclusive and not stat.S_ISDIR(st.st_mode)
+
+    def open_state(self, node: Node) -> FileState | None:
+        """What is open here of a node's file; not of one that has got its inode number since."""
+        files = self._tree.files
+        state = files.find_key(self.file_key(node))
+        if state is None or self._exclusive or node.is_born(files.birth_of(state)):
+            return state
+        return None
+
+    def _hold_open(self, node: Node) -> int:
+        state = self.open_state(node)
+        held_fd = None if state is None else self._tree.files.hold(state)
+        if held_fd is None:
+            raise stale()
+        return held_fd
 
     def retire(self, node: Node) -> None:
         """Another file has its place, or other content: only what is open leads to the old one now."""
@@ -189,7 +212,7 @@ class NodeTable:
             return
         inode, device = state.key[1], state.key[0]
         node = self._by_key.get(inode if device == self._device else device << 64 | inode)
-        if node is not None:
+        if node is not None and (self._exclusive or node.is_born(statx_birth_time(state.fd, ""))):
             node.ctime, node.mtime, _ = state.left
             node.size, node.version = state.size, state.version
 
@@ -331,10 +354,7 @@ class NodeTable:
         except OSError as error:
             if error.errno not in _GONE:
                 raise
-        held_fd = self._tree.files.hold(self.file_key(node))
-        if held_fd is None:
-            raise stale()
-        return HeldFile(held_fd)
+        return HeldFile(self._hold_open(node))
 
     def attributes(self, node: Node) -> Attributes:
         """Attributes now. Raises: OSError: ESTALE where another file has its place, or other content."""
@@ -363,9 +383,7 @@ class NodeTable:
 
     def _attributes_open(self, node: Node) -> Attributes:
         """Of a file that has lost its place to another one: while somebody has it open, it is there."""
-        held_fd = self._tree.files.hold(self.file_key(node))
-        if held_fd is None:
-            raise stale()
+        held_fd = self._hold_open(node)
         try:
             return self._tree.stat_descriptor(held_fd)
         finally:
