@@ -367,11 +367,8 @@ class VaultTree(EntryOperations):
         """
         self.require_writable()
         writable = file.state.writable
-        shared = (
-            OpenFile(file.state, writable=writable)
-            if self.files.share(file.state, writable=writable)
-            else None
-        )
+        there = self.files.share(file.state, writable=writable)
+        shared = OpenFile(file.state, writable=writable) if there else None
         try:
             self.unlink(directory, name)
         except BaseException:

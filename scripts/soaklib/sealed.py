@@ -122,7 +122,8 @@ class Sealer:
 
     def header(self, raw: bytes) -> FileHeader:
         """The header of a backing file's bytes. Raises: HeaderError."""
-        return FileHeader.unpack(raw[:HEADER_SIZE], self._keys, self._config.suite.cipher_id, self._log2)
+        cipher_id = self._config.suite.cipher_id
+        return FileHeader.unpack(raw[:HEADER_SIZE], self._keys, cipher_id, self._log2, machine_state=True)
 
     def content(self, raw: bytes) -> bytes:
         """All that a backing file's bytes hold; surplus behind a closed file counts for nothing.

@@ -157,12 +157,9 @@ class NodeTable:
             os.close(held_fd)
 
     def _was_moved(self, node: Node, parent: Node, name: bytes, st: os.stat_result) -> bool:
-        """Whether somebody else has moved a file here: its old name, as the kernel has it, is none of its.
-
-        Linux sees to that itself for directories, which cannot have two places.
-        """
-        elsewhere = node.parent is not parent or node.name != name
-        return elsewhere and st.st_nlink == 1 and not self._exclusive and not stat.S_ISDIR(st.st_mode)
+        """Whether somebody else has moved a file here, so that its old name is none of its."""
+        single = st.st_nlink == 1 and not (self._exclusive or stat.S_ISDIR(st.st_mode))
+        return single and (node.parent is not parent or node.name != name)
 
     def open_state(self, node: Node) -> FileState | None:
         """What is open here of a node's file; not of one that has got its inode number since."""
