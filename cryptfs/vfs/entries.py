@@ -119,6 +119,7 @@ class EntryOperations:
                 os.unlink(entry_name, dir_fd=parent.fd)
             finally:
                 self.files.removed(removed)
+            self.files.name_removed(parent.dir_id, name)
         self.files.drop_unlinked()
         self.symlinks.discard(long_target)
 

@@ -148,6 +148,15 @@ class FileTable:
             with contextlib.suppress(OSError):  # it was closed meanwhile
                 state.whereabouts.removed_here = os.fstat(state.fd).st_nlink == 0
 
+    def name_removed(self, dir_id: bytes, name: bytes) -> None:
+        """After a request has removed a name: nobody misses what was written under it and lost it before."""
+        for state in list(self._states.values()):
+            where = state.whereabouts
+            place = where.place
+            if place is not None and place[1] == name and place[0].dir_id == dir_id:
+                with contextlib.suppress(OSError):  # it was closed meanwhile
+                    where.removed_here = os.fstat(state.fd).st_nlink == 0
+
     def having(self, file_id: bytes, but: FileState) -> bool:
         """Whether another file that is open for writing, or was, has this file_id and still a name."""
         return any(

@@ -52,7 +52,7 @@ class Round:
         self.tracks = {path: Track(path) for path in paths}
         aside = mount.scratch / "aside"
         aside.mkdir()
-        self.programs = Programs(mount.mountpoint, self.tracks, self.dice, self.content)
+        self.programs = Programs(mount.mountpoint, self.tracks, self.dice, self.content, mount.spec.engine)
         self.actor = Actor(self.sealer, self.tracks, self.dice, aside, self.content, self.programs.moved)
         self.serial = 0
         self.said: list[str] = []

@@ -50,7 +50,7 @@ def describe(content: Content) -> str:
 class Programs:
     """Operations by names that may be stale.
 
-    Args: content: makes a new content for a path.   conflict: tells a conflict's name.
+    Args: content: makes a new content for a path.   engine: of the mount; where it has limits they are named.
     """
 
     def __init__(
@@ -59,7 +59,9 @@ class Programs:
         tracks: dict[str, Track],
         dice: random.Random,
         content: Callable[[str], bytes],
+        engine: str,
     ) -> None:
+        self.engine = engine
         self.mountpoint = mountpoint
         self.tracks = tracks
         self.dice = dice
@@ -155,6 +157,8 @@ class Programs:
         target = self.mountpoint / "copy"
         source = os.open(self.at(path), os.O_RDONLY)
         try:
+            if self.engine == "fusepy":
+                os.fstat(source)  # as cp(1) does: else a handle on an older version may have cut the size
             copy = os.open(target, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
             try:
                 while os.copy_file_range(source, copy, 1 << 20):

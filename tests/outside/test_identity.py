@@ -100,6 +100,23 @@ def test_what_was_replaced_long_after_it_was_closed_does_not_come_back(stage: St
     assert not [name for name in os.listdir(place.shown) if CONFLICT.search(name)]
 
 
+@pytest.mark.parametrize("held", [False, True])
+def test_what_a_program_removes_does_not_come_back(stage: Stage, *, held: bool) -> None:
+    """It was written to, replaced and then removed here by its name."""
+    place = stage.place()
+    place.plant("doc", OLD)
+    fd = os.open(place.shown / "doc", os.O_RDWR)
+    os.pwrite(fd, HEAD, 0)
+    os.fsync(fd)
+    if not held:
+        os.close(fd)
+    replace(place.cipher("doc"), place.sealer.seal(NEW))
+    (place.shown / "doc").unlink()
+    if held:
+        os.close(fd)
+    assert not until(lambda: bool(place.names()), 0.5), place.names()
+
+
 def _holds(place: Place, wanted: bytes) -> bool:
     """Whether the backing file has all of a content, be it closed or not."""
     return place.sealer.content(place.cipher("doc").read_bytes()) == wanted
