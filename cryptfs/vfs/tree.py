@@ -266,8 +266,8 @@ class VaultTree(EntryOperations):
 
     def create_new(
         self, directory: Directory, name: bytes, flags: int, mode: int, caller: Caller | None = None
-    ) -> tuple[OpenFile, Attributes, bool]:
-        """As create; with its attributes, which else cost another system call, and whether it is new."""
+    ) -> tuple[OpenFile, Attributes]:
+        """As create; with the file's attributes, which cost another system call afterwards."""
         self.require_writable()
         create_flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | O_NOATIME
         with self.naming(directory, name) as entry_name:
@@ -277,7 +277,7 @@ class VaultTree(EntryOperations):
                 if flags & os.O_EXCL:
                     raise
                 file = self.open(directory, name, flags)
-                return file, self.stat_open(file), False
+                return file, self.stat_open(file)
             try:
                 if give_to_caller(directory, entry_name, stat.S_IFREG | mode, caller):
                     st = os.fstat(fd)
@@ -287,7 +287,7 @@ class VaultTree(EntryOperations):
                 raise
         file = self._handle(directory, name, fd, st, writable=True)
         file.state.may_have_capability, file.state.keeps_atime = False, bool(O_NOATIME)
-        return file, plain_attributes(st, self.context), True
+        return file, plain_attributes(st, self.context)
 
     def _handle(
         self, directory: Directory, name: bytes, fd: int, st: os.stat_result, *, writable: bool

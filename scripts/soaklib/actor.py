@@ -202,12 +202,19 @@ class Actor:
 
     # ---- in place
 
+    def _rewrite(self, backing: Path, before: bytes, raw: bytes, *, block: int = 0) -> None:
+        """As `rsync --inplace -X`: a version with another file_id does not come with the xattrs of this one."""
+        other = not before or not raw or self.sealer.header(before).file_id != self.sealer.header(raw).file_id
+        rewrite(backing, raw, block=block)
+        for name in os.listxattr(backing) if other else ():
+            os.removexattr(backing, name)
+
     def in_place(self, track: Track, backing: Path, raw: bytes) -> str:
         """rsync --inplace: whole, or by blocks."""
         content = self.content(track.path)
         sealed = self._sealed(content, raw)
         block = self.dice.choice((0, 700, 4096))
-        rewrite(backing, sealed, block=block)
+        self._rewrite(backing, raw, sealed, block=block)
         self._placed(track, content, sealed)
         return f"in place, blocks of {block}"
 
@@ -216,7 +223,7 @@ class Actor:
         if track.path not in self.history:
             return self.in_place(track, backing, raw)
         content, sealed = self.dice.choice(self.history[track.path])
-        rewrite(backing, sealed)
+        self._rewrite(backing, raw, sealed)
         self._placed(track, content, sealed)
         return "an older copy in place"
 

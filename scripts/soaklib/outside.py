@@ -77,7 +77,7 @@ class Round:
         """Print the last steps, those about paths that a finding names, and what the model knows of these."""
         named = [path for path in self.tracks if path in finding]
         about = [line for line in self.said[:-SAID] if any(path in line for path in named)]
-        for line in (*about[-SAID:], "...", *self.said[-SAID:]):
+        for line in (*about[-4 * SAID :], "...", *self.said[-SAID:]):
             print(f"    {line}")
         now = time.monotonic()
         for path in named:
@@ -120,12 +120,16 @@ class Round:
              programs.rename, self.settle, self.untouched),
             (30, 10, 5, 10, 20, 3, 4, 10, 8),
         )[0]  # fmt: skip
+        if programs.is_left(path):
+            return f"nothing: {path} was moved while it is open"
         return f"{choice.__name__} {path}: {choice(path)}"
 
     def outside(self, path: str, roll: float) -> str:
         """A file or a directory changes outside; or a file, while a program writes to it."""
         if self.tracks[path].busy:
             return self.settle(path)
+        if self.programs.is_left(path):
+            return "nothing: moved while it is open"
         if roll >= 0.13 and not self.remounts:
             return f"both {path}: {self.both(path)}"
         if self.remounts:

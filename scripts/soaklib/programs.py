@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import math
 import mmap
 import os
 import random
@@ -13,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from soaklib.model import DIRECTORY, Content, Track, files_of
+from soaklib.model import DIRECTORY, GRACE, Content, Track, files_of
 
 PAGE = 4096
 _CHILD_SECONDS = 30
@@ -67,6 +69,9 @@ class Programs:
         self.dice = dice
         self.content = content
         self.held: list[Held] = []
+        self.left: dict[
+            str, float
+        ] = {}  # paths that a file which is open was moved away from outside, and when
         self.marks: dict[str, str] = {}  # value of an attribute: the path that it was set on
 
     def at(self, path: str) -> Path:
@@ -96,6 +101,8 @@ class Programs:
     def failed(self, path: str, began: float, error: OSError, how: str) -> None:
         """An error that must be explained."""
         track = self.tracks[path]
+        if self.engine == "fusepy" and error.errno == errno.ENODEV and how == "write (map)":
+            return  # ARCHITECTURE, section 9: no shared mapping while an older file is open under the name
         if isinstance(error, FileNotFoundError) and None in track.allowed(began):
             return
         if isinstance(error, IsADirectoryError) and DIRECTORY in track.allowed(began):
@@ -340,7 +347,7 @@ class Programs:
         source = self.tracks[path]
         target = self.tracks[self.dice.choice(sorted(self.tracks))]
         began = time.monotonic()
-        if source is target or source.busy or target.busy or not source.exists:
+        if source is target or source.busy or target.busy or not source.exists or self.is_left(target.path):
             return "nothing: busy"
         if target.certain == DIRECTORY or len(target.window(began)) > 1 or len(source.window(began)) > 1:
             return "nothing: unsettled"
@@ -356,14 +363,24 @@ class Programs:
         source.change(None, outside=False)
         target.change(content, outside=False)
         target.origins |= source.origins
-        self.moved(path, target.path)
+        self.moved(path, target.path, outside=False)
         return f"rename to {target.path}"
 
-    def moved(self, path: str, target: str) -> None:
+    def moved(self, path: str, target: str, *, outside: bool = True) -> None:
         """A file has another name: a handle on it goes with it."""
         for held in self.held:
             if path in held.paths:
                 held.paths.add(target)
+                if outside:
+                    self.left[path] = time.monotonic()
+
+    def is_left(self, path: str) -> bool:
+        """Whether the name may still mean a file that is elsewhere.
+
+        Of a file that is open the kernel has one inode, wherever it is: until it asks for the old name again,
+        after a second, what is done by that is done to the file, as if it had come before the move.
+        """
+        return time.monotonic() - self.left.get(path, -math.inf) < GRACE
 
     def close(self) -> None:
         """Close every handle, after one look through each."""

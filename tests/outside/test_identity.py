@@ -58,6 +58,24 @@ def test_a_name_does_not_follow_a_file_that_somebody_moves(stage: Stage) -> None
     assert until(lambda: place.content("moved") == OLD)
 
 
+@pytest.mark.parametrize("flags", [os.O_TRUNC, 0], ids=["truncate", "keep"])
+def test_a_known_file_that_comes_under_a_free_name_is_opened_with_its_size(stage: Stage, flags: int) -> None:
+    """The kernel knows the file by another name, and has been told that this one is free."""
+    place = stage.place()
+    place.plant("doc", OLD)
+    assert (place.shown / "doc").read_bytes() == OLD
+    assert not (place.shown / "free").exists()
+    place.cipher("doc").rename(place.cipher("free"))
+    fd = os.open(place.shown / "free", os.O_RDWR | os.O_CREAT | flags, 0o600)
+    try:
+        os.pwrite(fd, MINE, 0)
+    finally:
+        os.close(fd)
+    wanted = MINE if flags else MINE + OLD[len(MINE) :]
+    assert (place.shown / "free").read_bytes() == wanted
+    assert until(lambda: place.content("free") == wanted)
+
+
 @pytest.mark.parametrize("kind", ["overwrite", "append"])
 def test_what_a_program_closed_is_kept_while_another_reads(stage: Stage, kind: str) -> None:
     """A file is replaced while it is written to. The reader's handle may stay for days."""

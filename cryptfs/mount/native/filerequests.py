@@ -15,8 +15,8 @@ from cryptfs.mount.native.node import HeldFile
 from cryptfs.mount.native.structs import Notification
 from cryptfs.mount.options import MountOptions
 from cryptfs.vfs import ranges
-from cryptfs.vfs.attributes import Attributes
 from cryptfs.vfs.directory import SELF, Unnamed
+from cryptfs.vfs.identity import stale
 from cryptfs.vfs.openfile import OpenFile
 from cryptfs.vfs.vault import Vault
 from cryptfs.vfs.xattrs import ACL_NAMES, CAPABILITY
@@ -84,33 +84,24 @@ class FileHandlers(Handlers):
 
     def create(self, request: Request) -> Payload:
         """Create and open."""
-        flags, mode, umask, open_flags = structs.CREATE_IN.unpack_from(request.body)
+        flags, mode, umask, _ = structs.CREATE_IN.unpack_from(request.body)
         (name,) = structs.take_names(request.body, structs.CREATE_IN.size, 1)
         parent = self.nodes.get(request.nodeid)
         directory = self.nodes.directory(parent)
         mode, inherited = self._inherit(directory, mode, umask)
-        file, found, new = self._tree.create_new(directory, name, flags, mode, self._caller(request))
-        if new:
-            self.nodes.made(found.st)
-        elif not flags & os.O_TRUNC:
-            self._require_told(file, found)
+        try:
+            exclusive = flags | os.O_EXCL
+            file, found = self._tree.create_new(directory, name, exclusive, mode, self._caller(request))
+        except FileExistsError:
+            if flags & os.O_EXCL:
+                raise
+            # The kernel may know that file, and keeps the size that it knows: so it shall look again.
+            raise stale() from None
+        self.nodes.made(found.st)
         if inherited is not None and self._acls is not None:
             self._acls.give(directory, name, inherited)
             found = self._tree.stat_open(file)
-        if flags & os.O_TRUNC:  # for a file that was there after all
-            self._setter.written(file.state, kill=bool(open_flags & structs.OPEN_KILL_SUIDGID))
-            found = self._tree.stat_open(file)
         return self.entry_out(parent, name, found)[1] + self._opened(file)
-
-    def _require_told(self, file: OpenFile, found: Attributes) -> None:
-        """A file that was there after all may be one that the kernel knows by another name, or of before."""
-        node = self.nodes.find(found.st)
-        if node is not None:
-            try:
-                self._tree.identity.require_told(node, file.state, found.st)
-            except OSError:
-                self._tree.release(file)
-                raise
 
     def tmpfile(self, request: Request) -> Payload:
         """O_TMPFILE: a file without a name."""
