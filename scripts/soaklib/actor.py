@@ -203,7 +203,7 @@ class Actor:
     # ---- in place
 
     def _rewrite(self, backing: Path, before: bytes, raw: bytes, *, block: int = 0) -> None:
-        """As `rsync --inplace -X`: a version with another file_id does not come with the xattrs of this one."""
+        """As `rsync --inplace -X`: a version with another file_id comes without the xattrs of this one."""
         other = not before or not raw or self.sealer.header(before).file_id != self.sealer.header(raw).file_id
         rewrite(backing, raw, block=block)
         for name in os.listxattr(backing) if other else ():

@@ -38,7 +38,7 @@ CONFLICT = "conflict"
 MOST_SHOWN = 15
 UNDER_WAY = ".syncthing."
 """How the names of Syncthing's temporary files begin; it keeps them for a day."""
-HOST_FILES = ("cryptfs.lock", "cryptfs.journal", "cryptfs.sessions", "cryptfs.unsettled", "cryptfs.tmp")
+HOST_FILES = ("cryptfs.host.", "cryptfs.lock", "cryptfs.tmp")
 
 
 def stamped(node: int, origin: str, sequence: int, size: int) -> bytes:
