@@ -76,11 +76,19 @@ def _in_place(place: Place) -> bytes | None:
 OUTSIDE = {"replaced": _replaced, "newer": _newer, "deleted": _deleted, "in_place": _in_place}
 
 
+SIZE_OF_THE_OTHER = ("fusepy", "write, change, write", "append")
+SHARED_INODE = "fstat(2) of a handle on a replaced file shows the new one's size: ARCHITECTURE, section 9"
+
+
 @pytest.mark.parametrize("writer", WRITERS)
 @pytest.mark.parametrize("outside", OUTSIDE)
 @pytest.mark.parametrize("order", ["write, change", "change, write", "sync, change", "write, change, write"])
-def test_both_versions_are_there(stage: Stage, order: str, outside: str, writer: str) -> None:
+def test_both_versions_are_there(
+    request: pytest.FixtureRequest, stage: Stage, order: str, outside: str, writer: str
+) -> None:
     """What a program closed without an error is under the name or one that says conflict; so is the other."""
+    if (stage.engine, order, writer) == SIZE_OF_THE_OTHER and outside in ("replaced", "newer"):
+        request.applymarker(pytest.mark.xfail(strict=True, reason=SHARED_INODE))
     place = stage.place()
     place.plant("doc", OLD)
     place.plant("bystander", OLD)
