@@ -28,14 +28,17 @@ _TRIED_NUMBERS = 100
 
 
 def is_lost(state: FileState) -> bool:
-    """Whether a file was changed here, has no name left, and nobody here has taken its names."""
+    """Whether a file was changed here, has no name left, and nobody here has taken its names.
+
+    A request that takes the last name says so first: so who took it is asked once it is seen to be gone.
+    """
     where = state.whereabouts
     return (
         where.place is not None
-        and not (where.removed_here or where.being_kept)
         and state.change_count != where.kept_change
         and not state.overtaken
         and os.fstat(state.fd).st_nlink == 0
+        and not (where.removed_here or where.being_kept)
     )
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from cryptfs.vfs.directory import Directory
 from cryptfs.vfs.redo import Durability
+from cryptfs.vfs.rescue import is_lost
 from tests.support import KIB, BareVault, pattern
 
 OLD = pattern(20 * KIB, 1)
@@ -92,6 +93,22 @@ def test_what_a_program_removes_itself_stays_removed(vault: BareVault) -> None:
     file.write(0, b"unnamed")
     tree.release(file)
     assert vault.names() == [b"old", b"theirs"]
+
+
+def test_removed_here_while_it_is_looked_at(vault: BareVault, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when another thread unlinks a file during its last close."""
+    fstat = os.fstat
+
+    def fstat_late(fd: int) -> os.stat_result:
+        monkeypatch.setattr(os, "fstat", fstat)
+        vault.tree.unlink(vault.root, b"doc.txt")
+        return fstat(fd)
+
+    with vault.opened(b"doc.txt") as file:
+        file.write(0, b"mine")
+        monkeypatch.setattr(os, "fstat", fstat_late)
+        assert not is_lost(file.state)
+    assert vault.names() == [b"theirs"]
 
 
 def test_two_names_removed_here(vault: BareVault) -> None:
