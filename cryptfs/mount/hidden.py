@@ -9,16 +9,18 @@ the open file.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from cryptfs.mount.native.node import HeldFile
 from cryptfs.mount.paths import PathResolver
 from cryptfs.mount.told import ToldTable
+from cryptfs.vfs.attributes import Attributes
 from cryptfs.vfs.directory import Directory
 from cryptfs.vfs.filestate import FileKey
 from cryptfs.vfs.openfile import OpenFile
@@ -50,9 +52,38 @@ class HiddenFiles:
         self._released: deque[tuple[FileKey, float]] = deque(maxlen=_AT_ONCE)
         self._count = 0
 
-    def get(self, path: str) -> OpenFile | None:
-        """The file without a name that a path stands for."""
-        return self._files.get(path) if self._files else None
+    # libfuse unlinks such a path while other requests for it are under way: each takes a handle of its own.
+
+    @contextlib.contextmanager
+    def _sharing(self, path: str) -> Iterator[OpenFile | None]:
+        hidden = self._files.get(path) if self._files else None
+        if hidden is None or not self._tree.files.share(hidden.state):
+            yield None
+            return
+        shared = OpenFile(hidden.state, writable=hidden.writable)
+        try:
+            yield shared
+        finally:
+            self._tree.release(shared)
+
+    def stat(self, path: str) -> Attributes | None:
+        """Of the file without a name that a path stands for; None: it stands for none."""
+        with self._sharing(path) as file:
+            return None if file is None else self._tree.stat_open(file)
+
+    def hold(self, path: str) -> HeldFile | None:
+        """A descriptor of the file without a name that a path stands for; None: it stands for none."""
+        with self._sharing(path) as file:
+            if file is None:
+                return None
+            return HeldFile(os.open(f"/proc/self/fd/{file.state.fd}", os.O_PATH | os.O_CLOEXEC))
+
+    def truncate(self, path: str, size: int) -> bool:
+        """Set the length of the file without a name that a path stands for. False: it stands for none."""
+        with self._sharing(path) as file:
+            if file is not None:
+                file.truncate(size)
+            return file is not None
 
     def unlink(self, path: str) -> bool:
         """After the last close: libfuse removes a path that it made up. False: it is none of those."""

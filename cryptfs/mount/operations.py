@@ -98,13 +98,14 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
     @translated
     def getattr(self, path: str | None, fh: int | None) -> Attributes:
         """stat, fstat."""
-        file = self._file(path, fh)
-        if file is not None:
+        file = self._handles.get(fh) if fh is not None else None
+        if fh is not None and file is not None:
             found = self._tree.stat_open(file)
-            if fh is not None:
-                self.told.saw_open(fh, file, found)
+            self.told.saw_open(fh, file, found)
             return found
         assert path is not None  # libfuse gives a path or a handle
+        if (hidden := self._hidden.stat(path)) is not None:
+            return hidden
         try:
             found = self._paths.stat(path)
         except FileNotFoundError:
@@ -117,18 +118,13 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
         """Something was not where it was thought to be."""
         self._paths.look_again()
 
-    def _file(self, path: str | None, fh: int | None) -> OpenFile | None:
-        """The open file that an operation means, by handle or as one without a name; None: go by path."""
-        if fh is not None and (file := self._handles.get(fh)) is not None:
-            return file
-        return self._hidden.get(path) if path is not None else None
-
     def _meant(self, path: str | None, fh: int | None = None) -> Place:
         """What an operation is to change, by a descriptor. Raises: OSError: ESTALE: it is another by now."""
-        file = self._file(path, fh)
-        if file is not None:
+        if fh is not None and (file := self._handles.get(fh)) is not None:
             return Unnamed(file.state.fd), SELF
         assert path is not None
+        if (hidden := self._hidden.hold(path)) is not None:
+            return hidden, SELF
         directory, name = self._paths.resolve(path)
         return (directory, SELF) if name == SELF else (self.told.hold(path, directory, name), SELF)
 
@@ -176,10 +172,10 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
     @translated
     def truncate(self, path: str | None, size: int, fh: int | None) -> None:
         """truncate, ftruncate."""
-        file = self._file(path, fh)
+        file = self._handles.get(fh) if fh is not None else None
         if file is not None and file.writable:
             file.truncate(size)
-        elif path is not None:
+        elif path is not None and not self._hidden.truncate(path, size):
             self._truncate(path, size)
 
     def _truncate(self, path: str, size: int) -> None:
@@ -194,7 +190,7 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
     @translated
     def access(self, path: str, amode: int) -> int:
         """access(2), where the kernel does not check permissions itself."""
-        if self._hidden.get(path) is None:
+        if self._hidden.hold(path) is None:
             check_access(*self._paths.resolve(path), amode)
         return 0
 

@@ -19,6 +19,9 @@ pytest.importorskip("mfusepy")
 from cryptfs.mount import told as module
 from cryptfs.mount.operations import CryptOperations
 from cryptfs.mount.options import MountOptions
+from cryptfs.vfs.filetable import FileTable
+from cryptfs.vfs.openfile import OpenFile
+from cryptfs.vfs.tree import VaultTree
 
 CONTENT = b"content" * 1000
 
@@ -209,3 +212,51 @@ def test_an_exclusive_mount_takes_paths_for_what_they_are(vault: BareVault) -> N
     kernel.replace("/doc", "/other")
     kernel.do.chmod("/doc", 0o600, None)
     kernel.do.unlink("/doc")
+
+
+def unlinked_while_open(kernel: Kernel, flags: int) -> tuple[Any, str]:
+    """A handle, and the path by which libfuse asks for the file then."""
+    kernel.create("/doc")
+    kernel.look("/doc")
+    fi = kernel.open("/doc", flags)
+    hidden = "/.fuse_hidden0000000200000001"
+    kernel.do.rename("/doc", hidden, 0)
+    return fi, hidden
+
+
+@pytest.mark.parametrize(
+    ("request_", "step"),
+    [
+        (lambda do, path: do.chmod(path, 0o600, None), (FileTable, "find")),
+        (lambda do, path: do.utimens(path, (1, 0, 1, 0), None), (FileTable, "find")),
+        (lambda do, path: do.truncate(path, 0, None), (OpenFile, "truncate")),
+        (lambda do, path: do.getattr(path, None).st.st_ino, (VaultTree, "stat_open")),
+    ],
+    ids=["chmod", "utimens", "truncate", "getattr"],
+)
+def test_an_unlinked_file_is_closed_while_it_is_asked_for(
+    kernel: Kernel,
+    monkeypatch: pytest.MonkeyPatch,
+    request_: Callable[[CryptOperations, str], object],
+    step: tuple[type, str],
+) -> None:
+    """Else the request went to whatever has the number of its descriptor next."""
+    kernel.create("/other")
+    kernel.look("/other")
+    before = kernel.vault.backing(b"other").stat()
+    fi, path = unlinked_while_open(kernel, os.O_RDWR)
+    original = getattr(*step)
+    closed = []
+
+    def closed_first(*arguments: Any) -> Any:
+        monkeypatch.undo()
+        kernel.close(fi)
+        kernel.do.unlink(path)
+        closed.append(kernel.open("/other", os.O_RDWR))  # takes the lowest number that is free
+        return original(*arguments)
+
+    monkeypatch.setattr(*step, closed_first)
+    assert request_(kernel.do, path) != before.st_ino
+    assert closed
+    assert kernel.vault.backing(b"other").stat() == before
+    assert kernel.look("/other") == len(CONTENT)
