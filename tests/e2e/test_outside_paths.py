@@ -6,6 +6,8 @@ import errno
 import mmap
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +21,7 @@ from tests.e2e.mounting import PASSPHRASE, Mounted, MountSpec, mounted
 
 FRESH = 1.3  # seconds, after which what changed outside must show
 REST = 10.0
+HANGS = 8.0
 STEP = 5_000  # bytes of a read: no multiple of a page
 
 
@@ -30,6 +33,7 @@ def text(word: str, size: int) -> bytes:
 
 OLD, NEW, SAME = text("old", 300_000), text("newer", 400_000), text("same", 300_000)
 SHORT = text("short", 9_000)
+KEPT = "deleted or replaced by somebody else while it was written to; kept as"
 
 
 class Outside:
@@ -135,6 +139,13 @@ def old_handle(outside: Outside) -> Iterator[int]:
         os.close(fd)
 
 
+def kept_beside_doc(outside: Outside) -> bytes:
+    """What was written to the `doc` that somebody replaced: it has a name of its own."""
+    (name,) = set(os.listdir(outside.shown)) - {"doc", "new"}
+    assert name.startswith("doc (conflict 20")
+    return (outside.shown / name).read_bytes()
+
+
 def known_limit(outside: Outside, request: pytest.FixtureRequest, engine: str, reason: str) -> None:
     """Expect a failure on one engine, strictly."""
     if outside.mount.spec.engine == engine:
@@ -175,6 +186,7 @@ def test_an_old_handle_is_read_to_its_own_end(outside: Outside, content: bytes) 
 
 
 def test_after_the_old_handle_is_closed_the_name_shows_the_new_file(outside: Outside) -> None:
+    outside.mount.allow_log(KEPT)
     new = outside.make("new", NEW)
     outside.make("doc", OLD)
     doc = outside.shown / "doc"
@@ -190,17 +202,20 @@ def test_after_the_old_handle_is_closed_the_name_shows_the_new_file(outside: Out
         time.sleep(FRESH / 2)
     assert doc.stat().st_size == len(NEW)
     assert outside.backing("doc").read_bytes() == new
+    assert kept_beside_doc(outside) == OLD + b"an end of its own"
 
 
 def test_what_is_written_by_the_old_handle_stays_out_of_the_new_file(
     outside: Outside, old_handle: int
 ) -> None:
+    outside.mount.allow_log(KEPT)
     os.pwrite(old_handle, b"by the old handle", 7)
     os.ftruncate(old_handle, 100_000)
     os.fsync(old_handle)
     assert os.pread(old_handle, 30, 0) == (OLD[:7] + b"by the old handle" + OLD[24:30])
     assert (outside.shown / "doc").read_bytes() == NEW
     assert outside.sealed("doc") == outside.sealed("new")
+    assert kept_beside_doc(outside) == OLD[:7] + b"by the old handle" + OLD[24:100_000]
 
 
 def test_what_is_written_by_a_new_handle_is_not_in_the_old_file(outside: Outside, old_handle: int) -> None:
@@ -272,15 +287,32 @@ def test_the_old_handle_has_its_own_size(
     assert os.fstat(old_handle).st_size == len(OLD)
 
 
-def test_the_mode_of_the_old_handle_is_not_that_of_the_name(
-    outside: Outside, old_handle: int, request: pytest.FixtureRequest
+SETTERS: dict[str, Callable[[int], None]] = {
+    "fchmod": lambda fd: os.fchmod(fd, 0o751),
+    "fchown": lambda fd: os.fchown(fd, 1234, 1234),
+    "futimens": lambda fd: os.utime(fd, (1, 1)),
+    "fsetxattr": lambda fd: os.setxattr(fd, "user.note", b"old"),
+}
+
+
+@pytest.mark.parametrize("call", SETTERS)
+def test_what_is_set_by_the_old_handle_is_not_set_on_the_name(
+    outside: Outside, old_handle: int, request: pytest.FixtureRequest, call: str
 ) -> None:
+    if call == "fchown" and os.geteuid() != 0:
+        pytest.skip("giving a file away needs root")
     known_limit(
-        outside, request, "fusepy", "fchmod(2) comes without a handle: libfuse has one inode for each path"
+        outside, request, "fusepy", f"{call}(2) comes without a handle: libfuse has one inode for each path"
     )
-    before = (outside.shown / "doc").stat().st_mode
-    os.fchmod(old_handle, 0o751)
-    assert outside.backing("doc").stat().st_mode == before
+
+    def attributes() -> tuple[object, ...]:
+        backing = outside.backing("doc")
+        st = backing.stat()
+        return st.st_mode, st.st_uid, st.st_gid, st.st_mtime_ns, os.listxattr(backing)
+
+    before = attributes()
+    SETTERS[call](old_handle)
+    assert attributes() == before
 
 
 def test_a_shared_mapping_beside_an_old_handle(
@@ -297,6 +329,53 @@ def test_a_shared_mapping_beside_an_old_handle(
         mmap.mmap(new.fileno(), 0, prot=mmap.PROT_READ) as pages,
     ):
         assert pages[:] == NEW
+
+
+# ---- one name, twice
+
+RENAME_ONTO_ITSELF = """
+import os, sys
+os.stat(sys.argv[1])
+print("seen", flush=True)
+sys.stdin.readline()
+try:
+    os.rename(sys.argv[1], sys.argv[1])
+except OSError as error:
+    sys.exit(error.errno)
+"""
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_name_that_others_have_removed_is_renamed_to_itself(
+    engine: str, request: pytest.FixtureRequest
+) -> None:
+    """Linux takes the name from its cache as the old one, and is told that it is gone as the new one."""
+    if engine == "fusepy":
+        reason = "libfuse locks the name twice, and waits for itself"
+        request.applymarker(pytest.mark.xfail(strict=True, raises=subprocess.TimeoutExpired, reason=reason))
+    spec = MountSpec(engine)
+    require_fuse(spec)
+    with mounted(spec) as mount:
+        outside = Outside(mount)
+        outside.make("doc", OLD)
+        backing = outside.backing("doc")
+        outside.close()
+        program = subprocess.Popen(
+            [sys.executable, "-c", RENAME_ONTO_ITSELF, mount.mountpoint / "doc"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert program.stdin is not None and program.stdout is not None
+        with program.stdin as go, program.stdout as seen:
+            assert seen.readline() == b"seen\n"
+            backing.unlink()
+            go.write(b"\n")
+        try:
+            assert program.wait(HANGS) == errno.ENOENT
+        except subprocess.TimeoutExpired:
+            mount.kill()  # nothing else ends such a request
+            program.wait()
+            raise
 
 
 # ---- content that changes in place
