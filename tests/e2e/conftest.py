@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.mounting import Mounted, MountSpec, mounted
+from tests.e2e.outside import Outside
 from tests.e2e.trace import Case, first_difference, known_limit, run_case, walk
 
 ENGINES = ("fusepy", "native")
@@ -61,6 +62,27 @@ def own_mount(request: pytest.FixtureRequest) -> Iterator[Mounted]:
     require_fuse(spec)
     with mounted(spec) as mount:
         yield mount
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def actor(request: pytest.FixtureRequest) -> Iterator[Outside]:
+    """One mount for all tests here, for each engine."""
+    spec = MountSpec(request.param)
+    require_fuse(spec)
+    with mounted(spec) as mount:
+        actor = Outside(mount)
+        yield actor
+        actor.close()
+
+
+@pytest.fixture
+def outside(actor: Outside, request: pytest.FixtureRequest) -> Iterator[Outside]:
+    """In a fresh directory; the log must stay silent."""
+    actor.enter(f"{abs(hash(request.node.nodeid)):x}")
+    allowed = list(actor.mount.allowed)
+    yield actor
+    actor.mount.assert_quiet()
+    actor.mount.allowed = allowed
 
 
 class Pair:

@@ -5,116 +5,18 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
-from cryptfs.errors import IntegrityError
-from cryptfs.vfs.vault import Vault
 from tests.e2e.conftest import ENGINES, require_fuse
-from tests.e2e.mounting import PASSPHRASE, Mounted, MountSpec, mounted
+from tests.e2e.mounting import MountSpec, mounted
+from tests.e2e.outside import FRESH, KEPT, NEW, OLD, SAME, SHORT, STEP, Outside
 
-FRESH = 1.3  # seconds, after which what changed outside must show
-REST = 10.0
-HANGS = 8.0
-STEP = 5_000  # bytes of a read: no multiple of a page
-
-
-def text(word: str, size: int) -> bytes:
-    """Content whose every piece says which it is and where it belongs."""
-    lines = (f"{word} {number:07}\n".encode() for number in range(size // 8 + 1))
-    return b"".join(lines)[:size]
-
-
-OLD, NEW, SAME = text("old", 300_000), text("newer", 400_000), text("same", 300_000)
-SHORT = text("short", 9_000)
-KEPT = "deleted or replaced by somebody else while it was written to; kept as"
-
-
-class Outside:
-    """Somebody who changes a mounted vault, and looks into it, by plaintext paths."""
-
-    def __init__(self, mount: Mounted) -> None:
-        self.mount = mount
-        self.place = ""
-        self.shown = mount.mountpoint
-        self._vault = Vault.unlock(mount.vault_dir, PASSPHRASE.encode(), read_only=True, lock=False)
-
-    def enter(self, place: str) -> None:
-        """Go on in a directory of its own."""
-        self.place, self.shown = f"{place}/", self.mount.mountpoint / place
-        self.shown.mkdir()
-
-    def close(self) -> None:
-        """Forget the keys."""
-        self._vault.close()
-
-    def backing(self, path: str) -> Path:
-        """The backing file or directory of a path."""
-        directory, names = self._vault.tree.root, (self.place + path).encode().split(b"/")
-        for name in names[:-1]:
-            directory = self._vault.tree.directory(directory, name)
-        return self.mount.vault_dir / directory.path_of(directory.entry_name(names[-1]))
-
-    def sealed(self, path: str) -> bytes:
-        """The ciphertext of a file, once it is at rest."""
-        context, deadline = self._vault.tree.context, time.monotonic() + REST
-        while True:
-            raw = self.backing(path).read_bytes()
-            try:
-                if context.unpack_header(raw[:256]).is_clean:
-                    return raw
-            except IntegrityError:
-                pass  # it is being written
-            assert time.monotonic() < deadline, f"{path} does not come to rest"
-            time.sleep(0.02)
-
-    def make(self, path: str, content: bytes) -> bytes:
-        """Write a file through the mount; returns its ciphertext, at rest."""
-        (self.shown / path).write_bytes(content)
-        return self.sealed(path) if content else b""
-
-    def replace(self, path: str, raw: bytes) -> None:
-        """Another file under the name, as sync clients do it."""
-        target = self.backing(path)
-        temporary = target.with_name(".incoming")
-        temporary.write_bytes(raw)
-        temporary.rename(target)
-
-    def rewrite(self, path: str, raw: bytes) -> None:
-        """Other content in place, as `rsync --inplace --times` does it where the times are the same."""
-        target = self.backing(path)
-        st = target.stat()
-        with target.open("r+b") as file:
-            file.write(raw)
-            file.truncate()
-        os.utime(target, ns=(st.st_atime_ns, st.st_mtime_ns))
-
-
-@pytest.fixture(scope="module", params=ENGINES)
-def actor(request: pytest.FixtureRequest) -> Iterator[Outside]:
-    """One mount for all tests here, for each engine."""
-    spec = MountSpec(request.param)
-    require_fuse(spec)
-    with mounted(spec) as mount:
-        actor = Outside(mount)
-        yield actor
-        actor.close()
-
-
-@pytest.fixture
-def outside(actor: Outside, request: pytest.FixtureRequest) -> Iterator[Outside]:
-    """In a fresh directory; the log must stay silent."""
-    actor.enter(f"{abs(hash(request.node.nodeid)):x}")
-    allowed = list(actor.mount.allowed)
-    yield actor
-    actor.mount.assert_quiet()
-    actor.mount.allowed = allowed
+HANGS = 8.0  # seconds
 
 
 def whole(fd: int, size: int) -> bytes:
@@ -411,82 +313,6 @@ def test_a_file_that_is_changed_in_place_while_open_is_never_a_mixture(outside: 
                 assert seen == OLD
             time.sleep(FRESH)
     assert doc.read_bytes() == SAME
-
-
-# ---- directories
-
-
-def _removed_and_restored(backing: Path) -> None:
-    shutil.copytree(backing, backing.with_name(".restored"))
-    shutil.rmtree(backing)
-    backing.with_name(".restored").rename(backing)
-
-
-def _made_anew(backing: Path) -> None:
-    record = (backing / "cryptfs.dir").read_bytes()
-    shutil.rmtree(backing)
-    backing.mkdir()
-    (backing / "cryptfs.dir").write_bytes(record)
-
-
-@pytest.mark.parametrize("wait", [0.0, 0.4])
-@pytest.mark.parametrize("change", [_removed_and_restored, _made_anew])
-def test_a_path_leads_at_once_into_a_directory_that_was_put_back(
-    outside: Outside, change: Callable[[Path], None], wait: float
-) -> None:
-    """What is shown there is made from the path; the native engine goes by what the kernel has looked up."""
-    if outside.mount.spec.engine == "native":
-        wait = FRESH
-    top = outside.shown / "top"
-    (top / "sub").mkdir(parents=True)
-    outside.make("top/sub/doc", OLD)
-    assert (top / "sub/doc").read_bytes() == OLD
-    change(outside.backing("top/sub"))
-    time.sleep(wait)
-    (top / "sub/dir").mkdir()
-    (top / "sub/file").write_bytes(SAME)
-    (top / "sub/link").symlink_to("file")
-    os.mkfifo(top / "sub/fifo")
-    (top / "sub/file").rename(top / "moved")
-    (top / "sub/file").hardlink_to(top / "moved")
-    made = {"dir", "file", "link", "fifo"}
-    assert made <= set(os.listdir(top / "sub"))
-    assert (top / "sub/link").read_bytes() == SAME
-    assert outside.backing("top/sub/dir").is_dir()
-    assert outside.backing("top/sub/file").is_file()
-
-
-def test_nothing_is_made_in_a_directory_that_is_gone(outside: Outside) -> None:
-    top = outside.shown / "top"
-    (top / "sub").mkdir(parents=True)
-    outside.make("top/sub/doc", OLD)
-    shutil.rmtree(outside.backing("top/sub"))
-    if outside.mount.spec.engine == "native":
-        time.sleep(FRESH)
-    makers: tuple[Callable[[Path], object], ...] = (Path.mkdir, Path.touch, os.mkfifo, Path.read_bytes)
-    for make in makers:
-        with pytest.raises(FileNotFoundError):
-            make(top / "sub/new")
-    with pytest.raises(FileNotFoundError):
-        (top / "sub/doc").unlink()
-    (top / "sub").mkdir()
-    assert os.listdir(top / "sub") == []
-
-
-def test_a_directory_that_moved_is_not_reached_by_its_old_path(outside: Outside) -> None:
-    for name in ("one", "two"):
-        (outside.shown / name / "deep").mkdir(parents=True)
-        outside.make(f"{name}/deep/doc", name.encode())
-    one, two = outside.backing("one"), outside.backing("two")
-    one.rename(one.with_name(".swap"))
-    two.rename(one)
-    one.with_name(".swap").rename(two)
-    time.sleep(FRESH)
-    assert (outside.shown / "one/deep/doc").read_bytes() == b"two"
-    assert (outside.shown / "two/deep/doc").read_bytes() == b"one"
-    (outside.shown / "one/deep/new").write_bytes(SAME)
-    assert sorted(os.listdir(outside.shown / "one/deep")) == ["doc", "new"]
-    assert os.listdir(outside.shown / "two/deep") == ["doc"]
 
 
 # ---- sizes that no header vouches for
