@@ -27,12 +27,7 @@ from cryptfs.mount.told import Told, ToldTable
 from cryptfs.mount.translation import translated
 from cryptfs.storage.libc import AT_FDCWD, RENAME_EXCHANGE, Times, utimensat
 from cryptfs.vfs import ranges
-from cryptfs.vfs.attributes import (
-    Attributes,
-    Caller,
-    change_mode,
-    check_access,
-)
+from cryptfs.vfs.attributes import Attributes, Caller, change_mode, check_access
 from cryptfs.vfs.directory import SELF, Directory, Place, Unnamed
 from cryptfs.vfs.openfile import OpenFile
 from cryptfs.vfs.vault import Vault
@@ -98,8 +93,7 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
     @translated
     def getattr(self, path: str | None, fh: int | None) -> Attributes:
         """stat, fstat."""
-        file = self._handles.get(fh) if fh is not None else None
-        if fh is not None and file is not None:
+        if fh is not None and (file := self._handles.get(fh)) is not None:
             found = self._tree.stat_open(file)
             self.told.saw_open(fh, file, found)
             return found
@@ -134,12 +128,8 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
         The kernel keeps for a second what it is told next, and `tar` takes a ctime that moves for a change.
         """
         state = self._tree.files.find(os.fstat(place[0].fd))
-        if state is None or not state.changes or self.kernel_owns_mtime or not self._tree.files.share(state):
-            return
-        try:
-            state.write_clean()
-        finally:
-            self._tree.release(OpenFile(state, writable=False))
+        if state is not None and state.changes and not self.kernel_owns_mtime:
+            self._tree.files.settle(state)
 
     @translated
     def chmod(self, path: str | None, mode: int, fh: int | None) -> None:
@@ -172,8 +162,7 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
     @translated
     def truncate(self, path: str | None, size: int, fh: int | None) -> None:
         """truncate, ftruncate."""
-        file = self._handles.get(fh) if fh is not None else None
-        if file is not None and file.writable:
+        if fh is not None and (file := self._handles.get(fh)) is not None and file.writable:
             file.truncate(size)
         elif path is not None and not self._hidden.truncate(path, size):
             self._truncate(path, size)

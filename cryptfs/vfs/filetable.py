@@ -124,6 +124,14 @@ class FileTable:
             state.writers += writable
             return True
 
+    def settle(self, state: FileState) -> None:
+        """Do now what the last close of a file does, unless it is under way. Raises: OSError: as release."""
+        if self.share(state):  # so that it is not closed meanwhile
+            try:
+                state.write_clean()
+            finally:
+                self.release(state)
+
     def find_key(self, key: FileKey) -> FileState | None:
         """As find, by device and inode."""
         return self._states.get(key)

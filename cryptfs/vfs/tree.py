@@ -205,12 +205,8 @@ class VaultTree(EntryOperations):
     def settle(self, directory: Directory, name: bytes) -> None:
         """Do now for an open file what its last close does: header and time of change are as they will be."""
         state = self.files.find(backing_stat(directory, name))
-        if state is None or not self.files.share(state):  # shared, so that it is not closed meanwhile
-            return
-        try:
-            state.write_clean()
-        finally:
-            self.files.release(state)
+        if state is not None:
+            self.files.settle(state)
 
     # ---- files
 
