@@ -328,8 +328,7 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
     @translated
     def listxattr(self, path: str) -> list[str]:
         """The names."""
-        found = self._tree.xattrs.list(*self._paths.resolve(path))
-        return [name.decode("latin-1") for name in found]
+        return [name.decode("latin-1") for name in self._tree.xattrs.list(*self._paths.resolve(path))]
 
     @translated
     def removexattr(self, path: str, name: str) -> int:
@@ -384,6 +383,7 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
         """The last use of a handle."""
         file = self._handles[fi.fh]
         self._hidden.released(file)
+        self.told.releasing(fi.fh)
         del self._handles[fi.fh]
         try:
             self._tree.release(file)

@@ -245,15 +245,24 @@ class ToldTable:
         told.will_cache(state)
         return keep or self._exclusive, False
 
+    def releasing(self, fh: int) -> None:
+        """Before a handle is given back: all that went through it has been answered.
+
+        What is told of the path from here on is right, also while giving it back takes its time.
+        """
+        told = self._by_handle[fh]
+        state = told.files[fh]
+        others = {other.key for handle, other in list(told.files.items()) if handle != fh}
+        if told.key != state.key or (not told.is_last(state) and state.key not in others):
+            told.doubt()  # its last write, or a read at its end, may have told the kernel its size
+
     def released(self, fh: int) -> None:
         """After a handle was given back."""
         told = self._by_handle.pop(fh)
-        state = told.files.pop(fh)
+        del told.files[fh]
         told.direct.discard(fh)
         if told in self._shared:
             self._note_shared(told)
-        if told.key != state.key or (not told.is_last(state) and not told.holds(state.key)):
-            told.doubt()  # its last write, or a read at its end, may have told the kernel its size
 
     def open_handle(self, path: str, held: HeldFile | None) -> int | None:
         """A handle of what is open under a path: of this file, else of an older one; None: nothing is."""

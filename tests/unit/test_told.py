@@ -134,6 +134,27 @@ def test_a_read_by_an_older_handle_tells_its_size_and_the_next_open_asks_again(k
     assert not kernel.open("/doc").direct_io
 
 
+def test_what_is_told_while_an_older_handle_is_given_back_is_right(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That may take long, and Linux tries a second time only: ESTALE twice is what a program sees."""
+    kernel.create("/doc")
+    kernel.create("/new")
+    kernel.look("/doc")
+    old = kernel.open("/doc", os.O_RDWR)
+    kernel.replace("/doc", by="/new")
+    kernel.look("/doc")
+    release = VaultTree.release
+
+    def looked_up_meanwhile(tree: VaultTree, file: OpenFile) -> None:
+        kernel.look("/doc")
+        release(tree, file)
+
+    monkeypatch.setattr(VaultTree, "release", looked_up_meanwhile)
+    kernel.close(old)
+    kernel.close(kernel.open("/doc"))
+
+
 def test_a_rename_takes_along_what_was_told_of_all_below(kernel: Kernel) -> None:
     kernel.do.mkdir("/one", 0o755)
     kernel.do.mkdir("/two", 0o755)
