@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 
 from cryptfs.mount.native.node import HeldFile
 from cryptfs.mount.paths import PathResolver
-from cryptfs.mount.told import ToldTable
+from cryptfs.mount.told import Told, ToldTable
 from cryptfs.vfs.attributes import Attributes
 from cryptfs.vfs.directory import Directory
 from cryptfs.vfs.filestate import FileKey
@@ -49,7 +49,7 @@ class HiddenFiles:
         self._told = told
         self._handles = handles
         self._files: dict[str, OpenFile] = {}  # path that libfuse made up -> file without a name
-        self._released: deque[tuple[FileKey, float]] = deque(maxlen=_AT_ONCE)
+        self._released: deque[tuple[Told, FileKey, float]] = deque(maxlen=_AT_ONCE)
         self._count = 0
 
     # libfuse unlinks such a path while other requests for it are under way: each takes a handle of its own.
@@ -93,9 +93,9 @@ class HiddenFiles:
         self._tree.release(hidden)
         return True
 
-    def released(self, file: OpenFile) -> None:
-        """Libfuse may still take a file for open until its release has returned."""
-        self._released.append((file.state.key, time.monotonic()))
+    def released(self, fh: int, file: OpenFile) -> None:
+        """Libfuse may take a file, or what has its name now, for open until its release has returned."""
+        self._released.append((self._told.of_handle(fh), file.state.key, time.monotonic()))
 
     def hide(self, old: str, new: str) -> bool:
         """Take a name from an open file instead of giving it another; False: a person's own rename.
@@ -121,7 +121,7 @@ class HiddenFiles:
                 self._files[new] = hidden
         elif held is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-        elif self._was_released(held):
+        elif self._was_released(old, held):
             self._tree.unlink(directory, name)
         else:
             return False
@@ -140,7 +140,9 @@ class HiddenFiles:
         shared = self._tree.files.share(file.state, writable=file.state.writable)
         return OpenFile(file.state, writable=file.state.writable) if shared else None
 
-    def _was_released(self, held: HeldFile) -> bool:
-        key = (held.st.st_dev, held.st.st_ino)
+    def _was_released(self, path: str, held: HeldFile) -> bool:
+        told, key = self._told.at(path), (held.st.st_dev, held.st.st_ino)
         recent = time.monotonic() - _RELEASE_SECONDS
-        return any(known == key and when > recent for known, when in list(self._released))
+        return any(
+            when > recent and (known == key or where is told) for where, known, when in list(self._released)
+        )

@@ -382,7 +382,7 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
     def release(self, path: str | None, fi: Any) -> int:
         """The last use of a handle."""
         file = self._handles[fi.fh]
-        self._hidden.released(file)
+        self._hidden.released(fi.fh, file)
         self.told.releasing(fi.fh)
         del self._handles[fi.fh]
         try:

@@ -135,6 +135,10 @@ class ToldTable:
                 told = self._by_path.setdefault(path, Told())
         return told
 
+    def of_handle(self, fh: int) -> Told:
+        """What was told of the path under which a file was opened."""
+        return self._by_handle[fh]
+
     def _forget_oldest(self) -> None:
         oldest = list(self._by_path.items())[: MAX_TOLD // 2]
         for path, told in oldest:

@@ -235,6 +235,23 @@ def test_an_exclusive_mount_takes_paths_for_what_they_are(vault: BareVault) -> N
     kernel.do.unlink("/doc")
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+def test_libfuse_hides_what_it_takes_for_open_a_moment_after_the_last_close(
+    kernel: Kernel, replaced: bool
+) -> None:
+    """It forgets such a path, which would stay in the vault."""
+    kernel.create("/doc")
+    kernel.create("/new")
+    kernel.look("/doc")
+    fi = kernel.open("/doc")
+    if replaced:
+        kernel.replace("/doc", by="/new")
+    kernel.close(fi)
+    kernel.look("/doc")
+    kernel.do.rename("/doc", "/.fuse_hidden0000000200000001", 0)
+    assert kernel.vault.names() == [b"new"]
+
+
 def unlinked_while_open(kernel: Kernel, flags: int) -> tuple[Any, str]:
     """A handle, and the path by which libfuse asks for the file then."""
     kernel.create("/doc")
