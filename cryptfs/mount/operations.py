@@ -155,7 +155,8 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
         self._settle(place)
         state = self._tree.files.find(os.fstat(where.fd))
         with state.lock if state is not None else contextlib.nullcontext():  # as in VaultTree.set_times
-            utimensat(AT_FDCWD, f"/proc/self/fd/{where.fd}", times, follow=True)
+            wanted = times if state is None else state.times_to_set(times)
+            utimensat(AT_FDCWD, f"/proc/self/fd/{where.fd}", wanted, follow=True)
             if state is not None:
                 state.forget_mtime(times)
 

@@ -277,7 +277,11 @@ class NodeTable:
         """The open directory of a node. Raises: OSError (ENOTDIR, ENOENT), IntegrityError."""
         found = node.directory
         if found is not None:
-            return found
+            if self._exclusive or node.held is not None or self._tree.opener.is_current(found):
+                return found
+            with self.lock:  # it has another record: its names are others now
+                node.directory = found = None
+                self._open_directories.pop(node.nodeid, None)
         # Down from the first that is open; not by recursion: there can be thousands.
         closed = []
         at = node
