@@ -155,8 +155,7 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
         self._settle(place)
         state = self._tree.files.find(os.fstat(where.fd))
         with state.lock if state is not None else contextlib.nullcontext():  # as in VaultTree.set_times
-            wanted = times if state is None else state.times_to_set(times)
-            utimensat(AT_FDCWD, f"/proc/self/fd/{where.fd}", wanted, follow=True)
+            utimensat(AT_FDCWD, f"/proc/self/fd/{where.fd}", times, follow=True)
             if state is not None:
                 state.forget_mtime(times)
 

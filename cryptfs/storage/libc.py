@@ -85,20 +85,6 @@ def restore_mtime(fd: int, mtime_ns: int) -> None:
         futimens(fd, (0, UTIME_OMIT, *divmod(mtime_ns, 10**9)))
 
 
-def move_mtime_on(fd: int, mtime_ns: int) -> int:
-    """Set the time of change to the next whole second after another; returns what it is then, in ns.
-
-    Content that comes to its place later than it was written must not do so under a time of change that was
-    seen before: who copies files by size and time, in whole seconds, would never see it.
-    """
-    later = (mtime_ns // 10**9 + 1) * 10**9
-    try:
-        futimens(fd, (0, UTIME_OMIT, *divmod(later, 10**9)))
-    except PermissionError:  # somebody else's file has the time of the write
-        return mtime_ns
-    return later
-
-
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     """fallocate(2) without glibc's emulation: EOPNOTSUPP where the filesystem cannot."""
     _check(_fallocate, fd, mode, offset, length)

@@ -76,7 +76,6 @@ class FileState(WriteMarks):
         self.durable_size = 0
         self.synced = False
         self.overtaken = False  # see overtaking.py
-        self.moved_mtime_ns = 0  # to which the time of change moved when an overlay came home
         self.whereabouts = Whereabouts()
         self._floor_due = 0  # the journal_floor that the header must have before the file changes again
 
@@ -369,26 +368,8 @@ class FileState(WriteMarks):
     def set_times(self, times: Times) -> None:
         """futimens(2)."""
         with self.lock:
-            times = self.times_to_set(times)
             futimens(self.fd, times)
             self.forget_mtime(times)
-
-    def times_to_set(self, times: Times) -> Times:
-        """Before somebody sets the times: those that are to be set. The lock is held. Raises: OSError.
-
-        What a program chooses stays, so what waits for its place goes there first: that moves the time of
-        change. A kernel with the writeback cache that only tells of the last write, and leaves the time of
-        access alone, does not bring back the time from before that move.
-        """
-        redo = self.context.redo
-        if times[3] == UTIME_OMIT or redo is None:
-            return times
-        if times[1] != UTIME_OMIT:
-            if self.overlay:
-                redo.apply(self)
-        elif 0 <= self.moved_mtime_ns - (times[2] * 10**9 + times[3]) <= 10**9:
-            return (times[0], times[1], 0, UTIME_OMIT)
-        return times
 
     def forget_mtime(self, times: Times) -> None:
         """After somebody set the times."""

@@ -43,7 +43,7 @@ from cryptfs.errors import IntegrityError
 from cryptfs.storage.backing import write_fully
 from cryptfs.storage.hosts import lasting_inode, set_aside
 from cryptfs.storage.journal import Journal, drop_records
-from cryptfs.storage.libc import UTIME_NOW, UTIME_OMIT, futimens, move_mtime_on, syncfs
+from cryptfs.storage.libc import UTIME_NOW, UTIME_OMIT, futimens, restore_mtime, syncfs
 from cryptfs.storage.sessions import has_sessions_file, write_sessions_file
 
 if TYPE_CHECKING:
@@ -350,8 +350,8 @@ class RedoLog:
             pieces = [overlay[index] for index in indices[start:stop]]
             write_fully(state.fd, pieces, geometry.record_offset(indices[start]))
             start = stop
-        state.moved_mtime_ns = move_mtime_on(state.fd, before.st_mtime_ns)
         with contextlib.suppress(PermissionError):  # the file is somebody else's
+            restore_mtime(state.fd, before.st_mtime_ns)
             mode = os.fstat(state.fd).st_mode
             if mode != before.st_mode and mode | before.st_mode & _SET_ID == before.st_mode:
                 os.fchmod(state.fd, stat.S_IMODE(before.st_mode))  # writing took set-id bits away

@@ -38,7 +38,7 @@ from cryptfs.errors import ChunkError, IntegrityError
 from cryptfs.storage.backing import open_backing, read_fully, write_fully
 from cryptfs.storage.hosts import journals_of_others, lasting_inode, set_aside
 from cryptfs.storage.journal import drop_records, remove_journal
-from cryptfs.storage.libc import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, fallocate, move_mtime_on, syncfs
+from cryptfs.storage.libc import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, fallocate, restore_mtime, syncfs
 from cryptfs.storage.sessions import (
     has_sessions_file,
     mark_unsettled,
@@ -349,7 +349,7 @@ class _Replayer:
                 else:
                     self._report.ignored += 1
             if redone:
-                move_mtime_on(fd, before.st_mtime_ns)
+                restore_mtime(fd, before.st_mtime_ns)
                 os.fsync(fd)
                 self._report.files += 1
                 self._report.records += redone

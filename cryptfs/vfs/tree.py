@@ -199,7 +199,7 @@ class VaultTree(EntryOperations):
             change_times(directory, name, times)
             return
         with state.lock:  # else a last close that is under way would restore what was before
-            change_times(directory, name, state.times_to_set(times))
+            change_times(directory, name, times)
             state.forget_mtime(times)
 
     def settle(self, directory: Directory, name: bytes) -> None:

@@ -109,7 +109,7 @@ class AttributeSetter:
             utimensat(AT_FDCWD, path, times, follow=True)
             return
         with state.lock:  # as in VaultTree.set_times
-            utimensat(AT_FDCWD, path, state.times_to_set(times), follow=True)
+            utimensat(AT_FDCWD, path, times, follow=True)
             state.forget_mtime(times)
 
     def _set_size(self, node: Node, handle: OpenFile | None, size: int, *, keep: bool, kill: bool) -> None:
