@@ -298,7 +298,7 @@ def test_a_state_knows_what_it_left(durability: Durability, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("is_open", [False, True])
 def test_nothing_goes_home_into_a_version_that_came_in_place(tmp_path: Path, is_open: bool) -> None:
-    """What waits in the journal belongs to the version that was overwritten: the two would be mixed for good."""
+    """What waits in the journal belongs to the version that is gone: the two would be mixed for good."""
     vault = BareVault(tmp_path / "vault", durability=Durability.POWER)
     vault.put(NAME, OLD)
     vault.reopen()

@@ -186,7 +186,7 @@ class NodeTable:
     def require_meant(self, node: Node | None, parent: Node, name: bytes, held: HeldFile) -> None:
         """Before an entry goes or moves: a request only names it, and means what the kernel was told.
 
-        Of a file with several names that somebody moved about any name will do: no content goes with it.
+        Of a file with several names any will do: no content goes with it.
 
         Args:   held, node: what stands there, and what the kernel knows of it.
         Raises: OSError: ESTALE: that is something else by now.
@@ -196,8 +196,7 @@ class NodeTable:
         if node is None:
             raise stale()
         if node.held is None and (node.parent is not parent or node.name != name):
-            single = held.st.st_nlink == 1 or stat.S_ISDIR(held.st.st_mode)
-            if single:
+            if held.st.st_nlink == 1 or stat.S_ISDIR(held.st.st_mode):
                 raise stale()
         if node.directory is None and node.held is None and not node.is_object(held.fd, held.st):
             self.retire(node)
@@ -362,11 +361,8 @@ class NodeTable:
         open_node = node.held or node.directory
         if open_node is not None:
             return self._tree.stat_descriptor(open_node.fd)
-        if node.stale:
-            return self._attributes_open(node)
         try:
-            directory, name = self.place(node)
-            found = self._tree.stat(directory, name)
+            found = self._tree.stat(*self.place(node))
         except OSError as error:
             if error.errno not in _GONE:
                 raise
