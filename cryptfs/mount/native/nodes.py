@@ -195,9 +195,9 @@ class NodeTable:
             return
         if node is None:
             raise stale()
-        if node.held is None and (node.parent is not parent or node.name != name):
-            if held.st.st_nlink == 1 or stat.S_ISDIR(held.st.st_mode):
-                raise stale()
+        elsewhere = node.held is None and (node.parent is not parent or node.name != name)
+        if elsewhere and (held.st.st_nlink == 1 or stat.S_ISDIR(held.st.st_mode)):
+            raise stale()
         if node.directory is None and node.held is None and not node.is_object(held.fd, held.st):
             self.retire(node)
             raise stale()
