@@ -203,10 +203,10 @@ class FileTable:
                 state.writers -= gone
                 gone = 0
                 redo = self._context.redo
-                lost = False
-                if st is None and state.change_count and (state.handles == 1 or not state.writers):
+                lost, there = False, self._states.get(state.key) is state
+                if there and st is None and state.change_count and (state.handles == 1 or not state.writers):
                     st = os.fstat(state.fd)
-                    lost = st.st_nlink == 0 and self._states.get(state.key) is state and self.is_lost(state)
+                    lost = st.st_nlink == 0 and self.is_lost(state)
                 if lost:
                     pass
                 elif state.handles > 1:
