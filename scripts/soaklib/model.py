@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 GRACE = 2.5
 """Seconds in which what changed outside may be seen as it was."""
 
+ON_ITS_WAY = 1.0
+"""Seconds in which what a program closed has reached its place in the backing file; see AT_ONCE."""
+
 DIRECTORY = b"\0directory"
 """In place of a content: a directory stands there."""
 
@@ -27,6 +30,7 @@ class State:
 
     contents: what can be seen: one, or several where a program and the outside met.
     damaged:  whether an error is right.
+    written:  whether a program wrote it, not the outside.
     ended:    when something else took its place; infinite for the last.
     outside:  whether that came from outside, so that this one may be seen for the grace.
     """
@@ -34,6 +38,7 @@ class State:
     contents: frozenset[Content]
     since: float
     damaged: bool = False
+    written: bool = False
     ended: float = math.inf
     outside: bool = False
 
@@ -44,6 +49,8 @@ class Track:
 
     claims:    sets of contents; of each, one must be under the path or under a name that says conflict.
     origins:   paths whose objects ever stood here: their attributes may.
+    returning: what a program wrote just before the outside replaced it: it was on its way to its place, and a
+               change wins over a deletion, so it may come back where nothing has the name.
     placed:    ciphertext that the outside actor left, while no program wrote since.
     """
 
@@ -51,6 +58,7 @@ class Track:
     states: list[State] = field(default_factory=list)
     claims: list[frozenset[Content]] = field(default_factory=list)
     origins: set[str] = field(default_factory=set)
+    returning: set[Content] = field(default_factory=set)
     placed: bytes | None = None
 
     def __post_init__(self) -> None:
@@ -84,7 +92,8 @@ class Track:
 
     def allowed(self, moment: float) -> frozenset[Content]:
         """The contents of the window."""
-        return frozenset().union(*(state.contents for state in self.window(moment)))
+        found = frozenset().union(*(state.contents for state in self.window(moment)))
+        return found | self.returning if None in found else found
 
     def may_fail(self, moment: float) -> bool:
         """Whether an error is explained: damage, or a change in the window."""
@@ -109,7 +118,11 @@ class Track:
         """Something else stands there from now on."""
         now = time.monotonic()
         self.last.ended, self.last.outside = now, outside
-        self.states.append(State(frozenset(contents), now, damaged))
+        if not outside:
+            self.returning.clear()
+        elif self.last.written and now - self.last.since < ON_ITS_WAY:
+            self.returning |= files_of(self.last.contents)
+        self.states.append(State(frozenset(contents), now, damaged, not outside))
         self.placed = None
         if len(self.states) > 200:
             del self.states[:100]
