@@ -57,7 +57,7 @@ class HiddenFiles:
     @contextlib.contextmanager
     def _sharing(self, path: str) -> Iterator[OpenFile | None]:
         hidden = self._files.get(path) if self._files else None
-        if hidden is None or not self._tree.files.share(hidden.state):
+        if hidden is None or not self._tree.files.share(hidden.state, writable=hidden.writable):
             yield None
             return
         shared = OpenFile(hidden.state, writable=hidden.writable)
@@ -79,11 +79,15 @@ class HiddenFiles:
             return HeldFile(os.open(f"/proc/self/fd/{file.state.fd}", os.O_PATH | os.O_CLOEXEC))
 
     def truncate(self, path: str, size: int) -> bool:
-        """Set the length of the file without a name that a path stands for. False: it stands for none."""
+        """Set the length of the file without a name that a path stands for.
+
+        False: it stands for none, or nobody has that one open for writing: Linux is to look again.
+        """
         with self._sharing(path) as file:
-            if file is not None:
-                file.truncate(size)
-            return file is not None
+            if file is None or not file.writable:
+                return False
+            file.truncate(size)
+            return True
 
     def unlink(self, path: str) -> bool:
         """After the last close: libfuse removes a path that it made up. False: it is none of those."""

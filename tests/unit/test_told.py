@@ -252,9 +252,10 @@ def test_libfuse_hides_what_it_takes_for_open_a_moment_after_the_last_close(
     assert kernel.vault.names() == [b"new"]
 
 
-def unlinked_while_open(kernel: Kernel, flags: int) -> tuple[Any, str]:
-    """A handle, and the path by which libfuse asks for the file then."""
-    kernel.create("/doc")
+def unlinked_while_open(kernel: Kernel, flags: int, *, made: bool = False) -> tuple[Any, str]:
+    """A handle, and the path by which libfuse asks for the file then. made: the file is there."""
+    if not made:
+        kernel.create("/doc")
     kernel.look("/doc")
     fi = kernel.open("/doc", flags)
     hidden = "/.fuse_hidden0000000200000001"
@@ -298,3 +299,27 @@ def test_an_unlinked_file_is_closed_while_it_is_asked_for(
     assert closed
     assert kernel.vault.backing(b"other").stat() == before
     assert kernel.look("/other") == len(CONTENT)
+
+
+def test_whoever_asks_for_an_unlinked_file_gives_back_what_was_taken(kernel: Kernel) -> None:
+    """A file is kept, where it is lost, when its last writer has gone: they are counted."""
+    kernel.create("/doc")
+    files, st = kernel.vault.tree.files, kernel.vault.backing(b"doc").stat()
+    fi, path = unlinked_while_open(kernel, os.O_RDWR, made=True)
+    state = files.find(st)
+    assert state is not None
+    before = state.handles, state.writers
+    kernel.do.getattr(path, None)
+    kernel.do.chmod(path, 0o600, None)
+    kernel.do.truncate(path, 10, None)
+    assert (state.handles, state.writers) == before
+    kernel.close(fi)
+    kernel.do.unlink(path)
+    assert files.find(st) is None
+
+
+def test_an_unlinked_file_that_is_only_read_is_not_cut_by_its_old_name(kernel: Kernel) -> None:
+    """Linux looks at the name again, and finds what the program means."""
+    fi, path = unlinked_while_open(kernel, os.O_RDONLY)
+    refused(kernel.do.truncate, path, 0, None)
+    kernel.close(fi)
