@@ -42,6 +42,10 @@ def is_lost(state: FileState) -> bool:
     )
 
 
+class _Unwanted(Exception):
+    """A program has removed the name while the content was sealed anew."""
+
+
 class Rescuer:
     """Keeps what was written to files that somebody else has taken away.
 
@@ -75,6 +79,8 @@ class Rescuer:
             else:
                 where.kept_as = self._put(state, *where.place)
             _sync(where.kept_as.directory)
+        except _Unwanted:
+            return
         finally:
             where.being_kept = False
         where.kept_change = change
@@ -94,6 +100,8 @@ class Rescuer:
         directory = self._standing(directory)
         temporary = seal_anew(self._entries, state, directory)
         try:
+            if state.whereabouts.removed_here:
+                raise _Unwanted
             kept = self._name(directory, temporary, name)
         except BaseException:
             _discard(directory, temporary)
