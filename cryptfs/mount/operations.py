@@ -29,6 +29,7 @@ from cryptfs.storage.libc import AT_FDCWD, RENAME_EXCHANGE, Times, utimensat
 from cryptfs.vfs import ranges
 from cryptfs.vfs.attributes import Attributes, Caller, change_mode, check_access
 from cryptfs.vfs.directory import SELF, Directory, Place, Unnamed
+from cryptfs.vfs.mtimes import before_write, times_were_set
 from cryptfs.vfs.openfile import OpenFile
 from cryptfs.vfs.vault import Vault
 from cryptfs.vfs.xattrs import CAPABILITY
@@ -157,7 +158,7 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
         with state.lock if state is not None else contextlib.nullcontext():  # as in VaultTree.set_times
             utimensat(AT_FDCWD, f"/proc/self/fd/{where.fd}", times, follow=True)
             if state is not None:
-                state.forget_mtime(times)
+                times_were_set(state, times)
 
     @translated
     def truncate(self, path: str | None, size: int, fh: int | None) -> None:
@@ -374,6 +375,8 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
         file = self._handles[fh]
         if cached and self.kernel_owns_mtime and file.state.kept_mtime_ns is None:
             file.state.keep_mtime()
+        elif not (cached and self.kernel_owns_mtime):
+            before_write(file.state)
         done = file.append(data) if append else file.write(offset, data)
         self.statistics.bytes_written += done
         return done

@@ -85,7 +85,7 @@ class PathResolver:
         known = self._directories.get(path)
         if known is not None:
             st = os.stat(parent.entry_name(plain_name), dir_fd=parent.fd, follow_symlinks=False)
-            if (st.st_dev, st.st_ino) == known.inode:
+            if (st.st_dev, st.st_ino) == known.inode and self._tree.opener.is_current(known.directory):
                 known.checked = now
                 return known.directory
             self.forget(path)

@@ -13,6 +13,7 @@ import time
 
 from cryptfs.vfs.filestate import FileState
 from cryptfs.vfs.filetable import FileTable
+from cryptfs.vfs.overtaking import distrust, is_overtaken
 from cryptfs.vfs.redo import RedoLog
 
 log = logging.getLogger(__name__)
@@ -139,6 +140,11 @@ class Checkpointer:
 
     def _bring_file_home(self, state: FileState) -> None:
         with state.lock:
+            distrust(state)
+            if is_overtaken(state, os.fstat(state.fd)):
+                log.error("%s: what was written here and waited in the journal is lost", state.cipher_path)
+                self._redo.abandon(state)
+                return
             self._redo.apply(state)
             floor = state.last_seq + 1
         if self._redo.durable:

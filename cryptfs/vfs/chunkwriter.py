@@ -16,7 +16,8 @@ from cryptfs.storage.backing import read_fully, write_fully
 from cryptfs.storage.libc import FALLOC_KEEP_SIZE, fallocate
 from cryptfs.vfs.filestate import FileState
 from cryptfs.vfs.inheriting import require_length
-from cryptfs.vfs.redo import SMALL_GROWTH
+from cryptfs.vfs.mtimes import changes_later
+from cryptfs.vfs.redo import SMALL_GROWTH, RedoLog
 
 
 class ChunkWriter:
@@ -172,13 +173,13 @@ class ChunkWriter:
         waiting = len(state.overlay) * geometry.record_size
         if not grows or len(records) + waiting <= SMALL_GROWTH:
             redo.log_write(state, first, records)
-            redo.keep(state, first, records)
+            self._keep(redo, first, records)
             if grows:
                 redo.grown[state.key] = new_size
             return
         if kept:
             redo.log_write(state, first, records[:kept])
-            redo.keep(state, first, records[:kept])
+            self._keep(redo, first, records[:kept])
             state.size = max(state.size, geometry.chunk_start(first) + geometry.plain_length(kept))
             redo.grown[state.key] = state.size
         redo.apply(state)
@@ -197,6 +198,11 @@ class ChunkWriter:
                 raise
             os.fsync(fd)  # ext4 gives nobody what was freed before it has brought that to disk
             fallocate(fd, FALLOC_KEEP_SIZE, start, size)
+
+    def _keep(self, redo: RedoLog, first: int, records: memoryview) -> None:
+        """Put records that were logged into the overlay. The file has changed now."""
+        changes_later(self._state)
+        redo.keep(self._state, first, records)
 
     def _store_straight(self, first: int, records: memoryview, old_edges: list[tuple[int, bytes]]) -> None:
         """Write records, and the header before them where it must say first that the file changes.

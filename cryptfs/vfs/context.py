@@ -65,6 +65,7 @@ class FileContext:
           replayed: of the journals that this process has replayed, crashed or not.
           make_room: to be called before a change, with no lock held.
           exclusive: whether nobody else changes the vault.
+          true_mtimes: how often a backing file has got its true time of change back; see mtimes.py.
           note_unclean: to be told of a file that is loaded and not CLEAN; says where a journal is missing.
     """
 
@@ -79,6 +80,7 @@ class FileContext:
     replayed: frozenset[bytes] = frozenset()
     make_room: Callable[[], None] = _no_room_needed
     exclusive: bool = False
+    true_mtimes: int = 0
     disagreeing: Disagreeing = field(default_factory=lambda: Disagreeing())
     note_unclean: Callable[[FileHeader, str], None] = _nobody_asks
     geometry: ChunkGeometry = field(init=False)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import weakref
 
 from cryptfs.core.conflicts import CONFLICT_WORD
-from cryptfs.core.dirrecord import unpack_directory_record
+from cryptfs.core.dirrecord import RECORD_NAME, unpack_directory_record
 from cryptfs.core.keys import Subkeys
 from cryptfs.core.names import MAX_NAME_SIZE, DirectoryNames, NameCipher
 from cryptfs.errors import DirectoryRecordError, NameTooLongError
@@ -20,6 +21,7 @@ SELF = b""
 NO_NAME = "(no name)"
 """Cipher path of a file without a name, for messages."""
 
+RECORD_SECONDS = 1.0  # after which the record of a directory that is in use is looked at again
 _CACHED_NAMES = 4096  # of one directory
 _COUNTED = 64  # a directory counts its names in steps of so many
 MAX_CACHED_NAMES = 65_536  # of all directories that are open, some 250 bytes each
@@ -59,7 +61,10 @@ class Directory:
     meets a descriptor that was closed, or used again, behind its back.
     """
 
-    __slots__ = ("__weakref__", "_cached", "_entry_names", "_names", "cipher_path", "dir_id", "fd")
+    __slots__ = (
+        *("__weakref__", "_cached", "_entry_names", "_names", "cipher_path", "dir_id", "fd"),
+        *("looked", "record"),
+    )
 
     def __init__(
         self, fd: int, dir_id: bytes, names: DirectoryNames, cipher_path: str, cached: CachedNames
@@ -67,6 +72,8 @@ class Directory:
         self.fd = fd
         self.dir_id = dir_id
         self.cipher_path = cipher_path
+        self.record: tuple[int, int] | None = None  # inode and ctime in ns of its record; the root has none
+        self.looked = 0.0  # when that was looked at last
         self._names = names
         self._cached = cached
         self._entry_names: dict[bytes, str] = {SELF: "."}
@@ -197,9 +204,31 @@ class DirectoryOpener:
         """A directory that is known by a descriptor only. Raises: as child."""
         return self._verified(open_directory(fd, "."), NO_NAME)
 
+    def is_current(self, directory: Directory) -> bool:
+        """Whether a directory still has the record that it was opened with; looks once in RECORD_SECONDS.
+
+        Two machines may make one directory at once: a sync client keeps the record of one of them.
+        """
+        now = time.monotonic()
+        if directory.record is None or now - directory.looked < RECORD_SECONDS:
+            return True
+        directory.looked = now
+        try:
+            seen = _record_seen(directory.fd)
+            if seen != directory.record:
+                if unpack_directory_record(read_record(directory.fd), self._keys) != directory.dir_id:
+                    return False
+                directory.record = seen
+        except FileNotFoundError:
+            return not os.fstat(directory.fd).st_nlink  # gone with its directory, or alone
+        except DirectoryRecordError:
+            return False
+        return True
+
     def _verified(self, fd: int, path: str) -> Directory:
         try:
             dir_id = unpack_directory_record(read_record(fd), self._keys)
+            seen = _record_seen(fd)
         except DirectoryRecordError as error:
             os.close(fd)
             error.cipher_path = path
@@ -207,4 +236,11 @@ class DirectoryOpener:
         except OSError:
             os.close(fd)
             raise
-        return Directory(fd, dir_id, self._cipher.in_directory(dir_id), path, self._cached)
+        found = Directory(fd, dir_id, self._cipher.in_directory(dir_id), path, self._cached)
+        found.record, found.looked = seen, time.monotonic()
+        return found
+
+
+def _record_seen(dir_fd: int) -> tuple[int, int]:
+    st = os.stat(RECORD_NAME, dir_fd=dir_fd, follow_symlinks=False)
+    return st.st_ino, st.st_ctime_ns

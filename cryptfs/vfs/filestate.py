@@ -17,7 +17,7 @@ from cryptfs.core.header import NO_FLAGS, NO_JOURNAL, FileHeader, HeaderFlag, he
 from cryptfs.core.verdict import SETTLED, Length, Verdict
 from cryptfs.errors import HeaderError, IntegrityError
 from cryptfs.storage.backing import O_NOATIME, read_header, reopen, write_fully
-from cryptfs.storage.libc import UTIME_OMIT, Times, futimens, restore_mtime
+from cryptfs.storage.libc import restore_mtime
 from cryptfs.vfs.context import FileContext
 from cryptfs.vfs.recovery import found_length
 from cryptfs.vfs.whereabouts import Whereabouts
@@ -68,6 +68,7 @@ class FileState(WriteMarks):
         self.content_key = b""
         self.size = 0
         self.kept_mtime_ns: int | None = None  # what the last close restores, see keep_mtime
+        self.mtime_is_ahead = False  # see mtimes.py
         self.may_have_capability = True  # a security.capability, which a write takes away
         self.keeps_atime = False  # whether reads leave the time of access as it is
         self._retired_fds: list[int] = []
@@ -365,16 +366,10 @@ class FileState(WriteMarks):
             if self.kept_mtime_ns is None:
                 self.kept_mtime_ns = os.fstat(self.fd).st_mtime_ns
 
-    def set_times(self, times: Times) -> None:
-        """futimens(2)."""
-        with self.lock:
-            futimens(self.fd, times)
-            self.forget_mtime(times)
-
-    def forget_mtime(self, times: Times) -> None:
-        """After somebody set the times."""
-        if times[3] != UTIME_OMIT:
-            self.kept_mtime_ns = None
+    def forget_mtime(self) -> None:
+        """The backing file has the true time of change. Whoever made a stat of it before that looks again."""
+        self.context.true_mtimes += 1
+        self.kept_mtime_ns, self.mtime_is_ahead = None, False
 
     def seal_length(self, fd: int) -> None:
         """Write a CLEAN header with the size that the file has now. The lock is held. Raises: OSError."""
@@ -396,5 +391,7 @@ class FileState(WriteMarks):
         mtime = os.fstat(fd).st_mtime_ns if self.kept_mtime_ns is None else self.kept_mtime_ns
         self._put_header(fd, clean)
         restore_mtime(fd, mtime)
+        if self.mtime_is_ahead:
+            self.forget_mtime()
         self.mark_told()
         self.note_left()

@@ -21,6 +21,7 @@ from cryptfs.vfs import lengths
 from cryptfs.vfs.chunkwriter import ChunkWriter
 from cryptfs.vfs.filestate import FileState
 from cryptfs.vfs.inheriting import look_at_length, require_length, take_over
+from cryptfs.vfs.mtimes import before_write
 from cryptfs.vfs.overtaking import distrust, note_change, require_current
 
 FILLED_GAP = 4 * 1024 * 1024  # a smaller gap past the end is filled with sealed zeros, a larger one is a hole
@@ -255,6 +256,7 @@ class OpenFile:
         if not 0 <= size <= self._geometry.max_plain_size:
             code = errno.EFBIG if size > 0 else errno.EINVAL
             raise OSError(code, os.strerror(code))
+        before_write(self.state)
         if size == 0:
             self._truncate_to_zero()
             return

@@ -43,7 +43,7 @@ from cryptfs.errors import IntegrityError
 from cryptfs.storage.backing import write_fully
 from cryptfs.storage.hosts import lasting_inode, set_aside
 from cryptfs.storage.journal import Journal, drop_records
-from cryptfs.storage.libc import UTIME_NOW, UTIME_OMIT, futimens, restore_mtime, syncfs
+from cryptfs.storage.libc import restore_mtime, syncfs
 from cryptfs.storage.sessions import has_sessions_file, write_sessions_file
 
 if TYPE_CHECKING:
@@ -244,9 +244,6 @@ class RedoLog:
 
     def keep(self, state: FileState, first: int, records: memoryview) -> None:
         """Put chunk records that were logged into the overlay; they go to their places later."""
-        if state.kept_mtime_ns is None:  # else the kernel keeps the time of change, and tells us
-            with contextlib.suppress(PermissionError):  # somebody else's file, which we may write
-                futimens(state.fd, (0, UTIME_OMIT, 0, UTIME_NOW))
         overlay, record_size = state.overlay, self._geometry.record_size
         more = 0
         for place in range(0, len(records), record_size):

@@ -142,6 +142,8 @@ def _candidates(name: bytes) -> Iterator[bytes]:
     stamp = time.strftime("%Y-%m-%d %H.%M.%S")
     for number in range(1, _TRIED_NUMBERS):
         yield kept_name(name, stamp, number)
+    for _ in range(_TRIED_NUMBERS):  # hundreds in one second
+        yield kept_name(name, stamp, int.from_bytes(os.urandom(6), "little"))
 
 
 def _discard(directory: Directory, temporary: str) -> None:

@@ -35,6 +35,7 @@ from cryptfs.vfs.fileids import FileIds
 from cryptfs.vfs.filestate import FileKey, FileState
 from cryptfs.vfs.identity import Identity, Known, stale
 from cryptfs.vfs.leftout import LeftOut
+from cryptfs.vfs.mtimes import times_were_set, true_stat
 from cryptfs.vfs.openfile import OpenFile
 from cryptfs.vfs.rescue import Rescuer, is_lost
 from cryptfs.vfs.unsettled import Unsettled
@@ -109,7 +110,7 @@ class VaultTree(EntryOperations):
         """Attributes from a backing stat: of a file that is open, with the size that it has for sure."""
         state = self.files.find_key((st.st_dev, st.st_ino))
         if state is not None and state.has_size and stat.S_ISREG(st.st_mode):
-            return Attributes(st, state.size)
+            return Attributes(true_stat(state, st), state.size)
         return plain_attributes(st, self.context)
 
     def _settled(self, unsettled: Unsettled, held_fd: int, found: Attributes, path: str) -> Attributes:
@@ -140,9 +141,9 @@ class VaultTree(EntryOperations):
         return self.stat_descriptor(where.fd) if isinstance(where, Unnamed) else self.stat(where, name)
 
     def _homecomings(self) -> int:
-        """Differs where a pending growth reached its file meanwhile: stat and RedoLog.grown may not agree."""
+        """Differs where a pending growth or time reached its file: a stat and what is known may not agree."""
         redo = self.context.redo
-        return 0 if redo is None else redo.homecomings
+        return self.context.true_mtimes + (0 if redo is None else redo.homecomings)
 
     def stat_open(self, file: OpenFile) -> Attributes:
         """Attributes of an open file, also of one that has no name left."""
@@ -200,7 +201,7 @@ class VaultTree(EntryOperations):
             return
         with state.lock:  # else a last close that is under way would restore what was before
             change_times(directory, name, times)
-            state.forget_mtime(times)
+            times_were_set(state, times)
 
     def settle(self, directory: Directory, name: bytes) -> None:
         """Do now for an open file what its last close does: header and time of change are as they will be."""

@@ -36,6 +36,10 @@ class Sealer:
         self._names = NameCipher(self._keys)
         self._log2 = self._config.chunk_size.bit_length() - 1
 
+    def record(self) -> bytes:
+        """A fresh directory record."""
+        return pack_directory_record(os.urandom(DIR_ID_SIZE), self._keys)
+
     def close(self) -> None:
         """Wipe the keys."""
         self._vault.close()

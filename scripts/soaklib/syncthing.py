@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from cryptfs.errors import IntegrityError
@@ -56,6 +56,20 @@ def stamp_of(content: bytes) -> tuple[str, int] | None:
         return None
     whole = content == stamped(int(node), origin, int(sequence), int(size)) and len(body) == int(size)
     return (origin, int(sequence)) if whole else None
+
+
+def is_on_its_way(content: bytes, versions: Iterable[bytes]) -> bool:
+    """Whether a copy was taken while its file was written, as happens without encryption.
+
+    Each byte is one that a version has at that offset, or a zero: the kernel sends what a program wrote
+    page by page, and the file's length before that. At the end of a run no such copy may be left.
+    """
+    rest = {(at, byte) for at, byte in enumerate(content) if byte}
+    for version in versions:
+        if not rest:
+            break
+        rest = {(at, byte) for at, byte in rest if at >= len(version) or version[at] != byte}
+    return not rest
 
 
 class Cluster:
@@ -137,8 +151,8 @@ class Cluster:
             return None
         stamp = stamp_of(content)
         if stamp is None:
-            if any(version.startswith(content) for version in self.known.values()):
-                self.partial += 1  # a copy that was taken while its file was written
+            if is_on_its_way(content, self.versions_of(path)):
+                self.partial += 1
             else:
                 self.found(
                     f"node {node} shows in {path} {len(content)} bytes that nobody wrote: {content[:20]!r}"
@@ -147,6 +161,11 @@ class Cluster:
         if path not in self.places.get(stamp[0], {path}) and CONFLICT not in path:
             self.found(f"node {node} shows in {path} what was written to {stamp[0]}")
         return stamp[1]
+
+    def versions_of(self, path: str) -> list[bytes]:
+        """All that was ever written to a path, or to what was renamed to it; to its original, of a copy."""
+        origins = {origin for origin, places in self.places.items() if path in places or CONFLICT in path}
+        return [content for content in self.known.values() if content.split(b" ", 2)[1].decode() in origins]
 
     def note(self, node: int, what: str, path: str, seen: int | None) -> None:
         """For who looks into a finding."""

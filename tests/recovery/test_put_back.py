@@ -294,3 +294,29 @@ def test_a_state_knows_what_it_left(durability: Durability, tmp_path: Path) -> N
         assert reader.state.version == state.version
         assert reader.state.left == state.left
     vault.close()
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+def test_nothing_goes_home_into_a_version_that_came_in_place(tmp_path: Path, is_open: bool) -> None:
+    """What waits in the journal belongs to the version that is gone: the two would be mixed for good."""
+    vault = BareVault(tmp_path / "vault", durability=Durability.POWER)
+    vault.put(NAME, OLD)
+    vault.reopen()
+    path = vault.backing(NAME)
+    theirs = path.read_bytes()
+    file = vault.tree.open(vault.root, NAME, os.O_RDWR)
+    file.write(0, NEW[:CHUNK])
+    file.sync(data_only=False)
+    if not is_open:
+        vault.tree.release(file)
+    with path.open("r+b") as backing:
+        backing.write(theirs)
+    vault.checkpoint()
+    vault.checkpoint()
+    assert path.read_bytes() == theirs
+    assert vault.get(NAME) == OLD
+    if is_open:
+        with pytest.raises(IntegrityError):
+            file.read(0, 1)
+        vault.tree.release(file)
+    vault.close()

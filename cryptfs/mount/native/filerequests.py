@@ -17,6 +17,7 @@ from cryptfs.mount.options import MountOptions
 from cryptfs.vfs import ranges
 from cryptfs.vfs.directory import SELF, Unnamed
 from cryptfs.vfs.identity import stale
+from cryptfs.vfs.mtimes import before_write
 from cryptfs.vfs.openfile import OpenFile
 from cryptfs.vfs.vault import Vault
 from cryptfs.vfs.xattrs import ACL_NAMES, CAPABILITY
@@ -143,6 +144,8 @@ class FileHandlers(Handlers):
             self._pages.cached(request.nodeid)
         if write_flags & structs.WRITE_CACHE and self._kernel_owns_mtime and file.state.kept_mtime_ns is None:
             file.state.keep_mtime()
+        elif not (write_flags & structs.WRITE_CACHE and self._kernel_owns_mtime):
+            before_write(file.state)
         done = file.write(offset, data)
         self.statistics.bytes_written += done
         # What comes from the page cache was written before, or through a mapping, which takes nothing away.

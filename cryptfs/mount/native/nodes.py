@@ -186,7 +186,7 @@ class NodeTable:
     def require_meant(self, node: Node | None, parent: Node, name: bytes, held: HeldFile) -> None:
         """Before an entry goes or moves: a request only names it, and means what the kernel was told.
 
-        Of a file with several names that somebody moved about any name will do: no content goes with it.
+        Of a file with several names any will do: no content goes with it.
 
         Args:   held, node: what stands there, and what the kernel knows of it.
         Raises: OSError: ESTALE: that is something else by now.
@@ -195,10 +195,9 @@ class NodeTable:
             return
         if node is None:
             raise stale()
-        if node.held is None and (node.parent is not parent or node.name != name):
-            single = held.st.st_nlink == 1 or stat.S_ISDIR(held.st.st_mode)
-            if single:
-                raise stale()
+        elsewhere = node.held is None and (node.parent is not parent or node.name != name)
+        if elsewhere and (held.st.st_nlink == 1 or stat.S_ISDIR(held.st.st_mode)):
+            raise stale()
         if node.directory is None and node.held is None and not node.is_object(held.fd, held.st):
             self.retire(node)
             raise stale()
@@ -277,7 +276,11 @@ class NodeTable:
         """The open directory of a node. Raises: OSError (ENOTDIR, ENOENT), IntegrityError."""
         found = node.directory
         if found is not None:
-            return found
+            if self._exclusive or node.held is not None or self._tree.opener.is_current(found):
+                return found
+            with self.lock:  # it has another record: its names are others now
+                node.directory = found = None
+                self._open_directories.pop(node.nodeid, None)
         # Down from the first that is open; not by recursion: there can be thousands.
         closed = []
         at = node
@@ -358,11 +361,8 @@ class NodeTable:
         open_node = node.held or node.directory
         if open_node is not None:
             return self._tree.stat_descriptor(open_node.fd)
-        if node.stale:
-            return self._attributes_open(node)
         try:
-            directory, name = self.place(node)
-            found = self._tree.stat(directory, name)
+            found = self._tree.stat(*self.place(node))
         except OSError as error:
             if error.errno not in _GONE:
                 raise

@@ -16,6 +16,7 @@ from cryptfs.vfs.acls import Acls
 from cryptfs.vfs.attributes import change_mode, change_owner
 from cryptfs.vfs.directory import SELF, Place, Unnamed
 from cryptfs.vfs.filestate import FileState
+from cryptfs.vfs.mtimes import times_were_set
 from cryptfs.vfs.openfile import OpenFile
 from cryptfs.vfs.tree import VaultTree
 from cryptfs.vfs.xattrs import CAPABILITY
@@ -110,7 +111,7 @@ class AttributeSetter:
             return
         with state.lock:  # as in VaultTree.set_times
             utimensat(AT_FDCWD, path, times, follow=True)
-            state.forget_mtime(times)
+            times_were_set(state, times)
 
     def _set_size(self, node: Node, handle: OpenFile | None, size: int, *, keep: bool, kill: bool) -> None:
         if handle is not None and handle.writable:
