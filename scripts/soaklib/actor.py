@@ -86,7 +86,9 @@ class Actor:
             return self.replace(track, backing, b"")
         if not track.last.damaged and track.exists and self.sealer.content(raw) == track.certain:
             actions += [self.in_place, self.in_place, self.old_in_place, self.append, self.cut, self.touch]
-            actions += [self.over_another, self.swap, self.away_and_back, self.to_directory, self.reuse]
+            actions += [self.away_and_back, self.to_directory, self.reuse]
+            if not track.written_now:
+                actions += [self.over_another, self.swap]
         return self.dice.choice(actions)(track, backing, raw)
 
     # ---- whole files

@@ -51,6 +51,7 @@ class Track:
     origins:   paths whose objects ever stood here: their attributes may.
     returning: what a program wrote just before the outside replaced it: it was on its way to its place, and a
                change wins over a deletion, so it may come back where nothing has the name.
+    written_now: whether a program has it open for writing: where it is moved, what is written goes with it.
     placed:    ciphertext that the outside actor left, while no program wrote since.
     """
 
@@ -59,6 +60,7 @@ class Track:
     claims: list[frozenset[Content]] = field(default_factory=list)
     origins: set[str] = field(default_factory=set)
     returning: set[Content] = field(default_factory=set)
+    written_now: bool = False
     placed: bytes | None = None
 
     def __post_init__(self) -> None:

@@ -169,6 +169,7 @@ class Round:
             if synced:
                 os.fsync(fd)
             track.change(effect(base), outside=False)
+            track.written_now = True
             done = self._meanwhile(track)
             if self.dice.random() < 0.5:
                 os.pwrite(fd, data, 0)
@@ -179,6 +180,7 @@ class Round:
                 os.close(fd)
             except OSError:
                 failed = True
+            track.written_now = False
         came = files_of(track.last.contents)
         results = {effect(base), *(effect(content) for content in came)}
         if track.last.damaged:
