@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
@@ -161,12 +162,14 @@ def test_random_images_are_among_all_and_can_be_had_again() -> None:
 def tree_of(directory: Path) -> dict[str, bytes | str | None]:
     """Paths and contents below a directory."""
     found: dict[str, bytes | str | None] = {}
-    for path in directory.rglob("*"):
-        relative = str(path.relative_to(directory))
-        if path.is_symlink():
-            found[relative] = str(path.readlink())
-        else:
-            found[relative] = None if path.is_dir() else path.read_bytes()
+    for top, directories, files in os.walk(directory):  # not rglob, which follows links on some versions
+        for name in (*directories, *files):
+            path = Path(top) / name
+            relative = str(path.relative_to(directory))
+            if path.is_symlink():
+                found[relative] = str(path.readlink())
+            else:
+                found[relative] = None if path.is_dir() else path.read_bytes()
     return found
 
 
