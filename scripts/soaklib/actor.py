@@ -246,7 +246,7 @@ class Actor:
         if not raw or self.sealer.content(raw) == b"":
             return self.replace(track, backing, raw)
         os.truncate(backing, size)
-        for name in os.listxattr(backing) if not size else ():
+        for name in os.listxattr(backing) if size < HEADER else ():
             os.removexattr(backing, name)  # sealed for the file_id, which went with the header: EIO for good
         track.change(*((b"",) if size == 0 else ()), outside=True, damaged=True)
         return f"cut to {size}"
