@@ -200,20 +200,25 @@ class Cluster:
                 self.read(node, path)
             elif roll < 0.44:
                 seen = self.read(node, path)
-                self.note(node, "removes", path, seen)
-                (mountpoint / path).unlink()
-                self.replace_leaf(seen, None)
+                if seen is not None:  # else nobody knows which version goes
+                    self.note(node, "removes", path, seen)
+                    (mountpoint / path).unlink()
+                    self.replace_leaf(seen, None)
             elif roll < 0.48:
                 self.rename(node, path)
             elif (mountpoint / directory).is_dir():
                 self.write(node, path)
 
     def rename(self, node: int, path: str) -> None:
-        """Over or to another name of the same node."""
+        """Over or to another name of the same node; no copy on its way, which would stay as it is there."""
         mountpoint = self.root(node)
+        if (mountpoint / path).exists() and self.read(node, path) is None:
+            return
         directory = self.dice.choice(sorted(self.directories[node]))
         target = os.path.join(directory, f"f{node}.{self.dice.randrange(FILES // NODES)}")
         lost = self.read(node, target) if (mountpoint / target).exists() else None
+        if lost is None and (mountpoint / target).exists():
+            return
         for origins in self.places.values():
             if path in origins:
                 origins.add(target)
@@ -225,7 +230,11 @@ class Cluster:
     def write(self, node: int, path: str) -> None:
         """A new version, in one of the ways of programs; a version that failed to close is none."""
         target = self.root(node) / path
-        seen = self.read(node, path) if target.exists() else None
+        seen = None
+        if target.exists():
+            seen = self.read(node, path)
+            if seen is None:  # nobody knows which version it would replace
+                return
         self.sequence += 1
         size = self.dice.choice(SIZES)
         content = stamped(node, path, self.sequence, size)
