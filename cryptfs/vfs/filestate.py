@@ -389,9 +389,12 @@ class FileState(WriteMarks):
                 journal_floor=header.journal_floor,
             )
         mtime = os.fstat(fd).st_mtime_ns if self.kept_mtime_ns is None else self.kept_mtime_ns
+        was_ahead, kept = self.mtime_is_ahead, self.kept_mtime_ns
+        self.kept_mtime_ns, self.mtime_is_ahead = mtime, True  # what a stat shows while it moves
         self._put_header(fd, clean)
         restore_mtime(fd, mtime)
-        if self.mtime_is_ahead:
-            self.forget_mtime()
+        self.forget_mtime()
+        if not was_ahead:
+            self.kept_mtime_ns = kept
         self.mark_told()
         self.note_left()

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from cryptfs.core.header import FileHeader
 from cryptfs.storage.libc import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE
 from cryptfs.vfs import checkpoint, ranges
+from cryptfs.vfs.filestate import FileState
 from cryptfs.vfs.mtimes import AHEAD_NS
 from cryptfs.vfs.openfile import OpenFile
 from cryptfs.vfs.redo import Durability
@@ -258,6 +260,28 @@ def test_times_do_not_move_when_the_overlay_comes_home(tmp_path: Path) -> None:
     vault.die_and_reopen()
     assert path.stat().st_mtime_ns == written + AHEAD_NS
     assert vault.get(NAME) == replaced(OLD, 0, NEWER)
+    vault.close()
+
+
+def test_the_time_does_not_move_while_the_length_is_sealed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The header's own write moves the backing file's time for a moment; a stat may fall into that."""
+    vault = vault_with(tmp_path / "vault")
+    put_header, seen = FileState._put_header, []
+
+    def watched(state: FileState, fd: int, header: FileHeader, records: memoryview | None = None) -> None:
+        time.sleep(0.02)  # more than a tick of the kernel's clock for files
+        put_header(state, fd, header, records)
+        seen.append((header.is_clean, vault.tree.stat(vault.root, b"new").st.st_mtime_ns))
+
+    monkeypatch.setattr(FileState, "_put_header", watched)
+    with vault.opened(b"new", os.O_RDWR | os.O_CREAT) as file:
+        file.write(0, NEW)
+        written = vault.tree.stat(vault.root, b"new").st.st_mtime_ns
+    assert (True, written) in seen
+    assert {time_ns for is_clean, time_ns in seen if is_clean} == {written}
+    assert vault.tree.stat(vault.root, b"new").st.st_mtime_ns == written
     vault.close()
 
 
