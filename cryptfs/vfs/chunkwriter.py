@@ -16,7 +16,7 @@ from cryptfs.storage.backing import read_fully, write_fully
 from cryptfs.storage.libc import FALLOC_KEEP_SIZE, fallocate
 from cryptfs.vfs.filestate import FileState
 from cryptfs.vfs.inheriting import require_length
-from cryptfs.vfs.mtimes import changes_later
+from cryptfs.vfs.mtimes import changes_later, stay_ahead
 from cryptfs.vfs.redo import SMALL_GROWTH, RedoLog
 
 
@@ -227,6 +227,8 @@ class ChunkWriter:
         except OSError:
             self._undo(old_edges)
             raise
+        if state.mtime_is_ahead:
+            stay_ahead(state)
 
     def _undo(self, old_edges: list[tuple[int, bytes]]) -> None:
         """After a failed write: the old length and the old edge records, as far as the disk lets us."""

@@ -32,8 +32,19 @@ def changes_later(state: FileState) -> None:
 
     Where the kernel keeps the time of change, it tells us before the file is closed.
     """
-    if not state.mtime_is_ahead:
+    if state.mtime_is_ahead:
+        stay_ahead(state)
+    else:
         _go_ahead(state, time.time_ns() if state.kept_mtime_ns is None else state.kept_mtime_ns)
+
+
+def stay_ahead(state: FileState) -> None:
+    """After something that moves the time of the backing file and not the file's; the lock is held.
+
+    A page that the kernel brings late is such a thing, and room that is reserved.
+    """
+    if state.mtime_is_ahead and state.kept_mtime_ns is not None:
+        _go_ahead(state, state.kept_mtime_ns)
 
 
 def before_write(state: FileState) -> None:

@@ -13,6 +13,7 @@ from cryptfs.storage.libc import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZER
 from cryptfs.vfs.filestate import FileState
 from cryptfs.vfs.inheriting import require_length
 from cryptfs.vfs.lengths import punch, settle_overlay
+from cryptfs.vfs.mtimes import stay_ahead
 from cryptfs.vfs.openfile import OpenFile
 
 
@@ -39,6 +40,7 @@ def allocate(file: OpenFile, mode: int, offset: int, length: int) -> None:
             raise _error(errno.EOPNOTSUPP)
         if not mode & FALLOC_KEEP_SIZE and end > state.size:
             file.grow_hole(end)
+        stay_ahead(state)
 
 
 def _reserve(state: FileState, offset: int, end: int) -> None:

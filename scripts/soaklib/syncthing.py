@@ -240,8 +240,8 @@ class Cluster:
         content = stamped(node, path, self.sequence, size)
         self.known[self.sequence] = content
         self.places.setdefault(path, {path})
-        # Without cryptfs a file that is replaced while a program has it open is lost to the program.
         self.note(node, f"writes version {self.sequence} to", path, seen)
+        # Without cryptfs a file that is replaced while a program has it open is lost to the program.
         way = self.dice.choice(("whole", "editor", "whole" if self.plain else "slow", "same"))
         if way == "editor":
             beside = target.with_name(f"tmp{node}.{self.sequence}")
@@ -251,7 +251,12 @@ class Cluster:
         elif way == "same" and seen is not None:
             self._put(target, content, 0, slow=False)
         else:
-            self._put(target, content, os.O_TRUNC, slow=way == "slow")
+            # What another node made since the look must not be cut unseen: then this is no version.
+            alone = os.O_EXCL if seen is None else os.O_TRUNC
+            try:
+                self._put(target, content, alone, slow=way == "slow")
+            except FileExistsError:
+                return
         self.replace_leaf(seen, (self.sequence, path))
 
     def _put(self, target: Path, content: bytes, flags: int, *, slow: bool) -> None:
