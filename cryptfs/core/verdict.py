@@ -1,6 +1,6 @@
 """What a header says of its file's length, given how long the backing file is.
 
-One rule for everybody who asks: the data path, recovery, fsck and the witness. Pure, so it reads no record.
+The data path, recovery, fsck and the witness all use this one rule. It is pure: it reads no record.
 vfs/recovery.py adds what only the records tell: the size that RECOVER asks for, and whether what stands
 behind a header that says "empty" belongs to it.
 

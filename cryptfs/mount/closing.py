@@ -229,8 +229,8 @@ def locked(vault_dir: Path, holder: LockHolder) -> VaultLockedError:
     if not lines:
         return VaultLockedError(f"{vault} is being closed by process {holder.pid}; try again in a moment")
     return VaultLockedError(
-        f"{vault} is not mounted on {holder.shown_mountpoint} any more, but still open in process "
-        f"{holder.pid}. It closes when these let go of it:\n{_indented(lines)}"
+        f"{vault} is not mounted on {holder.shown_mountpoint} any more, but process {holder.pid} "
+        f"still has it open. It closes when these let go of it:\n{_indented(lines)}"
     )
 
 

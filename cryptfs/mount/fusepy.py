@@ -77,7 +77,8 @@ def run(vault: Vault, mountpoint: Path, options: MountOptions, on_ready: EngineR
 def _fuse_options(vault: Vault, options: MountOptions) -> dict[str, Any]:
     source = options.fsname or str(vault.vault_dir)
     entry = options.entry_seconds
-    # A hard link under another path has its own inode in the kernel, which goes stale whoever is here.
+    # Each path of a hard link is an inode of its own to the kernel. A change by one path leaves the others
+    # stale, with --exclusive too.
     attr = FRESH_SECONDS if options.attr_timeout is None else options.attr_seconds
     wanted: dict[str, Any] = {
         "foreground": True,  # session.py has made the daemon

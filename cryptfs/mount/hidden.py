@@ -2,9 +2,9 @@
 
 libfuse's path interface cannot name an open file that is unlinked, so before an unlink or a replacing rename
 it asks for a rename to `.fuse_hidden` and two numbers, and unlinks that after the last close. Such a file
-would show in listings and keep its directory from being removed; and if the close comes in between, libfuse
-forgets it for ever. Here the file is unlinked at once, and what comes for the hidden path meanwhile goes to
-the open file.
+would show in listings and keep its directory from being removed; and if the close comes between the two,
+libfuse never removes it. Here the file is unlinked at once, and requests for the hidden path go to the open
+file.
 """
 
 from __future__ import annotations

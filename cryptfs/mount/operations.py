@@ -260,7 +260,7 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
         """A new name `target` for the file `source`: mfusepy's names for them."""
         directory, name = self._paths.resolve(source)
         self.told.hold(source, directory, name)
-        # The kernel makes a new inode of the new name, and believes what it is told of it first.
+        # The kernel makes a new inode for the new name, and keeps the first attributes that it is told.
         self._tree.settle(directory, name)
         self._tree.link(directory, name, *self._paths.resolve(target))
         self.told.saw(source, self._tree.stat(directory, name))

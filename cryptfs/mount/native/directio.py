@@ -1,10 +1,10 @@
 """Asynchronous direct I/O beside the page cache: the pages that Linux forgets to drop.
 
 Before a direct write Linux drops the pages of its range; after an asynchronous one it does not (with
-FUSE_ASYNC_DIO). A page that somebody read in between holds what was there before, for good. So they are
-dropped from here, when the data is in its place and before the write is answered: whoever asks once the write
-is over reads what it wrote. A page that is being read then is locked; the notification waits for its answer,
-which another thread gives.
+FUSE_ASYNC_DIO). A page that somebody read in between holds what was there before, for good. So the
+engine drops them once the data is in its place, before it answers the write: a read that starts after the
+write has returned sees what it wrote. A page that is being read then is locked; the notification waits for
+its answer, which another thread gives.
 
 Most files that are written past the page cache have nothing in it. After some direct writes, with nothing
 through the page cache in between, all pages of a file are dropped once, and its writes cost nothing more

@@ -188,7 +188,7 @@ class NodeTable:
 
         Of a file with several names any will do: no content goes with it.
 
-        Args:   held, node: what stands there, and what the kernel knows of it.
+        Args:   held: the file that is there. node: the one that the kernel knows under this name.
         Raises: OSError: ESTALE: that is something else by now.
         """
         if self._exclusive:
