@@ -14,6 +14,7 @@ from cryptfs.storage.journal import JOURNAL_NAMES, Journal
 from cryptfs.vfs.filestate import FileState
 from cryptfs.vfs.openfile import OpenFile
 from cryptfs.vfs.redo import Durability, RedoLog
+from cryptfs.vfs.vault import Vault
 from tests.support import KIB, BareVault, pattern
 
 CHUNK = 4 * KIB
@@ -127,6 +128,15 @@ class SyncCalls:
         """Those since the last time."""
         taken, self.calls = self.calls, []
         return taken
+
+
+def content(vault: Vault) -> bytes:
+    """What the file of a vault with a passphrase says; longer than it should be is seen, too."""
+    file = vault.tree.open(vault.tree.root, NAME, os.O_RDONLY)
+    try:
+        return file.read(0, len(OLD) + 1)
+    finally:
+        vault.tree.release(file)
 
 
 def pending_vault(vault_dir: Path) -> BareVault:

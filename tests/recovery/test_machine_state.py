@@ -15,7 +15,7 @@ from cryptfs.errors import VaultLockedError
 from cryptfs.vfs.journals import replay_others
 from cryptfs.vfs.redo import Durability
 from cryptfs.vfs.vault import Vault
-from tests.recovery.scenes import CHUNK, NAME, OLD, replaced
+from tests.recovery.scenes import CHUNK, NAME, OLD, content, replaced
 from tests.support import KIB, MIB, crash_in, pattern, state_files
 
 PASSPHRASE = b"of one machine"
@@ -41,14 +41,6 @@ def write(vault_dir: Path, offset: int, data: bytes) -> None:
         one.tree.open(one.tree.root, NAME, os.O_RDWR).write(offset, data)
 
     crash_in(work)
-
-
-def content(one: Vault) -> bytes:
-    file = one.tree.open(one.tree.root, NAME, os.O_RDONLY)
-    try:
-        return file.read(0, len(OLD) + 1)
-    finally:
-        one.tree.release(file)
 
 
 def aside(vault_dir: Path) -> list[str]:

@@ -13,7 +13,7 @@ import pytest
 from cryptfs.errors import VaultLockedError
 from cryptfs.vfs.redo import Durability
 from cryptfs.vfs.vault import Vault
-from tests.recovery.scenes import CHUNK, NAME, OLD, replaced
+from tests.recovery.scenes import CHUNK, NAME, OLD, content, replaced
 from tests.support import KIB, MIB, crash_in, make_old_vault, pattern, state_files
 
 PASSPHRASE = b"of a vault that crashed"
@@ -46,14 +46,6 @@ def unlocked() -> Iterator[list[Vault]]:
     yield vaults
     for one in vaults:
         one.close()
-
-
-def content(one: Vault) -> bytes:
-    file = one.tree.open(one.tree.root, NAME, os.O_RDONLY)
-    try:
-        return file.read(0, len(OLD) + 1)
-    finally:
-        one.tree.release(file)
 
 
 def has_journal(vault_dir: Path) -> bool:

@@ -19,6 +19,7 @@ from cryptfs.errors import UnsupportedFormatError, VaultError
 from cryptfs.vfs.upgrade import upgrade
 from cryptfs.vfs.vault import Vault, read_config
 from tests.fsck.deaths import dying
+from tests.recovery import scenes
 from tests.recovery.faults import Faults
 from tests.recovery.scenes import CHUNK, NAME, OLD, copy_of, replaced
 from tests.support import KIB, MIB, crash_in, make_old_vault, pattern, state_files
@@ -30,11 +31,7 @@ OLD_NAMES = {"cryptfs.sessions", "cryptfs.unsettled", "cryptfs.journal.a", "cryp
 
 def content(vault_dir: Path, passphrase: bytes = PASSPHRASE) -> bytes:
     with Vault.unlock(vault_dir, passphrase) as one:
-        file = one.tree.open(one.tree.root, NAME, os.O_RDONLY)
-        try:
-            return file.read(0, len(OLD) + 1)
-        finally:
-            one.tree.release(file)
+        return scenes.content(one)
 
 
 def at_rest(vault_dir: Path) -> bytes:
