@@ -132,6 +132,14 @@ def test_what_is_written_by_a_new_handle_is_not_in_the_old_file(outside: Outside
     assert whole(old_handle, len(OLD)) == OLD
 
 
+def take_away(outside: Outside, new: bytes, *, gone: bool) -> None:
+    """Somebody else deletes `doc`, or replaces it."""
+    if gone:
+        outside.backing("doc").unlink()
+    else:
+        outside.replace("doc", new)
+
+
 @pytest.mark.parametrize("wait", [0.0, FRESH])
 @pytest.mark.parametrize("gone", [False, True], ids=["replaced", "deleted"])
 def test_a_name_is_removed_beside_an_old_handle(outside: Outside, wait: float, gone: bool) -> None:
@@ -139,10 +147,7 @@ def test_a_name_is_removed_beside_an_old_handle(outside: Outside, wait: float, g
     outside.make("doc", OLD)
     doc = outside.shown / "doc"
     with doc.open("rb") as old:
-        if gone:
-            outside.backing("doc").unlink()
-        else:
-            outside.replace("doc", new)
+        take_away(outside, new, gone=gone)
         time.sleep(wait)
         try:
             doc.unlink()
@@ -166,10 +171,7 @@ def test_a_name_is_renamed_over_beside_an_old_handle(outside: Outside, wait: flo
     outside.make("doc", OLD)
     doc = outside.shown / "doc"
     with doc.open("rb") as old:
-        if gone:
-            outside.backing("doc").unlink()
-        else:
-            outside.replace("doc", new)
+        take_away(outside, new, gone=gone)
         time.sleep(wait)
         (outside.shown / "saved").write_bytes(SAME)
         (outside.shown / "saved").rename(doc)
