@@ -1,10 +1,11 @@
-"""An encrypted directory that mounts as an ordinary one.
+"""Files encrypted in one directory (the vault), shown in another (the mountpoint).
 
     Vault        make and unlock vaults; its `tree` reads and writes them without a mount
+    Offer        what opens a vault besides a passphrase: key files, tokens, identities, words, shares
     mount_vault  mount a vault in the background; returns a MountedVault
     errors       every exception, each also importable from here
 
-What is named here loads when it is first used: `import cryptfs` loads neither libsodium nor FUSE.
+Each part loads at its first use: `import cryptfs` loads neither libsodium nor FUSE.
 """
 
 from __future__ import annotations
@@ -19,11 +20,16 @@ from cryptfs.errors import (
     HeaderError,
     IntegrityError,
     ManifestError,
+    MistypedWordsError,
     MountError,
     NameError_,
     NameTooLongError,
+    NoKeyError,
     NotAVaultError,
     ReadOnlyVaultError,
+    RecoveryRecordError,
+    TokenError,
+    UnexpectedVaultError,
     UnsupportedFormatError,
     VaultConfigError,
     VaultError,
@@ -35,12 +41,14 @@ from cryptfs.version import VERSION
 if TYPE_CHECKING:
     from cryptfs.mount.background import MountedVault, mount_vault
     from cryptfs.mount.options import MountOptions
+    from cryptfs.unlock.offer import Offer
     from cryptfs.vfs.vault import Vault, change_passphrase
 else:
     _MODULE_OF = {
         "MountedVault": "cryptfs.mount.background",
         "mount_vault": "cryptfs.mount.background",
         "MountOptions": "cryptfs.mount.options",
+        "Offer": "cryptfs.unlock.offer",
         "Vault": "cryptfs.vfs.vault",
         "change_passphrase": "cryptfs.vfs.vault",
     }
@@ -65,13 +73,19 @@ __all__ = [
     "HeaderError",
     "IntegrityError",
     "ManifestError",
+    "MistypedWordsError",
     "MountError",
     "MountOptions",
     "MountedVault",
     "NameError_",
     "NameTooLongError",
+    "NoKeyError",
     "NotAVaultError",
+    "Offer",
     "ReadOnlyVaultError",
+    "RecoveryRecordError",
+    "TokenError",
+    "UnexpectedVaultError",
     "UnsupportedFormatError",
     "Vault",
     "VaultConfigError",

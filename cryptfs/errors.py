@@ -1,21 +1,25 @@
 """Every exception that cryptfs raises on purpose.
 
     CryptfsError
-      IntegrityError          what is on disk does not authenticate (EIO on a mount)
+      IntegrityError          data on disk does not authenticate (EIO on a mount)
         HeaderError           a file header, or a file cut short of its authentic length
         ChunkError            a chunk record; carries chunk_index
         NameError_            a cipher name, sidecar, symlink target or xattr
         DirectoryRecordError  a directory record
       VaultError              the vault as a whole; shown to a person, with what to do next
-        NotAVaultError  UnsupportedFormatError  WrongPassphraseError  VaultConfigError  VaultLockedError
-        ManifestError
+        NotAVaultError  UnsupportedFormatError  NoKeyError  VaultLockedError  ManifestError
+        TokenError  UnexpectedVaultError
+        WrongPassphraseError
+          MistypedWordsError  recovery words or shares that nobody can have been given
+        VaultConfigError
+          RecoveryRecordError
       MountError              the mountpoint or FUSE itself; shown to a person
       ReadOnlyVaultError      a change to a vault that is mounted read-only (EROFS)
       NameTooLongError        a name or symlink target that no vault can hold (ENAMETOOLONG)
 
-An OSError of the backing filesystem passes through with its errno. A broken precondition is a
-ValueError, outside this tree. The way to an errno is mount/errno_map.py, to an exit code
-cli/exit_codes.py; a test asserts that every class here is in both.
+An OSError of the backing filesystem passes through with its errno. A broken precondition is a ValueError,
+outside this tree. mount/errno_map.py turns an exception into an errno, and cli/exit_codes.py into an exit
+code; a test asserts that every class here is in both.
 
 No message holds a secret or a plaintext name: cipher paths only.
 """
@@ -30,9 +34,9 @@ class CryptfsError(Exception):
 class IntegrityError(CryptfsError):
     """Something in the vault is damaged, forged, moved or cut.
 
-    Args: reason: what does not hold, in words.
+    Args: reason: the problem in words.
           cipher_path: place in the vault, relative to its root; '' until a layer that knows it adds it.
-          chunk_index: number of the chunk from 0, or None where it is not about a chunk.
+          chunk_index: number of the chunk from 0; None if it is not about a chunk.
     """
 
     def __init__(self, reason: str, *, cipher_path: str = "", chunk_index: int | None = None) -> None:
@@ -57,7 +61,7 @@ class ChunkError(IntegrityError):
 
 
 class NameError_(IntegrityError):  # noqa: N801 - the name is fixed by the glossary; NameError is Python's
-    """A cipher name, sidecar, symlink target or xattr does not authenticate where it stands."""
+    """A cipher name, sidecar, symlink target or xattr does not authenticate in its place."""
 
 
 class DirectoryRecordError(IntegrityError):
@@ -69,27 +73,55 @@ class VaultError(CryptfsError):
 
 
 class NotAVaultError(VaultError):
-    """The directory is missing or holds no vault, or a new vault cannot be made there."""
+    """The directory is missing or is not a vault, or cannot become one."""
 
 
 class UnsupportedFormatError(VaultError):
-    """The vault needs a format version or feature that this program does not know."""
+    """The vault needs a format version or feature that this version does not know."""
 
 
 class WrongPassphraseError(VaultError):
     """No key slot accepts the passphrase."""
 
 
+class MistypedWordsError(WrongPassphraseError):
+    """Recovery words or a share with a slip of the pen: one that is in no list, too few, a wrong checksum.
+
+    Args: reason: the problem, without any of the words.
+          hint: the word as it was typed and the closest one, for the person who typed it and for no log.
+    """
+
+    def __init__(self, reason: str, *, hint: str = "") -> None:
+        super().__init__(reason)
+        self.hint = hint
+
+
+class NoKeyError(VaultError):
+    """Nothing was offered that a key slot of the vault takes."""
+
+
+class TokenError(VaultError):
+    """A FIDO2 token is missing, was not touched, or refuses; the message says which, and what to do."""
+
+
 class VaultConfigError(VaultError):
     """The vault config is damaged, hostile or not authentic."""
 
 
+class RecoveryRecordError(VaultConfigError):
+    """The recovery record is damaged, not authentic, or of another masterkey."""
+
+
 class VaultLockedError(VaultError):
-    """Another mount holds the vault; the message says who."""
+    """Another mount holds the vault; the message names the process."""
 
 
 class ManifestError(VaultError):
-    """A manifest of `cryptfs snapshot` is none, is damaged or cut, or belongs to another vault."""
+    """The file is not a manifest, or a damaged or cut one, or belongs to another vault."""
+
+
+class UnexpectedVaultError(VaultError):
+    """Another vault, or one with an older config, than this machine has seen there or a person expects."""
 
 
 class MountError(CryptfsError):
@@ -97,7 +129,7 @@ class MountError(CryptfsError):
 
 
 class ReadOnlyVaultError(CryptfsError):
-    """A change was asked of a vault that is mounted read-only."""
+    """A change to a vault that is mounted read-only."""
 
 
 class NameTooLongError(CryptfsError):

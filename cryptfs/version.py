@@ -1,3 +1,3 @@
-"""The version, where the command line can read it without loading anything."""
+"""The version: the command line reads it without loading anything else."""
 
 VERSION = "0.1.0"

@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # What the scripts share: installing what is missing, and nothing when nothing is.
 # Sourced, never run. Sets `root` (the repository) and `venv` (its Python environment).
+# `python -I`: without it Python imports what lies in the directory in which somebody started the script.
 
 set -euo pipefail
 
@@ -57,7 +58,7 @@ need_packages() {
 find_python() {
     local candidate
     for candidate in ${CRYPTFS_PYTHON:+"$CRYPTFS_PYTHON"} python3 python3.13 python3.12 python3.11 /usr/bin/python3; do
-        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+        if "$candidate" -I -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
             printf '%s\n' "$candidate"
             return 0
         fi
@@ -80,15 +81,15 @@ need_venv() {
         need_packages python3
         python="$(find_python)" || die "Python 3.11 or newer is needed; set CRYPTFS_PYTHON to one"
     }
-    if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
+    if ! "$venv/bin/python" -I -m pip --version >/dev/null 2>&1; then
         # Debian's python3 has venv without ensurepip until python3-venv is there.
-        "$python" -c 'import ensurepip, venv' 2>/dev/null || need_packages python3-venv
+        "$python" -I -c 'import ensurepip, venv' 2>/dev/null || need_packages python3-venv
         say "Making a Python environment in $venv"
-        "$python" -m venv "$venv" || die "cannot make a Python environment in $venv"
+        "$python" -I -m venv "$venv" || die "cannot make a Python environment in $venv"
     fi
     say "Installing cryptfs and what it needs into $venv"
     rm -f "$stamp"
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+    "$venv/bin/python" -I -m pip install --quiet --disable-pip-version-check \
         --editable "$root${extra:+[$extra]}" >&2 || die "pip could not install what pyproject.toml asks for"
     printf '%s\n' "$wanted" >"$stamp"
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -15,27 +16,39 @@ import click
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from cryptfs.cli.exit_codes import MEANINGS, ExitCode
-from cryptfs.cli.main import cli
+from cryptfs.cli.main import cli, every_command
 from cryptfs.version import VERSION
 
 DESCRIPTION = """\
-cryptfs keeps a directory of ciphertext, the vault, and shows it through FUSE as an ordinary directory of
-plaintext, the mountpoint. Programs work there as anywhere; only ciphertext reaches the disk.
+cryptfs encrypts a directory, the vault, and shows it through FUSE as an ordinary directory of readable
+files, the mountpoint. Programs work there as anywhere else, and only ciphertext reaches the vault.
 """
 
 PASSPHRASES = """\
-A passphrase comes from --passfile, from --passcommand, from the terminal, or, where stdin is no terminal,
-from the next line of stdin; never from the command line, which other users can see. One line break at its
-end does not count.
+A passphrase comes from --passfile, --passcommand, --passfd or --askpass; else from the file that the variable
+CRYPTFS_PASSFILE names; else from the systemd credential cryptfs.passphrase; else from the terminal, or, if
+stdin is not a terminal, from the next line of stdin. It never comes from the command line, which other users
+can see. One line break at its end does not count.
+"""
+
+KEY_FILES = """\
+A key file comes from --keyfile, else from the file that the variable CRYPTFS_KEYFILE names, else from the
+systemd credential cryptfs.keyfile. If it opens the vault, nobody is asked for a passphrase. Nor is anybody
+asked if no key slot takes one.
+"""
+
+SLOTS = """\
+A command tries the key slots of all kinds for which something is there, and first the one that opened the
+vault last on this machine. The file VAULT_ID.json in $XDG_STATE_HOME/cryptfs (~/.local/state/cryptfs) keeps
+its number; you may delete it. If a vault has several key slots, each command says which one opened it.
 """
 
 MOUNT8 = """\
-A vault can stand in fstab, and be mounted by mount(8):
+mount(8) can mount a vault, also from a line in fstab:
 """
 
 MOUNT8_LATER = """\
-mount(8) finds cryptfs through mount.fuse3(8) where cryptfs is in the PATH of root, or through a link of the
-name mount.fuse.cryptfs in /sbin:
+mount(8) needs a helper in /sbin to find cryptfs. This makes it, as root:
 """
 
 EXAMPLE = """\
@@ -44,6 +57,14 @@ mkdir ~/private
 cryptfs mount ~/vault ~/private
 cryptfs umount ~/private
 """
+
+
+def all_commands(group: click.Group, above: str = "") -> Iterator[tuple[str, click.Command]]:
+    """Every command below a group, with its name; a group of its own before its commands."""
+    for name, command in sorted(group.commands.items()):
+        yield f"{above}{name}", command
+        if isinstance(command, click.Group):
+            yield from all_commands(command, f"{above}{name} ")
 
 
 def escape(text: str) -> str:
@@ -95,20 +116,25 @@ def page() -> str:
         ".SH NAME\ncryptfs \\- an encrypted directory that mounts as an ordinary one\n",
         ".SH SYNOPSIS\n",
     ]
-    for name in sorted(cli.commands):
+    commands = every_command()
+    for name in sorted(commands):
         parts.append(f".B cryptfs {escape(name)}\n[\\fIoptions\\fR] ...\n.br\n")
     parts += [".SH DESCRIPTION\n", paragraph(DESCRIPTION), example(EXAMPLE), ".SH OPTIONS\n"]
     parts += [option(parameter) for parameter in cli.params if isinstance(parameter, click.Option)]
-    parts.append(".TP\n\\fB\\-h\\fR, \\fB\\-\\-help\\fR\nOn its own or with a command: show what there is.\n")
+    parts.append(".TP\n\\fB\\-h\\fR, \\fB\\-\\-help\\fR\nShow help, also for a command.\n")
     parts.append(".SH COMMANDS\n")
-    parts += [command_text(name, cli.commands[name]) for name in sorted(cli.commands)]
-    parts += [".SH PASSPHRASES\n", paragraph(PASSPHRASES)]
+    parts += [command_text(name, commands[name]) for name in sorted(commands)]
+    parts += [".SH PASSPHRASES AND KEY FILES\n", *map(paragraph, (PASSPHRASES, KEY_FILES, SLOTS))]
     parts += [
         ".SH FSTAB AND MOUNT(8)\n",
         paragraph(MOUNT8),
         example("/srv/vault  /srv/plain  fuse.cryptfs  noauto,passfile=/root/vault.pass,allow_other  0  0"),
         paragraph(MOUNT8_LATER),
-        example('ln -s "$(command -v mount.fuse.cryptfs)" /sbin/mount.fuse.cryptfs'),
+        example(
+            'printf \'#!/bin/sh\\nunset PYTHONPATH PYTHONHOME\\nexec "%s" "$@"\\n\' \\\n'
+            '    "$(command -v mount.fuse.cryptfs)" > /sbin/mount.fuse.cryptfs\n'
+            "chmod 755 /sbin/mount.fuse.cryptfs"
+        ),
     ]
     parts.append(".SH EXIT STATUS\n")
     parts += [f".TP\n.B {int(code)}\n{escape(MEANINGS[code])}\n" for code in ExitCode]

@@ -3,13 +3,70 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from cryptfs.mount import daemon
-from tests.support import no_vault_left_open
+from tests import support
+from tests.e2e.mounting import LogWatch
+from tests.support import BareVault, no_vault_left_open
+
+MOUNTED = (Path(__file__).parent / "e2e", Path(__file__).parent / "outside")
+"""Rooms whose tests all mount something; those without a mark get `waits`."""
+
+
+_state = pytest.StashKey[str]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Commands remember vaults in a place of the tests, not of the person who runs them."""
+    config.stash[_state] = tempfile.mkdtemp(prefix="state-tests-")
+    os.environ["XDG_STATE_HOME"] = config.stash[_state]
+    os.environ.pop("CRYPTFS_NO_PIN", None)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """That place goes."""
+    shutil.rmtree(config.stash.get(_state, ""), ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What mounts has company of its own kind at most; a test or a module says which with a mark."""
+    for item in items:
+        if any(item.get_closest_marker(mark) for mark in ("serial", "waits")):
+            continue
+        if any(room in item.path.parents for room in MOUNTED):
+            item.add_marker("waits")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Before its fixtures, which may mount."""
+    support.has_company = item.get_closest_marker("waits") is not None
+
+
+_watch = pytest.StashKey[LogWatch]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """What a mount's daemon logs, and the test does not allow, fails the test; see Mounted.allow_log."""
+    item.stash[_watch] = LogWatch()
+    item.stash[_watch].before_the_call()
+    yield
+    item.stash[_watch].check()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    """As above, for what was logged while the fixtures ended."""
+    yield
+    item.stash.get(_watch, LogWatch()).after_the_teardown()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -39,3 +96,11 @@ def _no_vault_left_open() -> Iterator[None]:
     """Thousands of tests would have thousands of descriptors."""
     with no_vault_left_open():
         yield
+
+
+@pytest.fixture
+def vault(tmp_path: Path) -> Iterator[BareVault]:
+    """A vault without a mount. Modules that need another one have their own."""
+    made = BareVault(tmp_path / "vault")
+    yield made
+    made.close()

@@ -17,20 +17,22 @@ import pytest
 
 import cryptfs
 from cryptfs.core.aead import AEGIS_256, FORMAT_VERSION, SUITES, XCHACHA20_POLY1305
-from cryptfs.core.config import VaultConfig
+from cryptfs.core.format.header import FileHeader
 from cryptfs.core.geometry import ChunkGeometry
-from cryptfs.core.header import FileHeader
-from cryptfs.core.host import MACHINE_STATE, SHARED_STATE, StateNames
 from cryptfs.core.keys import Subkeys
+from cryptfs.core.names.dirrecord import BOUND_DIRS
+from cryptfs.core.names.host import MACHINE_STATE, SHARED_STATE, StateNames
+from cryptfs.core.slots.config import VaultConfig
 from cryptfs.errors import IntegrityError
 from cryptfs.mount.errno_map import errno_of
 from cryptfs.vfs import vault as vault_module
-from cryptfs.vfs.context import FileContext
-from cryptfs.vfs.directory import Directory
-from cryptfs.vfs.openfile import OpenFile
-from cryptfs.vfs.redo import Durability, RedoLog
-from cryptfs.vfs.replay import replay
-from cryptfs.vfs.tree import VaultTree
+from cryptfs.vfs.content.context import FileContext
+from cryptfs.vfs.content.openfile import OpenFile
+from cryptfs.vfs.content.redo import Durability, RedoLog
+from cryptfs.vfs.recovery.replay import replay
+from cryptfs.vfs.tree.directory import Directory
+from cryptfs.vfs.tree.tree import VaultTree
+from cryptfs.vfs.workers import Workers
 
 CIPHERS = tuple(SUITES)
 KIB = 1024
@@ -51,6 +53,7 @@ def bare_config(cipher: str, chunk_size: int, features: Sequence[str] = ()) -> V
         format="cryptfs",
         generation=1,
         mac="",
+        recovery=[],
         slots=[],
         vault_id="00" * 16,
         version=FORMAT_VERSION,
@@ -70,8 +73,19 @@ def state_files(vault_dir: Path, kind: str) -> list[str]:
     return sorted(name for name in os.listdir(vault_dir) if re.fullmatch(pattern, name))
 
 
+has_company = False
+"""Whether the test that runs has the mark `waits`: others with it may run beside it."""
+
+
+def needs_no_company(what: str) -> None:
+    """Fail where any test may run beside this one: `scripts/test` runs those with a mark by themselves."""
+    alone = has_company or "PYTEST_XDIST_WORKER" not in os.environ
+    assert alone, f"a test that {what} needs the mark `serial` or `waits`"
+
+
 def crash_in(work: Callable[[], object]) -> None:
     """Do something in a process that is gone afterwards without closing anything, as if it were killed."""
+    needs_no_company("forks")
     child = os.fork()
     if not child:
         code = 1
@@ -111,12 +125,17 @@ class BareVault:
         masterkey: bytes = _MASTERKEY,
         durability: Durability = Durability.OFF,
         owner: StateNames = SHARED_STATE,
+        bound: bool = False,
     ) -> None:
-        """owner: the machine that has a journal of its own, wherever the vault is copied to; else as 0.1."""
+        """owner: the machine that has a journal of its own, wherever the vault is copied to; else as 0.1.
+
+        bound: whether directories are bound to their places.
+        """
         vault_dir.mkdir(exist_ok=True)
         self.owner = owner
         self.vault_dir = vault_dir
-        self.config = bare_config(cipher, chunk_size, [MACHINE_STATE] if owner.host else [])
+        features = [BOUND_DIRS] * bound + [MACHINE_STATE] * bool(owner.host)
+        self.config = bare_config(cipher, chunk_size, features)
         self._masterkey = masterkey
         self.durability = durability
         self._start(read_only=read_only)
@@ -137,15 +156,17 @@ class BareVault:
                 self.keys, self.config, self._vault_fd, sessions, durable=durable, owner=self.owner
             )
         self.tree = VaultTree(self.context, self._vault_fd)
+        self.workers = Workers(self.context, self.tree, self._vault_fd)
         _open_vaults.append(self)
 
     def checkpoint(self) -> None:
         """Bring everything home that the redo log holds."""
-        if self.tree.checkpointer is not None:
-            self.tree.checkpointer.checkpoint()
+        if self.workers.checkpointer is not None:
+            self.workers.checkpointer.checkpoint()
 
     def close(self) -> None:
         """An orderly end."""
+        self.workers.stop()
         self.tree.close()
         self.context.cipher.close()
         os.close(self._vault_fd)

@@ -11,10 +11,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from cryptfs.cli.output import size_text
 from cryptfs.core.aead import SUITES, ChunkCipher, CipherSuite
 from cryptfs.core.geometry import ChunkGeometry
 from cryptfs.core.sodium import aead_calls
-from cryptfs.vfs.cipherpool import CipherPool
+from cryptfs.vfs.content.cipherpool import CipherPool
 
 CHUNK_SIZES = (4 * 1024, 16 * 1024, 64 * 1024, 1024 * 1024)
 REQUEST_SIZE = 1024 * 1024  # the largest that FUSE hands over
@@ -74,13 +75,13 @@ class Benchmark:
 
     def steps(self) -> Iterator[tuple[str, Step]]:
         """(what is measured, the work) for each step."""
-        for suite in SUITES.values():
+        for suite in filter(lambda suite: suite.is_offered, SUITES.values()):
             yield f"{suite.name}, libsodium alone", lambda suite=suite: self._raw(suite)  # type: ignore[misc]
             for chunk_size in CHUNK_SIZES:
                 for threads in (1, self.workers):
                     words = "1 thread" if threads == 1 else "pool"
                     yield (
-                        f"{suite.name}, {chunk_size >> 10} KiB chunks, {words}",
+                        f"{suite.name}, chunks of {size_text(chunk_size)}, {words}",
                         lambda suite=suite, size=chunk_size, threads=threads: self._pool(  # type: ignore[misc]
                             suite, size, threads
                         ),
@@ -114,15 +115,15 @@ class Benchmark:
         place = 0
         for start in range(0, self.size, run):
             plain = self._plain[start : start + run]
-            nonces = os.urandom(geometry.chunk_count(len(plain)) * suite.nonce_size)
-            place += pool.seal_run(_KEY, start // geometry.chunk_size, plain, nonces, self._sealed[place:])
+            nonces = os.urandom(suite.nonces_size(geometry.chunk_count(len(plain))))
+            place += pool.seal_run(_KEY, geometry.chunk_at(start), plain, nonces, self._sealed[place:])
 
     def _open(self, pool: CipherPool, geometry: ChunkGeometry, _suite: CipherSuite, run: int) -> None:
         place = 0
         for start in range(0, self.size, run):
             length = geometry.records_size(min(run, self.size - start))
             sealed = self._sealed[place : place + length]
-            pool.open_run(_KEY, start // geometry.chunk_size, sealed, self._opened[start:], holes=False)
+            pool.open_run(_KEY, geometry.chunk_at(start), sealed, self._opened[start:], holes=False)
             place += length
 
     def _raw(self, suite: CipherSuite) -> list[RawResult]:

@@ -10,10 +10,10 @@ _SHELLS = ("bash", "zsh", "fish")
 
 
 @click.command()
-@click.argument("shell", type=click.Choice(_SHELLS))
+@click.argument("shell", type=click.Choice(_SHELLS), metavar="SHELL", required=False)
 @debug_option
 @click.pass_context
-def completion(ctx: click.Context, shell: str) -> None:
+def completion(ctx: click.Context, shell: str | None) -> None:
     """Print the script that makes SHELL complete cryptfs commands.
 
     \b
@@ -21,6 +21,8 @@ def completion(ctx: click.Context, shell: str) -> None:
     zsh:   cryptfs completion zsh > "${fpath[1]}/_cryptfs"
     fish:  cryptfs completion fish > ~/.config/fish/completions/cryptfs.fish
     """
+    if shell is None:
+        raise click.UsageError(f"say for which shell: cryptfs completion {'|'.join(_SHELLS)}", ctx)
     from click.shell_completion import get_completion_class
 
     found = get_completion_class(shell)

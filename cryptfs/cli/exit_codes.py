@@ -28,9 +28,11 @@ class ExitCode(IntEnum):
     CONFIG_UNWRITABLE = 24
     DAMAGE = 26
     UNSUPPORTED_FORMAT = 27
+    TOKEN = 31
     VAULT_LOCKED = 40
     ROLLED_BACK = 41
     MANIFEST_INVALID = 42
+    UNEXPECTED_VAULT = 43
     INTERRUPTED = 130
     BROKEN_PIPE = 141
 
@@ -39,22 +41,24 @@ MEANINGS = {
     ExitCode.OK: "success",
     ExitCode.USAGE: "the command line is wrong",
     ExitCode.VAULT_DIR: "the vault directory is missing, holds no vault, or (init) is not empty",
-    ExitCode.INIT: "a new vault could not be made",
-    ExitCode.CONFIG_INVALID: "the vault config is damaged or was changed by somebody without a key",
-    ExitCode.PASSPHRASE_UNREADABLE: "the passphrase cannot be read",
+    ExitCode.INIT: "cryptfs could not make a new vault",
+    ExitCode.CONFIG_INVALID: "the config or recovery record is damaged, or somebody without a key changed it",
+    ExitCode.PASSPHRASE_UNREADABLE: "the passphrase or the key file cannot be read",
     ExitCode.MOUNTPOINT: "the mountpoint cannot be used, or FUSE refuses",
-    ExitCode.OTHER: "another error; the message says which",
-    ExitCode.WRONG_PASSPHRASE: "the passphrase is wrong",
+    ExitCode.OTHER: "another error; the message names it",
+    ExitCode.WRONG_PASSPHRASE: "the passphrase or another key is wrong, or the vault takes no such key",
     ExitCode.EMPTY_PASSPHRASE: "the passphrase is empty",
     ExitCode.CONFIG_UNREADABLE: "the vault config cannot be read",
     ExitCode.CONFIG_UNWRITABLE: "the vault config cannot be written",
     ExitCode.DAMAGE: "something in the vault does not authenticate",
     ExitCode.UNSUPPORTED_FORMAT: "the vault needs a newer cryptfs",
+    ExitCode.TOKEN: "the FIDO2 token is missing, was not touched, or refuses",
     ExitCode.VAULT_LOCKED: "the vault is in use by another mount",
-    ExitCode.ROLLED_BACK: "something in the vault was rolled back, replaced or copied (verify)",
+    ExitCode.ROLLED_BACK: "verify found something that was rolled back, replaced or copied",
     ExitCode.MANIFEST_INVALID: "the manifest is damaged, cut, or of another vault",
+    ExitCode.UNEXPECTED_VAULT: "the vault is not the expected one, or its config is older than one seen",
     ExitCode.INTERRUPTED: "interrupted by Ctrl-C",
-    ExitCode.BROKEN_PIPE: "whoever read the output went away",
+    ExitCode.BROKEN_PIPE: "the reader of the output went away",
 }
 
 
@@ -97,9 +101,14 @@ EXIT_CODES: dict[type[BaseException], ExitCode] = {
     errors.NotAVaultError: ExitCode.VAULT_DIR,
     errors.UnsupportedFormatError: ExitCode.UNSUPPORTED_FORMAT,
     errors.WrongPassphraseError: ExitCode.WRONG_PASSPHRASE,
+    errors.MistypedWordsError: ExitCode.WRONG_PASSPHRASE,
+    errors.NoKeyError: ExitCode.WRONG_PASSPHRASE,
+    errors.TokenError: ExitCode.TOKEN,
     errors.VaultConfigError: ExitCode.CONFIG_INVALID,
+    errors.RecoveryRecordError: ExitCode.CONFIG_INVALID,
     errors.VaultLockedError: ExitCode.VAULT_LOCKED,
     errors.ManifestError: ExitCode.MANIFEST_INVALID,
+    errors.UnexpectedVaultError: ExitCode.UNEXPECTED_VAULT,
     errors.MountError: ExitCode.MOUNTPOINT,
     errors.ReadOnlyVaultError: ExitCode.OTHER,
     errors.NameTooLongError: ExitCode.OTHER,

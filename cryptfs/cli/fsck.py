@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,28 +13,29 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from cryptfs.cli.exit_codes import ExitCode
-from cryptfs.cli.output import console, note
+from cryptfs.cli.offers import OfferSource, say_opened, unlock_options, with_offer
+from cryptfs.cli.output import SCHEMA, console, note
 from cryptfs.cli.params import (
-    Settings,
     debug_option,
-    passphrase_options,
-    passphrase_source,
+    leave_to_findings,
     shell_word,
+    shown,
     vault_argument,
 )
-from cryptfs.cli.prompt import harden_process, read_passphrase
-from cryptfs.cli.vaults import config_of, refuse_locked
+from cryptfs.cli.progress import progress_bar
+from cryptfs.cli.vaults import config_of, naming, refuse_locked
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from cryptfs.vfs.check import VaultCheck
-    from cryptfs.vfs.findings import Counts, Finding
+    from cryptfs.fsck.check import VaultCheck
+    from cryptfs.fsck.findings import Counts, Finding
+    from cryptfs.fsck.lost_found import LostAndFound
+    from cryptfs.unlock.offer import Offer
     from cryptfs.vfs.vault import Vault
 
 _COLOURS = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 _INDENT = 9
-_REDRAW = 0.1  # seconds between changes of the progress bar
 
 
 class Tally:
@@ -44,7 +43,7 @@ class Tally:
 
     def __init__(self) -> None:
         self.by_severity: Counter[str] = Counter()
-        self.repaired = self.remaining = self.repairable = self.set_aside = 0
+        self.repaired = self.remaining = self.repairable = self.set_aside = self.kept_by_mounts = 0
 
     def add(self, finding: Finding) -> None:
         """Count one."""
@@ -52,7 +51,9 @@ class Tally:
         self.repaired += finding.state == "repaired"
         self.remaining += finding.remains
         self.repairable += bool(finding.remedy)
-        self.set_aside += finding.kind == "set-aside"
+        in_lost_found = (finding.plain_path or b"").startswith(b"lost+found/")
+        self.set_aside += finding.kind == "set-aside" and in_lost_found
+        self.kept_by_mounts += finding.kind == "set-aside" and not in_lost_found
 
     def as_json(self) -> dict[str, int]:
         """The field `summary` of `fsck --json`."""
@@ -61,7 +62,7 @@ class Tally:
 
 
 class _Text:
-    """Tells a person: what a kind means is said once, with its first finding."""
+    """Text for a person. Explains each kind once, with its first finding."""
 
     def __init__(self, screen: Console, *, names: bool, repair: bool) -> None:
         self._screen = screen
@@ -76,20 +77,19 @@ class _Text:
 
     def _below(self, text: str, style: str = "") -> None:
         """A line that belongs to a finding, in lines as long as the terminal is wide."""
-        from rich.padding import Padding
         from rich.text import Text
 
-        self._screen.print(Padding(Text(text, style), (0, 0, 0, _INDENT)))
+        for line in Text(text, style).wrap(self._screen, max(self._screen.width - _INDENT, _INDENT)):
+            line.rstrip()
+            self._screen.print(Text(" " * _INDENT).append_text(line), soft_wrap=True)
 
     def finding(self, finding: Finding) -> None:
         from rich.text import Text
 
-        from cryptfs.vfs.findings import escaped
-
         severity = finding.severity.value
         path = f"{finding.cipher_path} (in the vault)"
         if self._names and finding.plain_path is not None:
-            path = escaped(finding.plain_path) or "/"
+            path = shown(finding.plain_path) or "/"
         head = Text(f"{severity:<9}", _COLOURS[severity])
         head.append(path, "bold")
         head.append(f"  [{finding.kind.value}]", "dim")
@@ -110,23 +110,34 @@ class _Text:
                 Text(f"{'':<{_INDENT}}in the vault: {finding.cipher_path}", "dim"), soft_wrap=True
             )
 
-    def end(self, vault: Path, counts: Counts, tally: Tally, *, deep: bool) -> None:
+    def end(
+        self, vault: Path, counts: Counts, tally: Tally, lost_found: LostAndFound | None, *, deep: bool
+    ) -> None:
         if sum(tally.by_severity.values()):
             self._line("")
         self._line(f"Checked {_counts_text(counts, deep=deep)}.")
         found = tally.by_severity
         if not found["error"] and not found["warning"]:
-            aside = tally.set_aside
-            self._line("No errors." if aside else "Everything is in order.", "green")
+            aside, kept = tally.set_aside, tally.kept_by_mounts
+            self._line("No errors." if aside or kept else "Everything is in order.", "green")
+            verb = "is" if aside == 1 else "are"
             if aside:
-                self._line(f"{_number(aside, 'damaged thing')} from before, set aside in lost+found.")
+                items = _number(aside, "damaged item")
+                self._line(f"{items} set aside by an earlier repair {verb} in lost+found in the vault.")
+            if kept:
+                self._line(f"{_number(kept, 'damaged file')} of earlier mounts: see above.")
         elif self._repair:
             verb = "remains" if tally.remaining == 1 else "remain"
             left = f"{_number(tally.remaining, 'error')} {verb}." if tally.remaining else "No errors remain."
             style = "bold red" if tally.remaining else "green"
             self._line(f"{_findings_text(found)}; {tally.repaired} repaired. {left}", style)
-            if tally.repaired:
-                self._line("What was set aside, and a report, are in lost+found in the vault.")
+            if lost_found is not None and (lost_found.has_report or lost_found.has_entries):
+                parts = (
+                    (lost_found.has_report, "a report"),
+                    (lost_found.has_entries, "all that was set aside"),
+                )
+                there = " and ".join(words for is_there, words in parts if is_there)
+                self._line(f"lost+found in the vault has {there}.")
         else:
             style = "bold red" if found["error"] else "yellow"
             self._line(f"{_findings_text(found)}. Nothing was changed.", style)
@@ -134,7 +145,7 @@ class _Text:
                 options = "--repair --deep" if deep else "--repair"
                 self._line(f"To repair what can be repaired: cryptfs fsck {options} {shell_word(vault)}")
         if not deep:
-            self._line("The content of files was not read through; --deep does that.", "dim")
+            self._line("File contents were not checked; --deep checks them.", "dim")
 
 
 class _Json:
@@ -149,8 +160,6 @@ class _Json:
         sys.stdout.write(head + ',\n  "findings": [')
 
     def finding(self, finding: Finding) -> None:
-        from cryptfs.vfs.findings import escaped
-
         fields: dict[str, Any] = {
             "severity": finding.severity.value,
             "kind": finding.kind.value,
@@ -159,7 +168,7 @@ class _Json:
         }
         if self._names:
             path = finding.plain_path
-            fields["plain_path"] = None if path is None else escaped(path)
+            fields["plain_path"] = None if path is None else shown(path)
         fields |= {"meaning": finding.meaning, "detail": finding.detail, "remedy": finding.remedy}
         if self._names or finding.state == "failed":
             fields["done"] = finding.done
@@ -205,38 +214,25 @@ def _counts_text(counts: Counts, *, deep: bool) -> str:
 def _progress(
     vault: Vault, answer: Console, *, deep: bool, as_json: bool
 ) -> Iterator[Callable[[Counts], None]]:
-    """A bar on stderr, on a terminal only; gives what has to be called as counts change.
+    """A bar on stderr, on a terminal only; yields a function to call when counts change.
 
-    Where the answer goes to a terminal, too, it is drawn there, below what is printed; not into JSON.
+    If the answer also goes to a terminal, the bar is there, below the printed lines; never in JSON.
     """
     screen = console(stderr=True)
-    if not screen.is_terminal or (as_json and answer.is_terminal):
-        yield lambda _: None
-        return
-    if answer.is_terminal:
-        screen = answer
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    drawn = screen.is_terminal and not (as_json and answer.is_terminal)
+    where = answer if answer.is_terminal else screen
+    with progress_bar(where if drawn else None, "counting" if deep else "") as bar:
+        if drawn and deep:
+            from cryptfs.fsck.check import count_content
 
-    from cryptfs.vfs.check import count_content
-
-    columns = (BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn(elapsed_when_finished=True))
-    bar = Progress(*columns, console=screen, transient=True, redirect_stdout=False)
-    drawn = 0.0
-    with bar:
-        task = bar.add_task("looking how much there is" if deep else "", total=None)
-        if deep:
-            bar.update(task, total=max(count_content(vault), 1))
+            bar.expect(max(count_content(vault), 1))
 
         def update(counts: Counts) -> None:
-            nonlocal drawn
-            now = time.monotonic()
-            if now - drawn < _REDRAW:
-                return
-            drawn = now
-            words = _number(counts.entries, "entry").replace("entrys", "entries")
-            if deep:
-                words += f", {counts.size_checked / 10**6:,.0f} MB"
-            bar.update(task, description=words, completed=counts.size_checked if deep else None)
+            if bar.is_due():
+                words = _number(counts.entries, "entry").replace("entrys", "entries")
+                if deep:
+                    words += f", {counts.size_checked / 10**6:,.0f} MB"
+                bar.show(words, counts.size_checked if deep else None)
 
         yield update
 
@@ -252,16 +248,18 @@ def _run(check: VaultCheck, show: Callable[[Finding], None]) -> Tally:
 
 @click.command()
 @vault_argument
-@click.option("--repair", is_flag=True, help="Mend what can be mended; VAULT must not be mounted.")
+@click.option(
+    "--repair", is_flag=True, help="Repair the damage, as far as possible; VAULT must not be mounted."
+)
 @click.option(
     "--other-machines",
     is_flag=True,
-    help="With --repair: first save what machines that will not come back had synced before they crashed.",
+    help="With --repair: first save the synced data of crashed machines that will not come back.",
 )
 @click.option("--deep", is_flag=True, help="Read and verify the whole content of every file.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--no-names", is_flag=True, help="Show no plaintext names, only those in the vault.")
-@passphrase_options
+@click.option("--no-names", is_flag=True, help="Show no plaintext names, only the names in the vault.")
+@unlock_options
 @debug_option
 @click.pass_context
 def fsck(
@@ -272,51 +270,55 @@ def fsck(
     deep: bool,
     as_json: bool,
     no_names: bool,
-    passfile: Path | None,
-    passcommand: str | None,
+    source: OfferSource,
 ) -> ExitCode:
     """Check VAULT: every record, name, header and length, and with --deep every byte.
 
-    Writes nothing, and works while VAULT is mounted. With --repair it finishes or undoes what was
-    interrupted, and saves what can be read of what is damaged; what has no place any more goes to the
-    directory lost+found in the vault, with a report. Make a copy of a damaged vault first, if you can.
+    Without --repair, fsck writes nothing, and works while VAULT is mounted. With --repair, it finishes or
+    undoes interrupted operations and makes damaged files readable again. It moves entries without a place to
+    the directory lost+found in the vault, and writes a report there. Copy a damaged vault before you repair
+    it, if you can.
 
-    A journal that another machine left is information only: the vault may be mounted there. Where it is not,
-    and never will be again, such as after a disk moved from one computer to another, --repair
-    --other-machines replays it.
+    A journal of another machine is no error: that machine may have the vault mounted. If it never will again
+    (you moved the disk to a new computer, for example), --repair --other-machines replays the journal.
 
-    Exit code 0: no errors, or all are repaired; 26: errors remain.
+    Exit code 0: no errors, or all repaired; 26: errors remain.
     """
     from cryptfs.mount.mounts import absolute
 
-    source = passphrase_source(ctx, passfile, passcommand)
     if other_machines and not repair:
-        raise click.UsageError("--other-machines only goes with --repair", ctx)
-    config_of(vault)
+        raise click.UsageError("--other-machines works only with --repair", ctx)
+    config = config_of(vault)
     if repair:
         refuse_locked(vault, read_only=False)
-    if not ctx.ensure_object(Settings).debug:
-        logging.getLogger("cryptfs").addHandler(logging.NullHandler())  # what it says, the findings say
-    harden_process()
-    passphrase = read_passphrase(source)
-    from cryptfs.vfs.check import check_vault
-    from cryptfs.vfs.journals import forget_others, replay_others
-    from cryptfs.vfs.redo import Durability
+    leave_to_findings(ctx)
+    from cryptfs.fsck.check import check_vault
+    from cryptfs.vfs.content.redo import Durability
+    from cryptfs.vfs.recovery.journals import forget_others, replay_others
     from cryptfs.vfs.vault import Vault, lock_holder
 
-    unlocked = Vault.unlock(
-        absolute(vault), passphrase, read_only=not repair, lock=repair, durability=Durability.OFF
-    )
+    def unlock(offer: Offer) -> Vault:
+        return Vault.unlock(
+            absolute(vault), offer, read_only=not repair, lock=repair, durability=Durability.OFF
+        )
+
+    with naming(vault):
+        unlocked = with_offer(source, config, unlock)
     with unlocked as opened:
-        del passphrase
-        others = replay_others(opened.context, opened.descriptor) if other_machines else []
+        say_opened(opened.config, opened.slot, opened.spelling)
+        with naming(vault):
+            others = replay_others(opened.context, opened.descriptor) if other_machines else []
         mounted = not repair and lock_holder(opened.vault_dir) is not None
         screen = console()
         with _progress(opened, screen, deep=deep, as_json=as_json) as on_progress:
-            check = check_vault(opened, deep=deep, repair=repair, on_progress=on_progress)
+            check = check_vault(
+                opened, deep=deep, repair=repair, other_machines=other_machines, on_progress=on_progress
+            )
             if as_json:
                 answer = _Json(names=not no_names)
-                answer.begin(vault=str(absolute(vault)), repair=repair, deep=deep, mounted=mounted)
+                answer.begin(
+                    schema=SCHEMA, vault=shown(absolute(vault)), repair=repair, deep=deep, mounted=mounted
+                )
                 tally = _run(check, answer.finding)
             else:
                 text = _Text(screen, names=not no_names, repair=repair)
@@ -327,6 +329,6 @@ def fsck(
             answer.end(check.counts, tally)
         else:
             if mounted:
-                note("The vault is mounted: files that are being written were not judged by their length.")
-            text.end(vault, check.counts, tally, deep=deep)
+                note("The vault is mounted: the length of files still being written was not checked.")
+            text.end(vault, check.counts, tally, check.lost_found, deep=deep)
     return ExitCode.DAMAGE if tally.remaining else ExitCode.OK

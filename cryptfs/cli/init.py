@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import rich_click as click
 
 from cryptfs.cli.exit_codes import InitError
+from cryptfs.cli.newsecret import Cost, NewPassphrase, cost_options, generate_option
+from cryptfs.cli.offers import new_vault_options
 from cryptfs.cli.output import note, size_text
 from cryptfs.cli.params import (
     ByteSize,
     debug_option,
-    kdf_costs,
-    kdf_options,
-    passphrase_options,
-    passphrase_source,
     shell_word,
+    shown,
     vault_argument,
 )
-from cryptfs.cli.prompt import forget, harden_process, read_passphrase
-from cryptfs.core.geometry import MAX_CHUNK_SIZE, MIN_CHUNK_SIZE
+from cryptfs.cli.pinning import PinChoice
+from cryptfs.cli.prompt import PassphraseSource
+from cryptfs.core.geometry import is_chunk_size
 from cryptfs.errors import NotAVaultError
+
+if TYPE_CHECKING:
+    from cryptfs.unlock.recovering import HeldSecret
 
 # core.config has the same names, but to import it loads libsodium; a test compares.
 CIPHERS = ("aegis-256", "xchacha20-poly1305")
 
 
 def _check_chunk_size(ctx: click.Context, param: click.Parameter, value: int) -> int:
-    if not MIN_CHUNK_SIZE <= value <= MAX_CHUNK_SIZE or value & (value - 1):
+    if not is_chunk_size(value):
         raise click.BadParameter("a chunk size is a power of two from 4k to 1m", ctx, param)
     return value
 
@@ -35,19 +42,26 @@ def _check_chunk_size(ctx: click.Context, param: click.Parameter, value: int) ->
 def check_place(vault_dir: Path) -> None:
     """Refuse a place for a new vault before a passphrase is asked for.
 
-    Raises: NotAVaultError: it is no directory or not empty, or its parent is missing.
-            InitError: it cannot be looked into.
+    Raises: NotAVaultError: it is not a directory or not empty, or its parent is missing.
+            InitError: it cannot be read.
     """
+    from cryptfs.storage.vaultdir import in_the_way
+
     try:
-        found = {entry.name for entry in vault_dir.iterdir()}
+        found = in_the_way(vault_dir)
         if "cryptfs.json" in found:
             raise NotAVaultError(
-                f"{vault_dir}: a vault already; mount it with: "
+                f"{vault_dir}: already a vault; mount it with: "
                 f"cryptfs mount {shell_word(vault_dir)} MOUNTPOINT"
             )
         if found:
+            from cryptfs.storage.noconfig import mistaken
+
             raise NotAVaultError(
-                f"{vault_dir}: not empty; a new vault needs an empty directory, or one that does not exist"
+                mistaken(vault_dir, found)
+                or f"{shown(vault_dir)} is not empty: it holds {shown(found[0])}"
+                f"{f' and {len(found) - 1} more' if len(found) > 1 else ''}. A new vault needs an empty "
+                "directory, or one that does not exist"
             )
     except FileNotFoundError:
         if not vault_dir.parent.is_dir():
@@ -58,7 +72,26 @@ def check_place(vault_dir: Path) -> None:
     except NotADirectoryError:
         raise NotAVaultError(f"{vault_dir}: not a directory") from None
     except OSError as error:
-        raise InitError(f"{vault_dir}: cannot look into it: {error.strerror}") from None
+        raise InitError(f"{vault_dir}: cannot be read: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def _new_words(vault: Path) -> Iterator[HeldSecret]:
+    """A recovery secret, whose words the person has seen and repeated; nothing is made before.
+
+    Raises: PassphraseUnreadableError: they were not repeated.
+    """
+    from cryptfs.cli.recoverywords import give_words
+    from cryptfs.core.slots.recovery import RecoveryKind
+    from cryptfs.storage.libc import wipe
+    from cryptfs.unlock.recovering import draw_secret
+
+    held = draw_secret(RecoveryKind.WORDS)
+    try:
+        give_words(held, vault, None)
+        yield held
+    finally:
+        wipe(held.secret)
 
 
 @click.command()
@@ -77,52 +110,73 @@ def check_place(vault_dir: Path) -> None:
     help="Bytes sealed together: a power of two, 4k to 1m. Smaller suits random writes, larger bulk.",
 )
 @click.option("--label", default="", metavar="TEXT", help="A name for the passphrase's key slot.")
-@kdf_options
-@passphrase_options
+@click.option(
+    "--no-recovery", is_flag=True, help="Make no recovery words. Only a person at a terminal gets them."
+)
+@click.option("-q", "--quiet", is_flag=True, help="Say only what can lose the files.")
+@cost_options(memory="256m", passes="3")
+@generate_option
+@new_vault_options
 @debug_option
-@click.pass_context
 def init(
-    ctx: click.Context,
     vault: Path,
     cipher: str | None,
     chunk_size: int,
     label: str,
-    kdf_memory: int | None,
-    kdf_passes: int | None,
-    passfile: Path | None,
-    passcommand: str | None,
+    no_recovery: bool,
+    quiet: bool,
+    cost: Cost,
+    generate: bool,
+    source: PassphraseSource,
 ) -> None:
     """Make a new vault in the directory VAULT.
 
-    VAULT is created if it does not exist; if it does, it has to be empty.
+    The command creates VAULT, or takes an empty directory. A person who types the passphrase gets recovery
+    words: 24 words for paper, which open VAULT without it.
     """
-    source = passphrase_source(ctx, passfile, passcommand)
-    memory, passes = kdf_costs(ctx, kdf_memory, kdf_passes)
+    new = NewPassphrase(source, generate)
     vault_dir = vault.absolute()
     check_place(vault_dir)
-    harden_process()
-    passphrase = read_passphrase(source, "New passphrase", confirm=True)
-    from cryptfs.vfs.vault import Vault
+    with_words = not no_recovery and (source.is_person or generate) and sys.stdout.isatty()
+    if source.named_by:
+        note(f"The new passphrase comes from {source.name}.")
+    memory, passes = cost.choose()
+    with new.read() as passphrase, contextlib.ExitStack() as stack:
+        from cryptfs.vfs.vault import Vault
 
-    try:
-        config = Vault.create(
-            vault_dir,
-            passphrase,
-            cipher=cipher,
-            chunk_size=chunk_size,
-            label=label,
-            kdf_memory=memory,
-            kdf_passes=passes,
+        held = stack.enter_context(_new_words(vault)) if with_words else None
+        try:
+            config = Vault.create(
+                vault_dir,
+                passphrase,
+                cipher=cipher,
+                chunk_size=chunk_size,
+                label=label,
+                kdf_memory=memory,
+                kdf_passes=passes,
+                recovery=held,
+                pin=PinChoice().pin(),
+            )
+        except OSError as error:
+            place = error.filename or vault_dir
+            raise InitError(f"{place}: cannot make the vault: {error.strerror}") from None
+        except ValueError as error:
+            raise InitError(f"{vault_dir}: cannot make the vault: {error}") from None
+    if not quiet:
+        note(f"Made a vault in {shown(vault)}: {config.cipher}, chunks of {size_text(config.chunk_size)}.")
+    if with_words:
+        export = f"cryptfs recovery export {shell_word(vault)} FILE"
+        note(
+            "There is no way in without the passphrase or the words: keep them safe.\n"
+            f"Keep a copy of the recovery record as well, away from the vault: {export}"
         )
-    except OSError as error:
-        raise InitError(f"{error.filename or vault_dir}: cannot make the vault: {error.strerror}") from None
-    except ValueError as error:
-        raise InitError(f"{vault_dir}: cannot make the vault: {error}") from None
-    finally:
-        forget(passphrase)
-    note(
-        f"Made a vault in {vault}: {config.cipher}, chunks of {size_text(config.chunk_size)}.\n"
-        f"Without the passphrase nobody can read it, you included: keep a copy in a safe place.\n"
-        f"Next, mount it on an empty directory:\n"
-        f"  cryptfs mount {shell_word(vault)} MOUNTPOINT"
-    )
+    else:
+        note(
+            "There is no way in without the passphrase: write it down and keep it safe.\n"
+            f"Back up {shown(vault / 'cryptfs.json')} as well: if it is lost, the files are lost with it."
+        )
+        if not quiet:
+            note(f"Recovery words help with both. To make some: cryptfs recovery words {shell_word(vault)}")
+    if not quiet:
+        mount = f"  cryptfs mount {shell_word(vault)} MOUNTPOINT"
+        note(f"Next, mount it on an empty directory:\n{mount}")

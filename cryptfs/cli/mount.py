@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,19 +12,27 @@ from typing import TYPE_CHECKING
 
 import rich_click as click
 
-from cryptfs.cli.output import note, warn
+from cryptfs.cli.exit_codes import UsageProblem
+from cryptfs.cli.mounted import MOUNTPOINT, only_mountpoint
+from cryptfs.cli.offers import (
+    UNLOCK_OPTIONS,
+    OfferSource,
+    mount_source,
+    say_opened,
+    unlock_options,
+    with_offer,
+)
+from cryptfs.cli.output import note, size_text, warn
 from cryptfs.cli.params import (
     PLACE,
     Settings,
     debug_option,
-    passphrase_options,
-    passphrase_source,
     shell_word,
     shown,
     vault_argument,
 )
-from cryptfs.cli.prompt import PassphraseSource, forget, harden_process, read_passphrase
-from cryptfs.cli.vaults import config_of, refuse_locked
+from cryptfs.cli.pinning import PIN_FLAGS
+from cryptfs.cli.vaults import config_of, naming, refuse_locked
 from cryptfs.mount.options import (
     DURABILITIES,
     ENGINES,
@@ -35,14 +45,18 @@ from cryptfs.mount.options import (
 
 if TYPE_CHECKING:
     from cryptfs.mount.daemon import LogTarget
+    from cryptfs.unlock.offer import Offer
     from cryptfs.vfs.vault import Vault
 
 # Options of the command that fstab can only give within -o.
-_COMMAND_OPTIONS = ("passfile", "passcommand", "log_file")
+_COMMAND_OPTIONS = (*UNLOCK_OPTIONS, "log_file")
+_COMMAND_FLAGS = ("foreground", "debug", "quiet", *PIN_FLAGS)
 
 
 def collect_options(texts: Iterable[str], flags: Mapping[str, object]) -> tuple[MountOptions, dict[str, str]]:
     """MountOptions from the -o strings, with the flags of the command line on top; and what is the command's.
+
+    Of the command's own options those without a value have the value "".
 
     Raises: ValueError: an unknown or ill-formed option.
     """
@@ -50,7 +64,11 @@ def collect_options(texts: Iterable[str], flags: Mapping[str, object]) -> tuple[
     ours: dict[str, str] = {}
     for text in texts:
         for item in split_options(text):
-            if item.name not in _COMMAND_OPTIONS:
+            if item.name in _COMMAND_FLAGS:
+                if item.value is not None:
+                    raise ValueError(f"mount option {item.name!r} takes no value")
+                ours[item.name] = ""
+            elif item.name not in _COMMAND_OPTIONS:
                 items.append(item)
             elif not item.value:
                 raise ValueError(f"mount option {item.name!r} needs a value: {item.name}=...")
@@ -62,7 +80,7 @@ def collect_options(texts: Iterable[str], flags: Mapping[str, object]) -> tuple[
 
 
 def remount_options(texts: Iterable[str]) -> str | None:
-    """What `-o remount,...` asks to change, without the command's own options; None where it does not."""
+    """What `-o remount,...` asks to change, without the command's own options; None if it does not."""
     names = [item.name for text in texts for item in split_options(text)]
     if "remount" not in names:
         return None
@@ -70,7 +88,30 @@ def remount_options(texts: Iterable[str]) -> str | None:
     return ",".join(name for name in names if name in known)
 
 
+_GROUPS = {
+    "Where passphrase and keys come from": (
+        "--passfile", "--passcommand", "--passfd", "--askpass", "--keyfile", "--identity", "--fido2",
+        "--slot", "--words", "--words-file", "--shares", "--share-file",
+    ),
+    "Which vault it must be": ("--expect-identity", "--accept", "--no-pin"),
+    "Access": ("--read-only", "--allow-other", "--default-permissions", "--nonempty"),
+    "Data": ("--durability", "--xattrs", "--exclusive", "--writeback"),
+    "Messages": ("--quiet", "--foreground", "--log-file", "--debug"),
+    "Speed, and the kernel": (
+        "--engine", "--fast-wake", "--entry-timeout", "--attr-timeout", "--max-threads", "--fsname",
+        "--options",
+    ),
+}  # fmt: skip
+
+
 @click.command()
+@click.rich_config(
+    help_config={
+        "option_groups": {
+            "cryptfs mount": [{"name": name, "options": list(options)} for name, options in _GROUPS.items()]
+        }
+    }
+)
 @vault_argument
 @click.argument("mountpoint", type=PLACE, metavar="MOUNTPOINT")
 @click.option("-r", "--read-only", is_flag=True, default=None, help="Refuse every change.")
@@ -87,25 +128,26 @@ def remount_options(texts: Iterable[str]) -> str | None:
 @click.option(
     "--exclusive/--no-exclusive",
     default=None,
-    help="Nothing else changes the vault while it is mounted: no sync client, no restore. The kernel then "
-    "keeps names and attributes for long.  [default: no]",
+    help="Promise that nothing else changes the vault while it is mounted: no sync client, no restore. "
+    "The kernel then keeps names and attributes for long.  [default: no]",
 )
 @click.option(
     "--nonempty",
     is_flag=True,
     default=None,
-    help="Mount over a directory that is not empty, hiding what it has.",
+    help="Mount over a directory that is not empty; the mount hides its content.",
 )
 @click.option(
     "--engine",
     type=click.Choice(ENGINES),
-    help="How to talk to the kernel: itself, or through libfuse.  [default: native on Linux]",
+    help="How to talk to the kernel: directly (native) or through libfuse (fusepy).  "
+    "[default: native on Linux]",
 )
 @click.option(
     "--durability",
     type=click.Choice(DURABILITIES),
-    help="What may stop in the middle of a write without damage: the machine (power), cryptfs only "
-    "(process), nothing (off).  [default: power]",
+    help="Protect overwritten data against a crash of the machine (power), only of cryptfs (process), "
+    "or not at all (off).  [default: power]",
 )
 @click.option(
     "--fast-wake/--no-fast-wake",
@@ -133,17 +175,18 @@ def remount_options(texts: Iterable[str]) -> str | None:
     "option_texts",
     multiple=True,
     metavar="A,B,C=D",
-    help="Mount options as in fstab: all of the above with '_' for '-', ro, noxattrs, passfile=FILE, "
+    help="Mount options as in fstab: all of the above with '_' for '-', and ro, noxattrs, passfile=FILE, "
     "nosuid, noexec, noatime ...",
 )
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground; log to stderr.")
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing if all is well.")
 @click.option(
     "--log-file",
     type=PLACE,
     metavar="FILE",
     help="Append log lines to FILE.  [default: syslog]",
 )
-@passphrase_options
+@unlock_options
 @debug_option
 @click.pass_context
 def mount(
@@ -153,14 +196,14 @@ def mount(
     mountpoint: Path,
     option_texts: tuple[str, ...],
     foreground: bool,
+    quiet: bool,
     log_file: Path | None,
-    passfile: Path | None,
-    passcommand: str | None,
+    source: OfferSource,
     **flags: object,
 ) -> None:
-    """Mount VAULT, so that its files appear in the directory MOUNTPOINT.
+    """Mount VAULT: show its files in the directory MOUNTPOINT.
 
-    Returns when the files are there; a daemon serves them until `cryptfs umount MOUNTPOINT`.
+    Returns when the files are there. A daemon serves them until `cryptfs umount MOUNTPOINT`.
     """
     from cryptfs.mount.daemon import LogTarget
 
@@ -173,103 +216,157 @@ def mount(
             return
         options, ours = collect_options(option_texts, flags)
     except ValueError as error:
-        raise click.UsageError(f"{error}; `cryptfs mount --help` lists what there is", ctx) from None
-    if passfile is None and passcommand is None:
-        passfile = Path(ours["passfile"]) if "passfile" in ours else None
-        passcommand = ours.get("passcommand")
-    source = passphrase_source(ctx, passfile, passcommand)
+        raise click.UsageError(f"{error}; `cryptfs mount --help` lists all options", ctx) from None
+    source = mount_source(source, ours)
     log_file = log_file or (Path(ours["log_file"]) if "log_file" in ours else None)
-    target = LogTarget(log_file.absolute() if log_file else None, ctx.ensure_object(Settings).debug)
-    mount_vault(vault, mountpoint, options, source, target, foreground=foreground)
+    settings = ctx.ensure_object(Settings)
+    settings.debug = settings.debug or "debug" in ours
+    target = LogTarget(log_file.absolute() if log_file else None, settings.debug)
+    mount_vault(
+        vault,
+        mountpoint,
+        options,
+        source,
+        target,
+        foreground=foreground or "foreground" in ours,
+        quiet=quiet or "quiet" in ours,
+    )
 
 
 def mount_vault(
     vault_dir: Path,
     mountpoint: Path,
     options: MountOptions,
-    source: PassphraseSource,
+    source: OfferSource,
     target: LogTarget,
     *,
     foreground: bool,
+    quiet: bool = False,
 ) -> None:
     """Check what can be checked, ask for the passphrase, unlock, and serve.
 
+    quiet: do not say that it is mounted; warnings come all the same.
+
     Raises: VaultError, MountError, CommandError; OSError.
     """
+    from cryptfs.mount.daemon import open_log
+    from cryptfs.mount.life import check_mountpoint, load_engine, mount_background, mount_foreground
     from cryptfs.mount.mounts import absolute
     from cryptfs.mount.recent import KEPT
-    from cryptfs.mount.session import check_mountpoint, load_engine, mount_background, mount_foreground
+    from cryptfs.vfs.ciphers import require_cipher
 
+    if options.follows_no_symlinks and os.geteuid() != 0:
+        raise UsageProblem("only root can mount with -o nosymfollow")
     place = check_mountpoint(vault_dir, mountpoint, nonempty=options.nonempty)
     config = config_of(vault_dir)
+    require_cipher(config)
     refuse_locked(vault_dir, read_only=options.read_only)
     _warn_if_slow(config.cipher)
+    _warn_of_limits()
+    if target.file is not None:
+        os.close(open_log(target.file))
     engine = load_engine(options.engine)
-    harden_process()
-    passphrase = read_passphrase(source)
 
     def say_mounted() -> None:
+        if quiet:
+            return
         how = f"Unmount with: cryptfs umount {shell_word(mountpoint)}"
         note(f"{shown(vault_dir)} is mounted on {shown(mountpoint)}. {how}")
+        if options.allow_other:
+            _say_closed(mountpoint, place, read_only=options.read_only)
 
-    with target.findings.listening():
-        try:
-            opened = _unlock(absolute(vault_dir), passphrase, options)
-        finally:
-            forget(passphrase)
+    with target.findings.listening(), naming(vault_dir, if_full="mount with --read-only"):
+        opened = with_offer(source, config, lambda offer: _unlock(absolute(vault_dir), offer, options))
+        say_opened(opened.config, opened.slot, opened.spelling, quiet=quiet)
         if foreground:
             mount_foreground(opened, place, options, engine, target, say_mounted)
             return
         mount_background(opened, place, options, engine, target)
     if target.is_nowhere():
         warn(
-            "this system has no syslog. What the mount finds to be damaged is shown by "
-            f"`cryptfs status {shell_word(mountpoint)}`, the last {KEPT} findings, until it is unmounted; "
-            "to keep all of it, mount with --log-file FILE"
+            f"this system has no syslog. `cryptfs status {shell_word(mountpoint)}` shows the last {KEPT} "
+            "findings of damage until you unmount; to keep all of them, mount with --log-file FILE"
         )
     say_mounted()
 
 
-def _unlock(vault_dir: Path, passphrase: bytes, options: MountOptions) -> Vault:
-    from cryptfs.vfs.redo import Durability
+def _say_closed(mountpoint: Path, place: Path, *, read_only: bool) -> None:
+    """Say what still keeps other users out of a mount that is made for them: a mode without x for them."""
+    for directory in (place, *place.parents):
+        with contextlib.suppress(OSError):
+            mode = stat.S_IMODE(directory.stat().st_mode)
+            if mode & (stat.S_IXGRP | stat.S_IXOTH):
+                continue
+            if directory == place:
+                where = " on a writable mount" if read_only else ""
+                note(
+                    f"Other users cannot enter yet: the root of the vault has mode {mode:04o}. "
+                    f"Allow it{where}: chmod 755 {shell_word(mountpoint)}"
+                )
+            else:
+                note(f"Other users cannot reach it: {shown(directory)} has mode {mode:04o}.")
+
+
+def _unlock(vault_dir: Path, offer: Offer, options: MountOptions) -> Vault:
+    from cryptfs.vfs.content.redo import Durability
     from cryptfs.vfs.vault import Vault
 
     durability = Durability(options.durability)
-    return Vault.unlock(vault_dir, passphrase, read_only=options.read_only, durability=durability)
+    return Vault.unlock(vault_dir, offer, read_only=options.read_only, durability=durability)
 
 
 def _warn_if_slow(cipher: str) -> None:
-    from cryptfs.vfs.vault import has_aes_instructions
+    from cryptfs.vfs.ciphers import has_aes_instructions
 
     if cipher == "aegis-256" and not has_aes_instructions():
         warn("this CPU has no AES instructions; a vault with xchacha20-poly1305 would be faster here")
 
 
+def _warn_of_limits() -> None:
+    """A shell's limits that a daemon of this user keeps, though it works for all programs on the mount."""
+    from cryptfs.mount.resources import remaining_limits
+
+    limits = remaining_limits()
+    if "-f" in limits:
+        warn(
+            f"this shell limits files to {size_text(limits['-f'])} (ulimit -f), and so does the mount. "
+            "If that is too small, mount from a shell without this limit"
+        )
+    if "-t" in limits:
+        warn(
+            f"this shell limits processor time to {limits['-t']} s (ulimit -t); after that the mount ends. "
+            "To avoid that, mount from a shell without this limit"
+        )
+
+
 @click.command()
-@click.argument("mountpoint", type=PLACE, metavar="MOUNTPOINT")
-@click.option(
-    "-z", "--lazy", is_flag=True, help="Take the mount away now; programs keep the files that they have open."
-)
+@click.argument("mountpoint", type=MOUNTPOINT, metavar="[MOUNTPOINT]", required=False)
+@click.option("-z", "--lazy", is_flag=True, help="Take the mount away now; programs keep their open files.")
 @debug_option
-def umount(mountpoint: Path, lazy: bool) -> None:
+def umount(mountpoint: Path | None, lazy: bool) -> None:
     """Unmount MOUNTPOINT and wait until its vault is closed.
 
-    When this returns, everything is written and the vault can be mounted again, copied or moved. While
-    something else keeps the vault open (a bind mount, a container that has the mount, an open file), it says
-    what, and waits for up to two minutes.
+    Without MOUNTPOINT it takes the only mount, or lists all.
+
+    When this returns, everything is written, and you can mount the vault again, copy it or move it. If
+    something keeps the vault open (a bind mount, a container with the mount, an open file), this names it
+    and waits for up to two minutes.
     """
     from cryptfs.mount.closing import SAY_AFTER, closing_of, find_keepers, wait_closed
     from cryptfs.mount.mounts import absolute, cryptfs_mount_at, wait_until
     from cryptfs.mount.mounts import unmount as take_away
 
-    mountpoint = absolute(mountpoint)
+    was_named = mountpoint is not None
+    mountpoint = only_mountpoint("umount") if mountpoint is None else absolute(mountpoint)
     os.chdir("/")  # this process itself must not keep the mount busy
     closing = closing_of(cryptfs_mount_at(mountpoint))
     take_away(mountpoint, lazy=lazy)
     if not lazy:
         wait_closed(closing, lambda text: note(f"{text}\nWaiting for that; Ctrl-C ends the waiting only."))
+        if not was_named:
+            note(f"{shown(mountpoint)} is unmounted.")
     elif not wait_until(lambda: not closing.is_open(), SAY_AFTER):
         lines = find_keepers(closing.mount.device).lines()
         who = ":\n  " + "\n  ".join(lines) if lines else ""
         gone = f"{shown(mountpoint)} is gone"
-        note(f"{gone}; the vault is closed when the last program lets go of its files{who}")
+        note(f"{gone}; the vault closes when the last program lets go of its files{who}")

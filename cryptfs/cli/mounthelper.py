@@ -8,6 +8,8 @@ understands that too. Source: mount(8), EXTERNAL HELPERS.
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 
 HELPER_NAMES = frozenset({"mount.fuse.cryptfs", "mount.fuse3.cryptfs", "mount.cryptfs"})
@@ -15,11 +17,27 @@ _WITH_VALUE = ("-N", "-t")
 _FLAGS = frozenset("sfnv")
 
 
+def leave_environment() -> None:
+    """Start over without PYTHONPATH and the like: mount(8) may run its helpers as root.
+
+    Python has imported this module by that path, so the manual has a script that unsets it before.
+    """
+    if (
+        sys.executable
+        and not sys.flags.ignore_environment
+        and any(name.startswith("PYTHON") for name in os.environ)
+    ):
+        os.execv(sys.executable, [sys.executable, "-E", "-P", *sys.argv])
+
+
 def helper_arguments(args: Sequence[str]) -> list[str] | None:
-    """The arguments of a mount helper as arguments of `cryptfs`; None for a rehearsal (-f)."""
+    """The arguments of a mount helper as arguments of `cryptfs`; None for a rehearsal (-f).
+
+    A helper is silent if all is well: `mount -a` would print a line for each mount. -v lets it speak.
+    """
     places: list[str] = []
     options: list[str] = []
-    fake = False
+    fake = verbose = False
     words = iter(args)
     for word in words:
         if word == "-o":
@@ -28,8 +46,9 @@ def helper_arguments(args: Sequence[str]) -> list[str] | None:
             next(words, None)
         elif word.startswith("-") and len(word) > 1 and set(word[1:]) <= _FLAGS:
             fake = fake or "f" in word
+            verbose = verbose or "v" in word
         else:
             places.append(word)
     if fake:
         return None
-    return ["mount", *options, "--", *places]
+    return ["mount", *([] if verbose else ["--quiet"]), *options, "--", *places]

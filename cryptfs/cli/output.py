@@ -1,4 +1,4 @@
-"""What a person reads: the answer on stdout, everything else on stderr.
+"""Output for a person: the answer on stdout, everything else on stderr.
 
 rich is loaded only where a table or bar is drawn; it honours NO_COLOR and falls back to plain text where
 the stream is no terminal.
@@ -7,27 +7,33 @@ the stream is no terminal.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from cryptfs.core.printable import fit_for_terminal
+
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
+
+SCHEMA = 1  # of all JSON; a field that goes or changes its meaning makes it 2, a new one does not
+_FILLING = re.compile(r" +((?:\x1b\[[0-9;]*m)*)$", re.MULTILINE)
 
 
 def warn(text: str) -> None:
     """One warning on stderr."""
-    click.echo(f"cryptfs: warning: {text}", err=True)
+    click.echo(fit_for_terminal(f"cryptfs: warning: {text}"), err=True)
 
 
 def note(text: str) -> None:
     """Something worth knowing that is not the answer, on stderr."""
-    click.echo(text, err=True)
+    click.echo(fit_for_terminal(text), err=True)
 
 
-def answer_json(value: object) -> None:
-    """The answer as JSON, indented, on stdout."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+def answer_json(fields: dict[str, Any], *, indent: int | None = 2) -> None:
+    """The answer as JSON on stdout. Paths in it must be `shown`: else one may be no text."""
+    click.echo(json.dumps({"schema": SCHEMA, **fields}, indent=indent, ensure_ascii=False))
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -38,6 +44,14 @@ def console(*, stderr: bool = False) -> Console:
     if not made.is_terminal:
         made = Console(stderr=stderr, highlight=False, width=160)
     return made
+
+
+def show(drawn: RenderableType) -> None:
+    """A table or the like on stdout, without the blanks that fill its lines."""
+    screen = console()
+    with screen.capture() as captured:
+        screen.print(drawn)
+    click.echo(_FILLING.sub(r"\1", captured.get()), nl=False, color=screen.is_terminal)
 
 
 def size_text(size: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,16 +11,25 @@ from typing import Any, TypeVar
 
 import rich_click as click
 
-from cryptfs.cli.prompt import PassphraseSource
-
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 _SIZE = re.compile(r"(?i)(\d+)\s*(?:([kmg])(i?b)?|bytes|b)?")
 _EXPONENT = {"k": 1, "m": 2, "g": 3}
 
 
-# Only a path: the commands say better than click what is wrong with it, and a dead mount is a place too.
-PLACE = click.Path(path_type=Path, readable=False)
+class PathParameter(click.Path):
+    """A path and no more: the commands explain errors better than click, and accept a dead mount."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path, readable=False)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":  # Path("") is the current directory: what a script means by "$VAULT" is another one
+            self.fail("the path is empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PLACE = PathParameter()
 
 
 @dataclass(slots=True)
@@ -47,6 +57,12 @@ class ByteSize(click.ParamType[int]):
         return int(number) * int(base ** _EXPONENT[letter.lower()])
 
 
+def leave_to_findings(ctx: click.Context) -> None:
+    """Keep the log quiet, without --debug: the findings of the command say what it says."""
+    if not ctx.ensure_object(Settings).debug:
+        logging.getLogger("cryptfs").addHandler(logging.NullHandler())
+
+
 def _set_debug(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
     if value:
         ctx.ensure_object(Settings).debug = True
@@ -63,58 +79,11 @@ def debug_option(function: Decorated) -> Decorated:
     )(function)
 
 
-def passphrase_source(ctx: click.Context, passfile: Path | None, passcommand: str | None) -> PassphraseSource:
-    """The two options as one value; a usage error where both are given."""
-    try:
-        return PassphraseSource(passfile, passcommand)
-    except ValueError as error:
-        raise click.UsageError(str(error), ctx) from None
-
-
-def passphrase_options(function: Decorated) -> Decorated:
-    """`--passfile` and `--passcommand`; without them the terminal or stdin is asked."""
-    function = click.option(
-        "--passcommand",
-        metavar="COMMAND",
-        help="Run COMMAND (split into words, no shell) and take what it prints.",
-    )(function)
-    return click.option(
-        "--passfile",
-        type=PLACE,
-        metavar="FILE",
-        help="Read the passphrase from the first line of FILE; '-' is stdin.",
-    )(function)
-
-
-def kdf_options(function: Decorated) -> Decorated:
-    """What it shall cost to try one passphrase."""
-    function = click.option(
-        "--kdf-passes",
-        type=click.IntRange(3, 64),
-        metavar="N",
-        help="Passes of Argon2id over that memory, 3 to 64.  [default: 3]",
-    )(function)
-    return click.option(
-        "--kdf-memory",
-        type=ByteSize(),
-        metavar="SIZE",
-        help="Memory that one try of a passphrase takes, 64m to 4g.  [default: 256m]",
-    )(function)
-
-
-def kdf_costs(ctx: click.Context, memory: int | None, passes: int | None) -> tuple[int, int]:
-    """Memory in bytes and passes, checked against the format's limits."""
-    from cryptfs.core.config import (
-        DEFAULT_KDF_MEMORY,
-        DEFAULT_KDF_PASSES,
-        MAX_KDF_MEMORY,
-        MIN_KDF_MEMORY,
-    )
-
-    memory = DEFAULT_KDF_MEMORY if memory is None else memory
-    if not MIN_KDF_MEMORY <= memory <= MAX_KDF_MEMORY or memory % 1024:
-        raise click.UsageError("--kdf-memory is 64m to 4g, a multiple of 1k", ctx)
-    return memory, DEFAULT_KDF_PASSES if passes is None else passes
+def help_if_alone(ctx: click.Context) -> None:
+    """For a group of commands: without one it shows its help, and ends as a wrong command line does."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+        ctx.exit(1)
 
 
 def vault_argument(function: Decorated) -> Decorated:
@@ -124,13 +93,13 @@ def vault_argument(function: Decorated) -> Decorated:
 
 def shell_word(path: Path | str) -> str:
     """A path as it can be pasted into a shell, and shown on a terminal."""
-    from cryptfs.mount.words import shell_word
+    from cryptfs.core.printable import shell_word
 
     return shell_word(path)
 
 
-def shown(path: Path | str) -> str:
-    """A path as it can be shown on a terminal."""
-    from cryptfs.mount.words import shown
+def shown(path: Path | str | bytes) -> str:
+    """A path as it can be shown on a terminal and in JSON."""
+    from cryptfs.core.printable import shown
 
     return shown(path)

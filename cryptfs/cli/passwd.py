@@ -2,71 +2,173 @@
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import rich_click as click
 
-from cryptfs.cli.exit_codes import ConfigUnwritableError
-from cryptfs.cli.output import note
-from cryptfs.cli.params import (
-    PLACE,
-    debug_option,
-    kdf_costs,
-    kdf_options,
-    passphrase_options,
-    passphrase_source,
-    vault_argument,
+from cryptfs.cli.exit_codes import ConfigUnwritableError, UsageProblem
+from cryptfs.cli.newsecret import (
+    Cost,
+    NewPassphrase,
+    cost_options,
+    cost_text,
+    new_key,
+    new_passphrase_options,
 )
-from cryptfs.cli.prompt import forget, harden_process, read_passphrase
-from cryptfs.cli.vaults import config_of
+from cryptfs.cli.offers import (
+    MAX_SLOT_ID,
+    OfferSource,
+    key_file_of,
+    say_opened,
+    slot_name,
+    unlock_options,
+    with_offer,
+)
+from cryptfs.cli.output import note
+from cryptfs.cli.params import PLACE, debug_option, shown, vault_argument
+from cryptfs.cli.vaults import config_of, require_writable
+
+if TYPE_CHECKING:
+    from cryptfs.core.slots.slot import KeySlot
+    from cryptfs.unlock.offer import Offer
+    from cryptfs.unlock.table import SlotTable
+
+LEAKED = (
+    "If the old passphrase leaked, this does not help: it still opens copies of cryptfs.json of before, in "
+    "backups, snapshots and clouds. To end that: cryptfs rekey."
+)
 
 
 @click.command()
 @vault_argument
-@passphrase_options
+@unlock_options
+@new_passphrase_options
 @click.option(
-    "--new-passfile",
+    "--new-keyfile",
     type=PLACE,
     metavar="FILE",
-    help="Read the new passphrase from the first line of FILE.",
+    help="For a key slot with passphrase and key file: from now on FILE.  [default: the same file]",
 )
 @click.option(
-    "--new-passcommand", metavar="COMMAND", help="Run COMMAND and take what it prints as the new one."
+    "--change-slot",
+    type=click.IntRange(0, MAX_SLOT_ID),
+    metavar="ID",
+    help="Change the forgotten passphrase of key slot ID; you open VAULT by another one.",
 )
-@kdf_options
+@cost_options(memory="as it is", passes="as they are")
 @debug_option
-@click.pass_context
 def passwd(
-    ctx: click.Context,
     vault: Path,
-    passfile: Path | None,
-    passcommand: str | None,
-    new_passfile: Path | None,
-    new_passcommand: str | None,
-    kdf_memory: int | None,
-    kdf_passes: int | None,
+    source: OfferSource,
+    new: NewPassphrase,
+    new_keyfile: Path | None,
+    change_slot: int | None,
+    cost: Cost,
 ) -> None:
     """Change the passphrase of VAULT; works while it is mounted.
 
-    The files stay as they are: what changes is the wrapping of their masterkey. Somebody who has an old
-    copy of the vault's config can still open it with the old passphrase.
+    The passphrase that opens VAULT changes; other key slots stay. Only the wrapping of the masterkey changes;
+    the files stay as they are.
+
+    If a passphrase leaked, passwd is not enough: an old copy of the vault's config still opens with the old
+    passphrase, until cryptfs rekey changes the masterkey. Recovery words or shares, in place of the old
+    passphrase, replace the only passphrase of VAULT.
     """
-    source = passphrase_source(ctx, passfile, passcommand)
-    new_source = passphrase_source(ctx, new_passfile, new_passcommand)
-    memory, passes = kdf_costs(ctx, kdf_memory, kdf_passes)
-    config_of(vault)
-    harden_process()
-    old = read_passphrase(source, "Old passphrase")
-    new = read_passphrase(new_source, "New passphrase", confirm=True)
-    from cryptfs.vfs.vault import change_passphrase
+    config = config_of(vault)
+    require_writable(vault)
+    from cryptfs.unlock.keyfile import PASSPHRASE_KEY_FILE
+    from cryptfs.unlock.offer import Offer
+    from cryptfs.unlock.table import changing_slots
+    from cryptfs.vfs.vault import which_opens
+
+    def change(old: Offer) -> KeySlot:
+        opened = which_opens(vault.absolute(), old)
+        say_opened(config, opened.slot, opened.spelling)  # before a person thinks up a new one
+        target = _target(
+            config.slots, _meant(config.slots, opened.slot) if change_slot is None else change_slot
+        )
+        costs = cost.choose(_cost_of(target))
+        again = old if opened.slot is None else replace(old, slot_id=opened.slot.id)
+        with contextlib.ExitStack() as stack:
+            key_file = None
+            if target.kind == PASSPHRASE_KEY_FILE:
+                key_file = (
+                    old.key_file if new_keyfile is None else stack.enter_context(key_file_of(new_keyfile))
+                )
+            elif new_keyfile is not None:
+                raise UsageProblem(f"{slot_name(target)} takes no key file")
+            passphrase = stack.enter_context(new.beside(source.passphrase).read())
+            table = stack.enter_context(changing_slots(vault.absolute(), again))
+            return _changed(table, target, Offer(passphrase, key_file), costs)
 
     try:
-        slot = change_passphrase(vault.absolute(), old, new, kdf_memory=memory, kdf_passes=passes)
+        slot = with_offer(source, config, change, "Old passphrase" if change_slot is None else "Passphrase")
     except OSError as error:
         raise ConfigUnwritableError(
-            f"{error.filename or vault}: cannot write the vault config: {error.strerror}; "
-            "the old passphrase still holds"
+            f"{shown(vault)}: cannot write the vault config: {error.strerror}; the old passphrase still works"
         ) from None
-    finally:
-        forget(old, new)
-    note(f"The passphrase of {vault} is changed (key slot {slot}).")
+    memory, passes = _cost_of(slot)
+    note(
+        f"The passphrase of {shown(vault)} is changed (key slot {slot.id}; a try costs "
+        f"{cost_text(memory, passes)}).\n{LEAKED}"
+    )
+
+
+def _meant(slots: list[KeySlot], opened: KeySlot | None) -> int:
+    """The id of the slot to change: the one that opened, or else the only one with a passphrase.
+
+    Raises: UsageProblem: there are several.
+    """
+    if opened is not None:
+        return opened.id
+    from cryptfs.core.slots.slot import PASSPHRASE
+
+    found = [slot.id for slot in slots if slot.kind == PASSPHRASE]
+    if len(found) != 1:
+        raise UsageProblem(
+            "choose the key slot whose passphrase changes with --change-slot; cryptfs key list shows them"
+        )
+    return found[0]
+
+
+def _target(slots: list[KeySlot], slot_id: int) -> KeySlot:
+    """The slot to change. Raises: UsageProblem: there is none, or it has no passphrase."""
+    from cryptfs.core.slots.slot import PASSPHRASE
+    from cryptfs.unlock.keyfile import PASSPHRASE_KEY_FILE
+
+    slot = next((slot for slot in slots if slot.id == slot_id), None)
+    if slot is None:
+        raise UsageProblem(f"the vault has no key slot {slot_id}; cryptfs key list shows them")
+    if slot.kind not in (PASSPHRASE, PASSPHRASE_KEY_FILE):
+        raise UsageProblem(
+            f"{slot_name(slot)} has no passphrase to change. To replace it: cryptfs key add, then "
+            "cryptfs key remove"
+        )
+    return slot
+
+
+def _cost_of(slot: KeySlot) -> tuple[int, int]:
+    from cryptfs.core.slots.kdf import PassphraseCost
+
+    cost = PassphraseCost.from_params(slot.params, slot.name)
+    return cost.memory, cost.passes
+
+
+def _changed(table: SlotTable, target: KeySlot, new: Offer, costs: tuple[int, int]) -> KeySlot:
+    """Give the slot its new secret, on disk."""
+    from cryptfs.unlock.keyfile import PASSPHRASE_KEY_FILE, new_passphrase_key_file
+    from cryptfs.unlock.passphrase import new_passphrase
+
+    if target.kind == PASSPHRASE_KEY_FILE:
+        if new.key_file is None:
+            raise UsageProblem(f"{slot_name(target)} also takes a key file: give it with --new-keyfile")
+        key = new_key(lambda: new_passphrase_key_file(new, *costs))
+    else:
+        assert new.passphrase is not None
+        key = new_passphrase(new.passphrase, *costs)
+    slot = table.replace(target.id, key)
+    table.save()
+    return slot

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import sys
 import tempfile
 import time
@@ -15,156 +14,188 @@ from typing import IO, TYPE_CHECKING, Any
 
 import rich_click as click
 
-from cryptfs.cli.exit_codes import ExitCode, UsageProblem
-from cryptfs.cli.output import console, note, warn
+from cryptfs.cli.exit_codes import CommandError, ExitCode, UsageProblem
+from cryptfs.cli.newfile import writing
+from cryptfs.cli.offers import OfferSource, say_opened, unlock_options, with_offer
+from cryptfs.cli.output import SCHEMA, console, note, warn
 from cryptfs.cli.params import (
     PLACE,
-    Settings,
     debug_option,
-    passphrase_options,
-    passphrase_source,
+    leave_to_findings,
+    shell_word,
+    shown,
     vault_argument,
 )
-from cryptfs.cli.prompt import PassphraseSource, forget, harden_process, read_passphrase
-from cryptfs.cli.vaults import config_of
+from cryptfs.cli.progress import progress_bar
+from cryptfs.cli.vaults import config_of, is_inside, naming
+from cryptfs.errors import ManifestError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from cryptfs.vfs.comparison import Change
     from cryptfs.vfs.vault import Vault
-    from cryptfs.vfs.witness import Finding, Totals, Verification
+    from cryptfs.witness.comparison import Change
+    from cryptfs.witness.verification import Difference, Totals, Verification
 
 _COLOURS = {"rolled-back": "bold red", "replaced": "bold red", "copied": "bold red", "damaged": "red"}
 _WIDTH = 13
-_REDRAW = 0.1  # seconds between changes of the progress bar
 _COPY_SIZE = 1024 * 1024
 
 
-def _look_at(ctx: click.Context, vault: Path, source: PassphraseSource) -> Vault:
-    """The vault, unlocked for a look that takes no lock and writes nothing."""
+def _look_at(ctx: click.Context, vault: Path, source: OfferSource) -> Vault:
+    """The vault, unlocked without a lock and for reading only."""
     from cryptfs.mount.mounts import absolute
 
-    config_of(vault)
-    if not ctx.ensure_object(Settings).debug:
-        logging.getLogger("cryptfs").addHandler(logging.NullHandler())  # what it says, the findings say
-    harden_process()
-    passphrase = read_passphrase(source)
+    config = config_of(vault)
+    leave_to_findings(ctx)
     from cryptfs.vfs.vault import Vault
 
-    try:
-        return Vault.unlock(absolute(vault), passphrase, read_only=True, lock=False)
-    finally:
-        forget(passphrase)
+    with naming(vault):
+        opened = with_offer(
+            source, config, lambda offer: Vault.unlock(absolute(vault), offer, read_only=True, lock=False)
+        )
+    say_opened(opened.config, opened.slot, opened.spelling)
+    return opened
 
 
 @contextlib.contextmanager
 def _progress(total: int | None) -> Iterator[Callable[[int], None]]:
     """A bar on stderr, on a terminal only."""
-    screen = console(stderr=True)
-    if not screen.is_terminal:
-        yield lambda _: None
-        return
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (BarColumn(), TextColumn("{task.completed:,} entries"), TimeRemainingColumn())
-    drawn = 0.0
-    with Progress(*columns, console=screen, transient=True, redirect_stdout=False) as bar:
-        task = bar.add_task("", total=total)
+    with progress_bar(console(stderr=True), "0 entries", total) as bar:
 
         def update(count: int) -> None:
-            nonlocal drawn
-            now = time.monotonic()
-            if now - drawn >= _REDRAW:
-                drawn = now
-                bar.update(task, completed=count)
+            if bar.is_due():
+                bar.show(f"{count:,} entries", count)
 
         yield update
 
 
 def _warn_of(totals: Totals, unsettled: str) -> None:
     for path, reason in totals.skipped[:10]:
-        warn(f"{path}: could not be looked at: {reason}")
+        warn(f"{path}: could not be checked: {reason}")
     if len(totals.skipped) > 10:
-        warn(f"{len(totals.skipped) - 10} more places could not be looked at")
+        warn(f"{len(totals.skipped) - 10} more places could not be checked")
     if totals.unsettled:
-        note(f"{totals.unsettled:,} files were being written: {unsettled}")
+        were = "file was" if totals.unsettled == 1 else "files were"
+        note(f"{totals.unsettled:,} {were} being written: {unsettled}")
 
 
 @click.command()
 @vault_argument
 @click.option("-o", "--output", type=PLACE, metavar="FILE", help="Write to FILE instead of stdout.")
-@passphrase_options
+@click.option("--replace", is_flag=True, help="If FILE exists, replace it.")
+@unlock_options
 @debug_option
 @click.pass_context
 def snapshot(
-    ctx: click.Context, vault: Path, output: Path | None, passfile: Path | None, passcommand: str | None
+    ctx: click.Context,
+    vault: Path,
+    output: Path | None,
+    replace: bool,
+    source: OfferSource,
 ) -> None:
-    """Write a manifest of VAULT: what stands in it now, for `cryptfs verify` later.
+    """Write a manifest of VAULT: a record of its state now, for `cryptfs verify` later.
 
-    Keep it where nobody can reach who can write to VAULT. It is encrypted, needs the passphrase of VAULT, and
-    holds no content: some 150 bytes for each file. Works while VAULT is mounted, and writes nothing there.
+    Keep the manifest in a place that an attacker on VAULT cannot write to. It is encrypted, needs the
+    passphrase of VAULT, and holds no content: some 150 bytes for each file. Works while VAULT is mounted, and
+    writes nothing there.
     """
-    source = passphrase_source(ctx, passfile, passcommand)
     if output is None and sys.stdout.isatty():
-        raise UsageProblem("a manifest is no text: redirect stdout to a file, or use --output FILE")
-    with _look_at(ctx, vault, source) as opened:
-        from cryptfs.vfs.witness import snapshot as take
+        raise UsageProblem("the manifest is binary: redirect stdout to a file, or use --output FILE")
+    if output is not None:
+        config_of(vault)
+        _check_output(vault, output, replace=replace)
+    with _look_at(ctx, vault, source) as opened, contextlib.ExitStack() as stack:
+        from cryptfs.witness.verification import snapshot as take
 
-        with contextlib.ExitStack() as stack:
-            update = stack.enter_context(_progress(None))
-            if output is None:
-                totals = take(opened, sys.stdout.buffer.write, update)
-            else:
-                totals = take(opened, stack.enter_context(output.open("wb")).write, update)
-    note(f"{totals.entries:,} entries are in the manifest.")
-    _warn_of(totals, "of these it holds that they were, not what was in them")
+        update = stack.enter_context(_progress(None))
+        to_stdout: Callable[[bytes], object] = sys.stdout.buffer.write
+        write = to_stdout if output is None else stack.enter_context(writing(output))
+        totals = take(opened, write, update)
+    entries = f"{totals.entries:,} {'entry' if totals.entries == 1 else 'entries'}"
+    note(f"Wrote {'the manifest' if output is None else shown(output)}: {entries}.")
+    _warn_of(totals, "the manifest records that they exist, not their content")
+
+
+def _check_output(vault: Path, output: Path, *, replace: bool) -> None:
+    """Refuse a place in which a manifest helps nobody, or which holds something, before the passphrase.
+
+    Raises: UsageProblem.
+    """
+    from cryptfs.core.format.manifest import is_manifest
+    from cryptfs.mount.mounts import absolute
+
+    place = absolute(output)
+    if is_inside(vault, output):
+        raise UsageProblem(
+            f"{shown(output)} is in the vault itself: with an old vault comes an old manifest. "
+            "Choose a place elsewhere"
+        )
+    if replace or not place.is_file():
+        return
+    with contextlib.suppress(OSError), place.open("rb") as file:
+        if is_manifest(file.read(_COPY_SIZE)):
+            compare = f"cryptfs verify {shell_word(vault)} {shell_word(output)}"
+            raise UsageProblem(
+                f"{shown(output)} exists. Compare the vault with it first: {compare}\n"
+                "Then replace it with --replace, or choose another name"
+            )
+    raise UsageProblem(f"{shown(output)} exists, and is not a manifest. Choose another name")
 
 
 @click.command()
 @vault_argument
 @click.argument("manifest", type=PLACE, metavar="MANIFEST")
+@click.option("--changed", is_flag=True, help="Also list the files that changed, not only their number.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@passphrase_options
+@unlock_options
 @debug_option
 @click.pass_context
 def verify(
     ctx: click.Context,
     vault: Path,
     manifest: Path,
+    changed: bool,
     as_json: bool,
-    passfile: Path | None,
-    passcommand: str | None,
+    source: OfferSource,
 ) -> ExitCode:
     """Say what became of VAULT since `cryptfs snapshot` wrote MANIFEST.
 
-    What was rolled back, replaced or copied, somebody did who can write to VAULT but has no key: no program
-    on a mount can. What was deleted, added, moved or changed may be honest work. Works while VAULT is
+    "rolled-back", "replaced" and "copied" mean that somebody without a key changed VAULT: no program on a
+    mount can do that. "deleted", "added", "moved" and "changed" may be your own work. Works while VAULT is
     mounted.
 
     Exit code 41: something was rolled back, replaced or copied; 26: something is damaged; 0: neither.
     """
-    source = passphrase_source(ctx, passfile, passcommand)
-    with _opened(manifest) as file, _look_at(ctx, vault, source) as opened:
-        from cryptfs.vfs.witness import Verification
+    with _opened(manifest) as file, _look_at(ctx, vault, source) as opened, _naming(manifest):
+        from cryptfs.witness.verification import Verification
 
         with _progress(None) as update:
-            verification = Verification(opened, file, update)
+            verification = Verification(opened, file, update, list_changed=changed)
         with contextlib.closing(verification):
             with _progress(verification.entries_then) as update:
                 verification.look(update)
             if as_json:
                 _answer_json(verification)
             else:
-                _answer_text(verification)
-        _warn_of(verification.totals, "what is in them now is not compared")
+                _answer_text(verification, has_listed=changed)
+        _warn_of(verification.totals, "their current content was not compared")
         if verification.skipped_then:
-            note(f"When the manifest was made, {verification.skipped_then} places could not be looked at.")
+            note(f"The snapshot could not check {verification.skipped_then} places.")
     return _exit_code(verification.counts)
 
 
+@contextlib.contextmanager
+def _naming(manifest: Path) -> Iterator[None]:
+    """Errors of a manifest say which file it is."""
+    try:
+        yield
+    except ManifestError as error:
+        raise ManifestError(f"{shown(manifest)}: {error}") from None
+
+
 def _exit_code(counts: Counter[Change]) -> ExitCode:
-    from cryptfs.vfs.comparison import Change
+    from cryptfs.witness.comparison import Change
 
     if any(change.alarms and counts[change] for change in Change):
         return ExitCode.ROLLED_BACK
@@ -178,7 +209,7 @@ def _opened(manifest: Path) -> Iterator[IO[bytes]]:
         try:
             file: IO[bytes] = stack.enter_context(manifest.open("rb"))
         except OSError as error:
-            raise UsageProblem(f"{manifest}: cannot read the manifest: {error.strerror}") from None
+            raise CommandError(f"{shown(manifest)}: cannot read the manifest: {error.strerror}") from None
         if not file.seekable():
             copy = stack.enter_context(tempfile.TemporaryFile(prefix="cryptfs-"))
             while piece := file.read(_COPY_SIZE):
@@ -190,15 +221,16 @@ def _opened(manifest: Path) -> Iterator[IO[bytes]]:
 # ---- answers
 
 
-def _shown(finding: Finding) -> tuple[str, str, str]:
+def _shown(finding: Difference) -> tuple[str, str, str]:
     """Path, path before, cipher path: as text that is fit for a terminal."""
-    from cryptfs.vfs.findings import escaped
-
-    path = "" if finding.path is None else escaped(finding.path)
-    return path, "" if finding.was is None else escaped(finding.was), finding.cipher_path
+    path = "" if finding.path is None else shown(finding.path)
+    return path, "" if finding.was is None else shown(finding.was), finding.cipher_path
 
 
-def _answer_text(verification: Verification) -> None:
+def _answer_text(verification: Verification, *, has_listed: bool) -> None:
+    """has_listed: whether changed files are among the findings."""
+    from cryptfs.witness.comparison import Change
+
     screen = console()
     for finding in verification.run():
         _line(screen, finding)
@@ -206,12 +238,16 @@ def _answer_text(verification: Verification) -> None:
     parts = [f"{count:,} {change.value}" for change, count in sorted(counts.items(), key=_rank) if count]
     made = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(verification.head.created))
     then, now = verification.entries_then, verification.totals.entries
-    screen.print(f"Manifest of {made}: {then:,} entries then, {now:,} now.", soft_wrap=True)
+    screen.print(f"Manifest of {made}. Entries: {then:,} then, {now:,} now.", soft_wrap=True)
     text = ", ".join(parts) if parts else "Nothing has changed"
+    if counts[Change.CHANGED] and not has_listed:
+        text += " (--changed lists what changed)"
     alarming = _exit_code(counts) is ExitCode.ROLLED_BACK
     screen.print(f"{text}.", style="bold red" if alarming else "", soft_wrap=True)
     if alarming:
-        advice = "No program on a mount does that: somebody changed the vault's files, or put a backup back."
+        advice = (
+            "No program on a mount can do that: somebody changed the vault's files, or restored a backup."
+        )
         screen.print(advice, soft_wrap=True)
 
 
@@ -219,7 +255,7 @@ def _rank(item: tuple[Change, int]) -> int:
     return list(type(item[0])).index(item[0])
 
 
-def _line(screen: Console, finding: Finding) -> None:
+def _line(screen: Console, finding: Difference) -> None:
     from rich.text import Text
 
     path, was, cipher_path = _shown(finding)
@@ -234,9 +270,9 @@ def _line(screen: Console, finding: Finding) -> None:
 
 
 def _answer_json(verification: Verification) -> None:
-    """One document, written as it comes: there may be more findings than memory holds."""
-    created = verification.head.created
-    sys.stdout.write(f'{{\n  "manifest": {{"created": {created}, "entries": {verification.entries_then}}},')
+    """One document, written finding by finding: there may be more than memory holds."""
+    head = {"created": verification.head.created, "entries": verification.entries_then}
+    sys.stdout.write(f'{{\n  "schema": {SCHEMA},\n  "manifest": {json.dumps(head)},')
     sys.stdout.write('\n  "findings": [')
     first = True
     for finding in verification.run():

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from cryptfs.cli.output import answer_json, console, size_text, warn
+from cryptfs.cli.output import answer_json, console, show, size_text, warn
 from cryptfs.cli.params import ByteSize, debug_option
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from cryptfs.cli.benchmark import Benchmark, RawResult, Result
 
 _MIN_SIZE = 1 << 20
@@ -46,7 +48,7 @@ def _report(
     benchmark: Benchmark, threads: int, results: list[Result], raw: list[RawResult]
 ) -> dict[str, Any]:
     """The shape of `speed --json`; rates are 10**6 bytes a second."""
-    from cryptfs.vfs.vault import has_aes_instructions
+    from cryptfs.vfs.ciphers import has_aes_instructions
 
     return {
         "size": benchmark.size,
@@ -60,64 +62,48 @@ def _report(
 
 
 def _show(report: dict[str, Any]) -> None:
+    screen = console()
+    aes = "yes" if report["aes_instructions"] else "no"
+    size, repeat = size_text(report["size"]), report["repeat"]
+    screen.print(f"MB/s, {size} in memory, best of {repeat}; CPU with AES: {aes}", style="bold")
+    screen.print(
+        f"Runs of 1 MiB; a pool of {report['threads']} threads. '-': the pool does not split these chunks"
+    )
+    for cipher in dict.fromkeys(row["cipher"] for row in report["results"]):
+        show(_table(report, cipher))
+
+
+def _table(report: dict[str, Any], cipher: str) -> Table:
+    """The figures of one cipher; fits into 60 columns."""
     from rich import box
     from rich.table import Table
 
     threads = report["threads"]
-    aes = "yes" if report["aes_instructions"] else "no"
-    table = Table(
-        title=f"MB/s, {size_text(report['size'])} in memory, best of {report['repeat']}; CPU with AES: {aes}",
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-    )
-    pool = f"pool of {threads}"
-    table.add_column("cipher")
-    table.add_column("chunks")
+    table = Table(title=cipher, title_justify="left", title_style="", box=box.SIMPLE_HEAD)
+    table.padding = (0, 1, 0, 0)
+    table.add_column("chunks", min_width=9)
     table.add_column("", no_wrap=True)
-    for heading in (
-        "1 MiB runs\n1 thread",
-        f"1 MiB runs\n{pool}",
-        "bulk\n1 thread",
-        f"bulk\n{pool}",
-        "bulk\ngain",
-    ):
+    for heading in ("runs\n1 thread", "runs\npool", "bulk\n1 thread", "bulk\npool", "bulk\ngain"):
         table.add_column(heading, justify="right", no_wrap=True)
+    rows = [row for row in report["results"] if row["cipher"] == cipher]
     rates = {
-        (row["cipher"], row["chunk_size"], row["operation"], row["layout"], row["threads"]): row["rate"]
-        for row in report["results"]
+        (row["chunk_size"], row["operation"], row["layout"], row["threads"]): row["rate"] for row in rows
     }
-    split = {(row["cipher"], row["chunk_size"]) for row in report["results"] if row["min_chunks"] is not None}
-    for cipher in dict.fromkeys(row["cipher"] for row in report["results"]):
-        for figure in (row for row in report["libsodium"] if row["cipher"] == cipher):
-            table.add_row(
-                cipher,
-                "libsodium alone",
-                figure["operation"],
-                "",
-                "",
-                f"{figure['rate']:.0f}",
-                "",
-                "",
-                style="dim",
-            )
-        for chunk_size in dict.fromkeys(row["chunk_size"] for row in report["results"]):
-            for operation in ("seal", "open"):
-                place = (cipher, chunk_size, operation)
-                figures = [
-                    rates[(*place, layout, count)]
-                    for layout in ("requests", "bulk")
-                    for count in (1, threads)
-                ]
-                table.add_row(
-                    cipher,
-                    size_text(chunk_size),
-                    operation,
-                    *(f"{rate:.0f}" for rate in figures),
-                    f"{figures[3] / figures[2]:.2f}x" if (cipher, chunk_size) in split else "not split",
-                )
-        table.add_section()
-    console().print(table)
+    split = {row["chunk_size"] for row in rows if row["min_chunks"] is not None}
+    for figure in (row for row in report["libsodium"] if row["cipher"] == cipher):
+        table.add_row(
+            "libsodium alone", figure["operation"], "", "", f"{figure['rate']:.0f}", "", "", style="dim"
+        )
+    for chunk_size in dict.fromkeys(row["chunk_size"] for row in rows):
+        for operation in ("seal", "open"):
+            figures = [
+                rates[chunk_size, operation, layout, count]
+                for layout in ("requests", "bulk")
+                for count in (1, threads)
+            ]
+            gain = f"{figures[3] / figures[2]:.2f}x" if chunk_size in split else "-"
+            table.add_row(size_text(chunk_size), operation, *(f"{rate:.0f}" for rate in figures), gain)
+    return table
 
 
 @click.command()
@@ -127,7 +113,7 @@ def _show(report: dict[str, Any]) -> None:
     default="300MB",
     show_default=True,
     metavar="SIZE",
-    help="Plaintext of each measurement; needs about three times as much memory.",
+    help="Plaintext for each measurement; the command needs three times as much memory.",
 )
 @click.option(
     "--repeat",
@@ -135,7 +121,7 @@ def _show(report: dict[str, Any]) -> None:
     default=2,
     show_default=True,
     metavar="N",
-    help="The best of N counts.",
+    help="Measure N times and show the best.",
 )
 @click.option(
     "--threads", type=click.IntRange(2, 256), metavar="N", help="Size of the pool.  [default: the cores]"
@@ -144,17 +130,17 @@ def _show(report: dict[str, Any]) -> None:
 @debug_option
 @click.pass_context
 def speed(ctx: click.Context, size: int, repeat: int, threads: int | None, as_json: bool) -> None:
-    """Measure how fast this machine seals and opens, in memory.
+    """Measure how fast this machine encrypts and decrypts, in memory.
 
-    Both ciphers, at four chunk sizes, with one thread and with the pool of threads: in runs of 1 MiB, as
-    a mount does it, and all in one run. "libsodium alone" is the cipher on a reused buffer, without any
-    records; a mount can come near to it, but not beyond it on one thread.
+    The command tries both ciphers at four chunk sizes, with one thread and with the thread pool: in runs of
+    1 MiB, as a mount does, and all in one run. "libsodium alone" is the bare cipher on a reused buffer: the
+    limit for a mount on one thread.
     """
     from cryptfs.cli.benchmark import Benchmark
-    from cryptfs.vfs.cipherpool import usable_cores
+    from cryptfs.vfs.content.cipherpool import usable_cores
 
     if size < _MIN_SIZE:
-        raise click.BadParameter("at least 1m, or it measures nothing", ctx, param_hint="--size")
+        raise click.BadParameter("must be at least 1m", ctx, param_hint="--size")
     workers = max(2, usable_cores()) if threads is None else threads
     load = os.getloadavg()[0]
     if load > _BUSY:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from cryptfs.cli.output import answer_json, console
-from cryptfs.cli.params import PLACE, debug_option, shown
+from cryptfs.cli.mounted import MOUNTPOINT, only_mountpoint
+from cryptfs.cli.output import answer_json, console, show
+from cryptfs.cli.params import debug_option, shown
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -22,7 +22,7 @@ _WATCHED = 8  # findings that --watch shows
 
 
 def ask(mountpoint: Path) -> dict[str, Any]:
-    """What the daemon of a mount says of itself; the shape of `status --json`.
+    """What the daemon of a mount says of itself; the shape of `status --json`, with paths as they are.
 
     Raises: MountError: no vault is mounted there, or its daemon does not answer.
     """
@@ -30,6 +30,11 @@ def ask(mountpoint: Path) -> dict[str, Any]:
     from cryptfs.mount.statistics import ask_status
 
     return ask_status(cryptfs_mount_at(mountpoint, "status"))
+
+
+def _with_shown_paths(found: dict[str, Any]) -> dict[str, Any]:
+    """What ask found, fit for JSON: a path may be no text."""
+    return found | {name: shown(found[name]) for name in ("mountpoint", "vault")}
 
 
 def bytes_text(size: float) -> str:
@@ -54,8 +59,14 @@ def duration_text(seconds: float) -> str:
     return f"{whole} s"
 
 
+def counted(count: int, names: str) -> str:
+    """'1 file', '2 files', '0 directories'. names: in the plural."""
+    one = f"{names.removesuffix('ies')}y" if names.endswith("ies") else names.removesuffix("s")
+    return f"{count:,} {one if count == 1 else names}"
+
+
 def _rate(now: float, before: float | None, seconds: float, *, size: bool = False) -> str:
-    """What was added a second since the look before; '' at the first look."""
+    """The increase per second since the last look; '' at the first look."""
     if before is None or seconds <= 0:
         return ""
     rate = (now - before) / seconds
@@ -83,8 +94,8 @@ def _rows(found: dict[str, Any], before: dict[str, Any] | None) -> Iterator[tupl
 
 def _heading(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     state = " (read-only)" if found["read_only"] else ""
-    yield "mounted on", found["mountpoint"] + state
-    yield "vault", found["vault"]
+    yield "mounted on", shown(found["mountpoint"]) + state
+    yield "vault", shown(found["vault"])
     yield "daemon", f"process {found['pid']}, engine {found['engine']}, cryptfs {found['version']}"
     processor = f"{found['processor_seconds']:.1f} s of processor time"
     yield "up for", f"{duration_text(found['uptime_seconds'])}, {processor}"
@@ -94,10 +105,10 @@ def _heading(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
             "memory",
             f"{bytes_text(memory['resident'])} resident, {bytes_text(memory['highest'])} at its highest",
         )
-    yield "open", ", ".join(f"{count:,} {name}" for name, count in found["open"].items())
+    yield "open", ", ".join(counted(count, name) for name, count in found["open"].items())
     cache = found.get("directory_cache", {})
     if looked := sum(cache.values()):
-        yield "directory cache", f"{cache['hits']:,} of {looked:,} lookups hit"
+        yield "directory cache", f"{cache['hits']:,} of {counted(looked, 'lookups')} hit"
 
 
 def finding_lines(found: dict[str, Any], most: int | None = None) -> Iterator[str]:
@@ -126,10 +137,11 @@ def render(found: dict[str, Any], before: dict[str, Any] | None = None) -> Rende
     """For a person. before: the look before this one, for what happens now."""
     from rich.console import Group
     from rich.table import Table
+    from rich.text import Text
 
     heading = Table.grid(padding=(0, 2))
     for name, value in _heading(found):
-        heading.add_row(f"{name}:", value)
+        heading.add_row(f"{name}:", Text(value))  # no markup: a path may have brackets
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=before is not None)
     table.add_column("")
     table.add_column("in all", justify="right")
@@ -144,7 +156,7 @@ def watch(mountpoint: Path, interval: float, *, as_json: bool) -> None:
     found, before = ask(mountpoint), None
     if as_json:
         while True:
-            click.echo(json.dumps(found))
+            answer_json(_with_shown_paths(found), indent=None)
             time.sleep(interval)
             found = ask(mountpoint)
     from rich.console import Group
@@ -160,7 +172,7 @@ def watch(mountpoint: Path, interval: float, *, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("mountpoint", type=PLACE, metavar="MOUNTPOINT")
+@click.argument("mountpoint", type=MOUNTPOINT, metavar="[MOUNTPOINT]", required=False)
 @click.option("-w", "--watch", "watching", is_flag=True, help="Show it live, until Ctrl-C.")
 @click.option(
     "--interval",
@@ -171,20 +183,23 @@ def watch(mountpoint: Path, interval: float, *, as_json: bool) -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; with --watch a line for each look.")
 @debug_option
-def status(mountpoint: Path, watching: bool, interval: float, as_json: bool) -> None:
-    """Show what the mount at MOUNTPOINT has done and what it found to be wrong with the vault.
+def status(mountpoint: Path | None, watching: bool, interval: float, as_json: bool) -> None:
+    """Show the work of the mount at MOUNTPOINT, and the damage that it found in the vault.
 
-    That is operations, bytes, errors, open files, memory, and the last 64 findings by their cipher paths.
-    Only root and the user who mounted it are told. No name of a file is shown.
+    Without MOUNTPOINT it takes the only mount, or lists all. It shows operations, bytes, errors, open files,
+    memory, and the last 64 findings by their cipher paths. Only root and the user who mounted the vault can
+    see it. It shows no file names.
     """
+    if mountpoint is None:
+        mountpoint = only_mountpoint("status")
     if watching:
         with contextlib.suppress(KeyboardInterrupt):  # how it is meant to end
             watch(mountpoint, interval, as_json=as_json)
     elif as_json:
-        answer_json(ask(mountpoint))
+        answer_json(_with_shown_paths(ask(mountpoint)))
     else:
         found = ask(mountpoint)
-        console().print(render(found))
+        show(render(found))
         click.echo()
         for line in finding_lines(found):
             click.echo(line)

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import rich_click as click
 
 from cryptfs.cli.exit_codes import ConfigUnwritableError
+from cryptfs.cli.offers import OfferSource, say_opened, unlock_options, with_offer
 from cryptfs.cli.output import answer_json, note
-from cryptfs.cli.params import PLACE, debug_option, passphrase_options, passphrase_source, vault_argument
-from cryptfs.cli.prompt import PassphraseSource, forget, harden_process, read_passphrase
+from cryptfs.cli.params import (
+    PLACE,
+    debug_option,
+    shown,
+    vault_argument,
+)
+from cryptfs.cli.prompt import PassphraseSource, passphrase_of
 from cryptfs.cli.vaults import config_of, refuse_locked
+
+if TYPE_CHECKING:
+    from cryptfs.unlock.offer import Offer
 
 
 @click.command()
@@ -21,59 +32,70 @@ from cryptfs.cli.vaults import config_of, refuse_locked
     type=PLACE,
     metavar="FILE",
     multiple=True,
-    help="Where VAULT has several key slots: read the passphrase of another one from FILE. Repeatable.",
+    help="If VAULT has several key slots: read the passphrase of another slot from FILE. Repeatable.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@passphrase_options
+@unlock_options
 @debug_option
-@click.pass_context
 def upgrade(
-    ctx: click.Context,
     vault: Path,
     slot_passfiles: tuple[Path, ...],
     as_json: bool,
-    passfile: Path | None,
-    passcommand: str | None,
+    source: OfferSource,
 ) -> None:
-    """Give VAULT, made by an earlier version, what new vaults have.
+    """Give an older VAULT the features of new vaults.
 
-    From then on earlier versions of cryptfs refuse it. Unmount VAULT first, on every machine that has it, and
-    let sync clients finish. Only the config and the list of sessions change; files stay as they are. An
-    upgrade that was interrupted can be run again, and on a vault that is up to date it does nothing.
+    Earlier versions of cryptfs refuse VAULT from then on. Unmount VAULT first, on every machine that has it,
+    and let sync clients finish. The config, the list of sessions, and a small record in each directory
+    change; files stay as they are. You can run an interrupted upgrade again, and use VAULT before that. On an
+    up-to-date vault it does nothing.
 
-    The new feature is machine-state: journal and lock carry the name of their machine, so that a sync client
-    that brings those of another one does no harm.
+    The new features are machine-state: journal and lock carry the name of their machine, so that a sync
+    client can bring those of other machines without harm; bound-dirs: a directory that somebody moves,
+    exchanges or restores elsewhere in VAULT is an error; and slots: besides passphrases, other keys can
+    open VAULT.
     """
     from cryptfs.mount.mounts import absolute
 
-    source = passphrase_source(ctx, passfile, passcommand)
-    config_of(vault)
+    config = config_of(vault)
     refuse_locked(vault, read_only=False)
-    harden_process()
-    passphrases = [read_passphrase(source)]
-    passphrases += [read_passphrase(PassphraseSource(passfile=place)) for place in slot_passfiles]
+    others = [PassphraseSource(passfile=place) for place in slot_passfiles]
+    from cryptfs.vfs.upgrade import Upgraded
     from cryptfs.vfs.upgrade import upgrade as give_features
 
+    def give(offer: Offer) -> Upgraded:
+        with contextlib.ExitStack() as stack:
+            more = [stack.enter_context(passphrase_of(each)) for each in others]
+            return give_features(absolute(vault), [offer, *more])
+
     try:
-        done = give_features(absolute(vault), passphrases)
+        done = with_offer(source, config, give)
     except OSError as error:
         raise ConfigUnwritableError(
-            f"{error.filename or vault}: the upgrade failed: {error.strerror}; the vault can be used "
-            "as before, and the upgrade run again"
+            f"{shown(vault)}: the upgrade failed: {error.strerror}; the vault still works as before, and you "
+            "can run the upgrade again"
         ) from None
-    finally:
-        forget(*passphrases)
+    say_opened(done.config, done.slot, done.spelling)
+    for path in done.left:
+        note(
+            f"{shown(path)} in {shown(vault)} is damaged, and no program can reach it. To repair it: "
+            "cryptfs fsck --repair"
+        )
     if as_json:
         features, generation = list(done.config.features), done.config.generation
         answer_json(
             {
-                "vault": str(absolute(vault)),
+                "vault": shown(absolute(vault)),
                 "added": list(done.added),
                 "features": features,
                 "generation": generation,
+                "left": [shown(path) for path in done.left],
+                "recovery": list(done.recovery),
             }
         )
     elif done.added:
-        note(f"{vault} has new features now: {', '.join(done.added)}.")
+        note(f"{shown(vault)} has new features now: {', '.join(done.added)}.")
+        if done.recovery:
+            note(f"It opens by these as well: {', '.join(done.recovery)}.")
     else:
-        note(f"{vault} is up to date.")
+        note(f"{shown(vault)} is up to date.")

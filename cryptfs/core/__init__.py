@@ -1,1 +1,1 @@
-"""The pure core: bytes in, bytes out. No os, no threads, no clock, no logging, no randomness of its own."""
+"""The pure core: bytes in, bytes out. No os, threads, clock or logging, and no source of randomness."""

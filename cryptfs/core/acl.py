@@ -2,8 +2,8 @@
 
     u32 version 2, then for each entry u16 tag, u16 permissions, u32 id
 
-The rules are those of POSIX.1e draft 17, as acl(5) tells them: what mode bits an ACL implies, what a chmod
-makes of it, and what a new entry inherits from its directory's default ACL.
+The rules are those of POSIX.1e draft 17, as in acl(5): the mode bits that an ACL implies, the effect of a
+chmod on it, and the ACL that a new entry inherits from its directory's default ACL.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Acl = tuple[AclEntry, ...]
 def unpack_acl(value: bytes) -> Acl:
     """Decode an xattr's value.
 
-    Raises: ValueError: it is no ACL, or lacks one of the entries that each must have.
+    Raises: ValueError: not an ACL, or a mandatory entry is missing.
     """
     if value[:4] != _VERSION or (len(value) - 4) % _ENTRY.size:
         raise ValueError("not a POSIX ACL")
@@ -77,7 +77,7 @@ def acl_after_chmod(acl: Acl, mode: int) -> Acl:
 
 
 def inherited_acl(default: Acl, mode: int) -> tuple[Acl, int]:
-    """What a new entry gets from its directory's default ACL: (access ACL, mode).
+    """A new entry's inheritance from its directory's default ACL: (access ACL, mode).
 
     Args: mode: as the creator asked for; no umask applies where there is a default ACL.
     """
@@ -90,9 +90,9 @@ def inherited_acl(default: Acl, mode: int) -> tuple[Acl, int]:
 
 
 def inherited_mode(default: Acl, mode: int) -> int:
-    """The mode of a new entry that can have no ACL: nobody gets more than the default ACL gives.
+    """The mode of a new entry that can have no ACL: never more rights than the default ACL gives.
 
-    The group bits are those of the owning group, since no mask stands between them.
+    The group bits are those of the owning group, since there is no mask.
     """
     perms = {entry.tag: entry.perm for entry in default}
     group = perms[GROUP_OBJ] & perms.get(MASK, 7)

@@ -13,14 +13,14 @@ from enum import IntEnum
 from functools import cache
 
 from cryptfs.core.geometry import ChunkGeometry
-from cryptfs.core.sodium import AeadCalls, Buffer, aead_calls
+from cryptfs.core.sodium import AeadCalls, Buffer, aead_calls, is_offered
 from cryptfs.errors import ChunkError
 
 FORMAT_VERSION = 1
 
 
 class Kind(IntEnum):
-    """First byte of every AAD: what a sealed value is, so that none can pose as another."""
+    """First byte of every AAD: the kind of a sealed value, so that none can pose as another."""
 
     CHUNK = 1
     HEADER = 2
@@ -28,11 +28,15 @@ class Kind(IntEnum):
     LINK_UNBOUND = 4
     XATTR_OF_FILE = 5
     XATTR_OF_DIRECTORY = 6
-    SLOT = 7
+    SLOT_VERSION_1 = 7
     JOURNAL_RECORD = 8
     JOURNAL_HEAD = 9
     SESSIONS = 10
     MANIFEST = 11
+    SLOT = 12
+    RECOVERY_SECRET = 13
+    RECOVERY_RECORD = 14
+    OLD_MASTERKEY = 16
 
 
 def aad_prefix(kind: Kind) -> bytes:
@@ -54,6 +58,15 @@ class CipherSuite:
     def overhead(self) -> int:
         """Bytes that a record has beyond its plaintext."""
         return self.nonce_size + self.tag_size
+
+    @property
+    def is_offered(self) -> bool:
+        """Whether the libsodium of this machine has it."""
+        return is_offered(self.function)
+
+    def nonces_size(self, chunks: int) -> int:
+        """Bytes of the nonces of that many chunks, end to end."""
+        return chunks * self.nonce_size
 
 
 AEGIS_256 = CipherSuite("aegis-256", 1, "crypto_aead_aegis256", nonce_size=32, tag_size=32)
@@ -138,7 +151,7 @@ class ChunkCipher:
         nonce_size = self.suite.nonce_size
         total = len(sealed)
         count = -(-total // record_size)
-        # A tail too short to hold plaintext must not be counted against the room of the records before it:
+        # A tail too short for plaintext must not count against the room of the records before it:
         # below, libsodium writes through bare pointers.
         if len(key) != 32 or out.readonly or len(out) < geometry.plain_length(total):
             raise ValueError("open_run needs a 32-byte key and writable room for the plaintext")
@@ -187,7 +200,7 @@ def seal_small(key: bytes, plain: bytes, aad: bytes, nonce: bytes) -> bytes:
 
 
 def open_small(key: bytes, sealed: bytes, aad: bytes) -> bytes | None:
-    """Open what seal_small made; None where it does not authenticate."""
+    """Open what seal_small made; None if it does not authenticate."""
     if len(key) != 32:
         raise ValueError("open_small needs a 32-byte key")
     if len(sealed) < SMALL_OVERHEAD:

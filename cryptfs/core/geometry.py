@@ -20,6 +20,22 @@ MAX_CHUNK_SIZE = 1024 * 1024
 MAX_FILE_OFFSET = 2**63 - 1  # off_t
 
 
+def is_chunk_size(size: int) -> bool:
+    """Whether chunks may have that many plaintext bytes: a power of two from 4 KiB to 1 MiB."""
+    return MIN_CHUNK_SIZE <= size <= MAX_CHUNK_SIZE and not size & (size - 1)
+
+
+def chunk_size_of(log2_chunk_size: int) -> int:
+    """The chunk size that a file header or recovery record says.
+
+    Raises: ValueError: no chunk has that size.
+    """
+    size = 1 << min(log2_chunk_size, 64)
+    if not is_chunk_size(size):
+        raise ValueError(f"no chunk has 2^{log2_chunk_size} bytes")
+    return size
+
+
 class ChunkSpan(NamedTuple):
     """The chunks that a range of plaintext touches.
 
@@ -50,24 +66,26 @@ class ChunkGeometry:
     chunk_size: int
     overhead: int
     record_size: int = field(init=False)  # bytes of a whole chunk record
+    max_plain_size: int = field(init=False)  # the largest whose backing file still has an off_t length
 
     def __post_init__(self) -> None:
         size = self.chunk_size
-        if not MIN_CHUNK_SIZE <= size <= MAX_CHUNK_SIZE or size & (size - 1):
-            raise ValueError(f"chunk size {size}: no power of two from {MIN_CHUNK_SIZE} to {MAX_CHUNK_SIZE}")
+        if not is_chunk_size(size):
+            raise ValueError(f"chunk size {size}: not a power of 2 from {MIN_CHUNK_SIZE} to {MAX_CHUNK_SIZE}")
         if not 0 < self.overhead < MIN_CHUNK_SIZE:
             raise ValueError(f"overhead {self.overhead} is out of range")
         object.__setattr__(self, "record_size", size + self.overhead)
+        object.__setattr__(self, "max_plain_size", self.plain_size_floor(MAX_FILE_OFFSET))
+
+    @property
+    def log2_chunk_size(self) -> int:
+        """What a file header says of the chunk size."""
+        return self.chunk_size.bit_length() - 1
 
     @property
     def max_empty_size(self) -> int:
-        """Longest backing file that holds no byte of plaintext: a header, and a record that is cut off."""
+        """Longest backing file without a byte of plaintext: a header, and a record that is cut off."""
         return HEADER_SIZE + self.overhead
-
-    @property
-    def max_plain_size(self) -> int:
-        """Largest plaintext size whose backing file still has an off_t length."""
-        return self.plain_size_floor(MAX_FILE_OFFSET)
 
     def span(self, plain_offset: int, length: int) -> ChunkSpan:
         """The chunks that hold `length` (>= 1) plaintext bytes from `plain_offset` (>= 0)."""
@@ -84,16 +102,49 @@ class ChunkGeometry:
         return -(-plain_size // self.chunk_size)
 
     def chunk_start(self, chunk_index: int) -> int:
-        """Plaintext offset of a chunk's first byte."""
+        """Plaintext offset of a chunk's first byte; so also the plaintext bytes of that many whole chunks."""
         return chunk_index * self.chunk_size
 
+    def chunk_at(self, plain_offset: int) -> int:
+        """Index of the chunk that has the plaintext byte at an offset."""
+        return plain_offset // self.chunk_size
+
+    def offset_in_chunk(self, plain_offset: int) -> int:
+        """Plaintext bytes of the same chunk before an offset."""
+        return plain_offset % self.chunk_size
+
     def chunk_length(self, chunk_index: int, plain_size: int) -> int:
-        """Plaintext bytes of one chunk in a file of `plain_size` bytes; 0 where it is past the end."""
+        """Plaintext bytes of one chunk in a file of `plain_size` bytes; 0 if it is past the end."""
         return max(0, min(self.chunk_size, plain_size - chunk_index * self.chunk_size))
+
+    def run_length(self, first: int, last: int, plain_size: int) -> int:
+        """Plaintext bytes of the chunks `first` to `last`, both included, in a file of `plain_size` bytes."""
+        start = first * self.chunk_size
+        return max(0, min((last + 1) * self.chunk_size, plain_size) - start)
 
     def record_offset(self, chunk_index: int) -> int:
         """Offset in the backing file of a chunk's record."""
         return HEADER_SIZE + chunk_index * self.record_size
+
+    def record_start(self, place: int) -> int:
+        """Offset of a record in a run of whole ones, by its place from 0; so also the bytes of that many."""
+        return place * self.record_size
+
+    def record_length(self, plain_length: int) -> int:
+        """Bytes of the record of a chunk that has `plain_length` (>= 1) plaintext bytes."""
+        return plain_length + self.overhead
+
+    def record_count(self, records_size: int) -> int:
+        """Records in `records_size` bytes of them; the last may be short."""
+        return -(-records_size // self.record_size)
+
+    def whole_records(self, records_size: int) -> int:
+        """Records of whole chunks in `records_size` bytes."""
+        return records_size // self.record_size
+
+    def short_record(self, records_size: int) -> int:
+        """Bytes of the record at the end of `records_size` bytes that is shorter than others; 0 for none."""
+        return records_size % self.record_size
 
     def records_size(self, plain_length: int) -> int:
         """Bytes of the records that hold `plain_length` plaintext bytes from the start of a chunk."""
@@ -125,9 +176,13 @@ class ChunkGeometry:
         return whole * self.chunk_size + max(rest - self.overhead, 0)
 
     def plain_size_floor(self, cipher_size: int) -> int:
-        """As plain_size, but counts an impossible last piece as absent: what stat can say of any file."""
+        """As plain_size, but counts an impossible last piece as absent: the size for stat, for any file."""
         return self.plain_length(max(cipher_size - HEADER_SIZE, 0))
 
     def chunk_of_record_byte(self, cipher_offset: int) -> int:
         """Index of the chunk whose record holds the byte at `cipher_offset`; 0 for the header's bytes."""
         return max(cipher_offset - HEADER_SIZE, 0) // self.record_size
+
+    def first_record_from(self, cipher_offset: int) -> int:
+        """Index of the first chunk whose record begins at `cipher_offset` or behind it."""
+        return self.record_count(max(cipher_offset - HEADER_SIZE, 0))

@@ -1,6 +1,6 @@
 """The masterkey, its subkeys, and the derivation of keys from passphrases.
 
-Every key is 32 bytes. Subkeys are BLAKE2b-256 keyed with the masterkey, told apart by BLAKE2b's
+Every key is 32 bytes. Subkeys are BLAKE2b-256 keyed with the masterkey, each with its own BLAKE2b
 personalization. Source: docs/FORMAT.md, section 2.
 """
 
@@ -28,7 +28,7 @@ def derive(key: bytes, purpose: bytes, data: bytes = b"", size: int = KEY_SIZE) 
 
 @dataclass(frozen=True, slots=True)
 class Subkeys:
-    """What the masterkey is used for; none of them shows in a repr."""
+    """The subkeys of the masterkey; a repr shows none of them."""
 
     content_key: bytes = field(repr=False)
     header_key: bytes = field(repr=False)
@@ -75,8 +75,13 @@ def file_content_key(
 def passphrase_key(passphrase: bytes, salt: bytes, memory: int, passes: int) -> bytes:
     """Argon2id with one lane (RFC 9106): 32 bytes from a passphrase.
 
-    Args: salt: 16 bytes.   memory: bytes, a multiple of 1024.   passes: iterations.
+    Args:   salt: 16 bytes.   memory: bytes, a multiple of 1024.   passes: iterations.
+    Raises: TypeError: the passphrase is text.
     """
+    if not isinstance(passphrase, bytes):
+        raise TypeError(
+            f"a passphrase is bytes, not {type(passphrase).__name__}; encode text: passphrase.encode()"
+        )
     if len(salt) != ARGON2_SALT_SIZE:
         raise ValueError(f"the salt has {ARGON2_SALT_SIZE} bytes, not {len(salt)}")
     return argon2id.kdf(KEY_SIZE, passphrase, salt, opslimit=passes, memlimit=memory)

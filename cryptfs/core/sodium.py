@@ -22,7 +22,7 @@ Buffer = bytes | bytearray | memoryview
 class AeadCalls(Protocol):
     """Seal and open single records between buffers, and small values.
 
-    A pointer is what `pointer` returned, plus an offset in bytes: it keeps its buffer alive. The caller
+    A pointer is a result of `pointer`, plus an offset in bytes: it keeps its buffer alive. The caller
     has checked all lengths, those of key and nonce too: below, libsodium reads through bare pointers.
     """
 
@@ -33,13 +33,13 @@ class AeadCalls(Protocol):
         """Write ciphertext and tag of `length` plaintext bytes to `out`."""
 
     def open(self, out: Any, sealed: Any, length: int, aad: bytes, nonce: Any, key: bytes) -> bool:
-        """Verify `length` bytes of ciphertext and tag, write the plaintext; False where it is forged."""
+        """Verify `length` bytes of ciphertext and tag, write the plaintext; False if it is forged."""
 
     def seal_value(self, plain: bytes, aad: bytes, nonce: bytes, key: bytes) -> bytes:
         """Ciphertext and tag of a small value."""
 
     def open_value(self, sealed: bytes, aad: bytes, nonce: bytes, key: bytes) -> bytes | None:
-        """The plaintext of a small value from its ciphertext and tag; None where they are forged."""
+        """The plaintext of a small value from its ciphertext and tag; None if they are forged."""
 
 
 class DirectCalls:
@@ -80,7 +80,7 @@ class DirectCalls:
         if not self.open(self._from_buffer(self._array, plain), sealed, len(sealed), aad, nonce, key):
             return None
         opened = bytes(plain)
-        plain[:] = bytes(length)  # it may be a masterkey; freed memory keeps what was in it
+        plain[:] = bytes(length)  # it may be a masterkey; freed memory keeps its content
         return opened
 
 
@@ -104,7 +104,7 @@ class _Position:
 
 
 class WrappedCalls:
-    """On PyNaCl's public functions: copies, but promised to stay."""
+    """On PyNaCl's public functions: slower by copies, but a stable interface."""
 
     def __init__(self, function: str) -> None:
         self._encrypt: Callable[[bytes, bytes, bytes, bytes], bytes]
@@ -142,6 +142,15 @@ class WrappedCalls:
             return self._decrypt(sealed, aad, nonce, key)
         except nacl.exceptions.CryptoError:
             return None
+
+
+def is_offered(function: str) -> bool:
+    """Whether this libsodium has an AEAD: older ones lack AEGIS."""
+    try:
+        aead_calls(function)
+    except AttributeError:
+        return False
+    return True
 
 
 def aead_calls(function: str) -> AeadCalls:

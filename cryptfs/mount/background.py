@@ -7,10 +7,12 @@ from pathlib import Path
 
 from cryptfs.mount.closing import closing_of, wait_closed
 from cryptfs.mount.daemon import LogTarget
+from cryptfs.mount.life import check_mountpoint, load_engine, mount_background
 from cryptfs.mount.mounts import absolute, cryptfs_mount_at, mount_at, unmount
 from cryptfs.mount.options import MountOptions
-from cryptfs.mount.session import check_mountpoint, load_engine, mount_background
-from cryptfs.vfs.redo import Durability
+from cryptfs.mount.resources import open_standard_streams
+from cryptfs.unlock.offer import Offer
+from cryptfs.vfs.content.redo import Durability
 from cryptfs.vfs.vault import Vault
 
 
@@ -33,9 +35,9 @@ class MountedVault:
     def unmount(self, *, lazy: bool = False) -> None:
         """Unmount, and return when everything is written and the vault can be mounted again.
 
-        Args:   lazy: take the mount away even if programs use it; the vault is closed when they let go,
-                which is not waited for.
-        Raises: MountError: programs still use it (the text names them), or it is not mounted any more.
+        Args:   lazy: take the mount away even if programs use it, and return at once; the vault closes
+                when they let go.
+        Raises: MountError: programs still use it (the text names them), or it is no longer mounted.
         """
         closing = closing_of(cryptfs_mount_at(self.mountpoint), self.vault_dir)
         unmount(self.mountpoint, lazy=lazy)
@@ -56,7 +58,7 @@ class MountedVault:
 def mount_vault(
     vault_dir: str | os.PathLike[str],
     mountpoint: str | os.PathLike[str],
-    passphrase: bytes,
+    passphrase: bytes | Offer,
     options: MountOptions | None = None,
     *,
     log_file: str | os.PathLike[str] | None = None,
@@ -66,15 +68,16 @@ def mount_vault(
         with cryptfs.mount_vault("vault", "private", b"...") as mounted:
             (mounted.mountpoint / "diary").write_text("...")
 
-    The daemon is a fork of this process. So call this before starting threads, and mind that the daemon
-    keeps whatever descriptors this process would hand to a child.
+    The daemon is a fork of this process. So call this before you start threads. The daemon keeps all
+    inheritable descriptors of this process.
 
-    Args:   passphrase: bytes, without a line break; encode text as UTF-8.
-            options: how to mount; None is what `cryptfs mount` does without options.
+    Args:   passphrase: bytes, without a line break; encode text as UTF-8. Or an Offer of other keys.
+            options: how to mount; None means as `cryptfs mount` without options.
             log_file: the daemon appends its log lines there; None is syslog.
     Raises: MountError: the mountpoint cannot be used, or FUSE is missing or refuses.
             VaultError: not a vault, the wrong passphrase, in use by somebody else ...   OSError.
     """
+    open_standard_streams()
     options = MountOptions() if options is None else options
     vault_path = absolute(Path(vault_dir))
     place = check_mountpoint(vault_path, Path(mountpoint), nonempty=options.nonempty)

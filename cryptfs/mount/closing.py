@@ -1,9 +1,9 @@
 """What keeps a vault open after its mount was taken away, and waiting until it is closed.
 
 Taking a mount away removes one place of it. The filesystem behind it, and with it the daemon and the lock on
-the vault, lives as long as anything refers to it: a bind mount, a copy in another mount namespace (which a
-container or a service that is started meanwhile gets), a file or directory that a program has open.
-All of them have the same device number, by which /proc tells them; nothing here asks the filesystem itself.
+the vault, lives as long as anything refers to it: a bind mount, a copy in another mount namespace (a
+container or a service got it when it started), a file or directory that a program has open. All of them have
+the same device number, and /proc shows it; nothing here asks the filesystem itself.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryptfs.core.printable import shell_word, shown
 from cryptfs.errors import MountError, VaultLockedError
 from cryptfs.mount.holders import Holder, command_of, find_users, process_ids
 from cryptfs.mount.mounts import (
@@ -26,11 +27,10 @@ from cryptfs.mount.mounts import (
     wait_until,
 )
 from cryptfs.mount.statistics import ask_status, device_served_by
-from cryptfs.mount.words import shell_word, shown
 from cryptfs.storage.vaultdir import LockHolder, lock_holder
 
 CLOSE_TIMEOUT = 120.0  # seconds; a daemon may have gigabytes to write back
-SAY_AFTER = 1.0  # seconds without a word
+SAY_AFTER = 1.0  # seconds of silent waiting
 _SHOWN = 8
 _PROC = Path("/proc")
 
@@ -89,7 +89,7 @@ def _elsewhere(device: str, known: set[int], proc: Path) -> Iterator[Elsewhere]:
     namespaces: set[str] = set()
     known = set(known)
     for pid in process_ids(proc):
-        with contextlib.suppress(OSError):  # not told to other users: then their lists are all read
+        with contextlib.suppress(OSError):  # hidden from other users: then read all their lists
             namespace = str((proc / str(pid) / "ns" / "mnt").readlink())
             if namespace in namespaces:
                 continue
@@ -111,7 +111,7 @@ def _elsewhere(device: str, known: set[int], proc: Path) -> Iterator[Elsewhere]:
 class Closing:
     """A mount that is to be taken away, and how to tell that its vault is closed.
 
-    vault_dir: None where nobody says which it is.   pid: of the daemon; 0 where it is not known.
+    vault_dir: None if it is unknown.   pid: of the daemon; 0 if it is unknown.
     """
 
     mount: Mount
@@ -133,7 +133,7 @@ class Closing:
 
 
 def closing_of(mount: Mount, vault_dir: Path | None = None) -> Closing:
-    """Ask, before a mount is taken away, whose it is: its source may be any text (--fsname)."""
+    """Before a mount goes: find its vault and daemon. Its source may be any text (--fsname)."""
     pid = 0
     with contextlib.suppress(MountError):
         told = ask_status(mount)
@@ -143,7 +143,7 @@ def closing_of(mount: Mount, vault_dir: Path | None = None) -> Closing:
 
 
 def _vault_at(source: str) -> Path | None:
-    """A source of a mount as the vault that it names; None where it names none that is held."""
+    """The vault that a mount's source names; None if it names none, or one that no process holds."""
     path = Path(source)
     return path if path.is_absolute() and lock_holder(path) is not None else None
 
@@ -173,8 +173,8 @@ def wait_closed(
 ) -> None:
     """Wait until an unmounted vault is closed and can be mounted again.
 
-    Args:   say: told what it waits for after SAY_AFTER seconds, and when that changes.
-    Raises: MountError: it is not closed in time; the text says what keeps it.
+    Args:   say: gets the reason for the waiting after SAY_AFTER seconds, and when it changes.
+    Raises: MountError: it is still open at the end; the text says what keeps it.
     """
     deadline = time.monotonic() + timeout
     said: list[str] | None = None
@@ -215,9 +215,9 @@ def _indented(lines: list[str]) -> str:
 
 
 def locked(vault_dir: Path, holder: LockHolder) -> VaultLockedError:
-    """What to say to somebody who wants a vault that is in use."""
+    """The error for a command that needs a vault which is in use."""
     vault = shown(vault_dir)
-    place = _mountpoint_of(vault_dir, holder)
+    place = mountpoint_of(vault_dir, holder)
     if place is not None:
         return VaultLockedError(
             f"{vault} is in use by {holder.describe()}; unmount it with: cryptfs umount {shell_word(place)}"
@@ -234,9 +234,11 @@ def locked(vault_dir: Path, holder: LockHolder) -> VaultLockedError:
     )
 
 
-def _mountpoint_of(vault_dir: Path, holder: LockHolder) -> str | None:
-    """Where the one who holds a vault has it mounted, if that mount is there."""
-    mount = mount_at(Path(holder.mountpoint)) if holder.mountpoint else None
+def mountpoint_of(vault_dir: Path, holder: LockHolder) -> str | None:
+    """The mountpoint of the process that holds a vault, if that mount still exists; whatever its source."""
+    if not holder.mountpoint:  # a full disk had no room for it
+        return next((mount.mountpoint for mount in reversed(mounts_of(vault_dir))), None)
+    mount = mount_at(Path(holder.mountpoint))
     if mount is None or not mount.is_cryptfs:
         return None
     if mount.source == str(absolute(vault_dir)):

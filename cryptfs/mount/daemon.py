@@ -1,4 +1,4 @@
-"""Becoming a daemon, telling the parent how that went, and keeping keys out of core dumps and debuggers.
+"""Become a daemon, report to the parent, and keep keys out of core dumps and debuggers.
 
     parent --- fork --- setsid --- fork --- daemon
       |                    |                  | body(ready)
@@ -10,7 +10,6 @@ No thread may run before the fork; everything that needs threads belongs into th
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import logging
 import logging.handlers
@@ -29,10 +28,10 @@ from cryptfs.errors import CryptfsError, MountError
 from cryptfs.mount.recent import RecentFindings
 from cryptfs.mount.repeats import RepeatFilter
 from cryptfs.mount.resources import claim_resources
+from cryptfs.storage.libc import forbid_dumps
 
 log = logging.getLogger("cryptfs.mount")
 
-_PR_SET_DUMPABLE = 4
 _SYSLOG_SOCKET = Path("/dev/log")
 _MAX_CAPTURED = 4096
 
@@ -46,7 +45,7 @@ class LogTarget:
     Args: file: appended to, made for its owner alone; None is syslog for a daemon, where there is one,
               and stderr in the foreground.
           debug: everything, not only what a person should know.
-          findings: keeps the last of what was found to be wrong, for `cryptfs status`.
+          findings: keeps the last findings of damage, for `cryptfs status`.
     """
 
     file: Path | None = None
@@ -61,9 +60,8 @@ class LogTarget:
 def harden_process() -> None:
     """No core dump, and no debugger of the same user: keys stay in this process's memory."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    libc = ctypes.CDLL(None, use_errno=True)
-    if hasattr(libc, "prctl"):
-        libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    with contextlib.suppress(OSError):  # systems without prctl(2)
+        forbid_dumps()
 
 
 def configure_logging(target: LogTarget, *, daemon: bool) -> None:
@@ -73,10 +71,8 @@ def configure_logging(target: LogTarget, *, daemon: bool) -> None:
     """
     handler: logging.Handler
     if target.file is not None:
-        # The daemon's umask is 0, so the mode is said here.
-        descriptor = os.open(target.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         handler = logging.StreamHandler(
-            os.fdopen(descriptor, "a", encoding="utf-8", errors="backslashreplace")
+            os.fdopen(open_log(target.file), "a", encoding="utf-8", errors="backslashreplace")
         )
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     elif not daemon:
@@ -96,8 +92,17 @@ def configure_logging(target: LogTarget, *, daemon: bool) -> None:
     logging.getLogger("cryptfs").setLevel(logging.DEBUG if target.debug else logging.INFO)
 
 
+def open_log(file: Path) -> int:
+    """A descriptor that appends to a log file. Raises: OSError, whose text says that it is the log file."""
+    try:
+        # The daemon's umask is 0, so the mode must be explicit.
+        return os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot open the log file: {error.strerror}", str(file)) from None
+
+
 def _syslog_answers() -> bool:
-    """Whether somebody listens there; the socket of a syslog that is gone may have stayed behind."""
+    """Whether a syslog listens; a syslog that has ended may leave its socket behind."""
     for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
         with socket.socket(socket.AF_UNIX, kind) as tried, contextlib.suppress(OSError):
             tried.settimeout(1.0)
@@ -123,7 +128,7 @@ def _syslog_handler() -> logging.Handler:
 def start_daemon(body: Callable[[Ready], None], target: LogTarget) -> int:
     """Run `body` in a daemon; returns the daemon's pid once the body has called its argument.
 
-    Raises: the body's CryptfsError or OSError where it failed before that; MountError where it ended
+    Raises: the body's CryptfsError or OSError if it failed before that; MountError if it ended
             in another way.
     """
     sys.stdout.flush()
@@ -143,8 +148,8 @@ def start_daemon(body: Callable[[Ready], None], target: LogTarget) -> int:
 def _read_report(raw: bytes) -> int:
     if not raw:
         raise MountError(
-            "the daemon ended before the mount was usable, without a word; "
-            "run it with --foreground --debug to see why"
+            "the daemon ended before the mount was usable, and gave no reason; "
+            "to see it, run with --foreground --debug"
         )
     report = json.loads(raw)
     if "pid" in report:
@@ -227,7 +232,7 @@ def _run_body(body: Callable[[Ready], None], target: LogTarget, writer: int) -> 
 
 
 def _redirect_stdio() -> int:
-    """stdin and stdout to /dev/null, stderr into memory until it is known how the start went."""
+    """stdin and stdout to /dev/null, stderr into memory until the start has succeeded or failed."""
     null = os.open(os.devnull, os.O_RDWR)
     captured = os.memfd_create("cryptfs-stderr") if hasattr(os, "memfd_create") else os.dup(null)
     os.dup2(null, 0)

@@ -1,7 +1,7 @@
 """From an exception to the errno that the kernel gets: one place for all engines.
 
-Detected damage is logged here for each request that meets it: cipher path, chunk, reason. The log shows
-the same line once a minute (repeats.py).
+Detected damage goes to the log here, once for each request that meets it: cipher path, chunk, reason. The
+log shows the same line once a minute (repeats.py).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ERRNO_OF: dict[type[CryptfsError], int] = {
 
 
 def errno_of(error: Exception) -> int:
-    """The errno for any exception that left the vfs; what nobody foresaw is EIO, its traceback logged."""
+    """The errno for any exception from the vfs; an unexpected one is EIO, with its traceback in the log."""
     if isinstance(error, OSError):
         return error.errno or errno.EIO
     if isinstance(error, CryptfsError):
@@ -41,7 +41,7 @@ def errno_of(error: Exception) -> int:
                 if code == errno.EIO:
                     log.error("%s", error)
                 return code
-    if isinstance(error, ValueError | OverflowError):  # a number that no system call takes, too
+    if isinstance(error, ValueError | OverflowError):  # also a number that no system call takes
         return errno.EINVAL
     if isinstance(error, MemoryError):
         return errno.ENOMEM

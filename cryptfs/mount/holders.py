@@ -1,27 +1,22 @@
 """Which processes use a directory or a filesystem: a cheap lsof, for messages.
 
-Reads only links and texts under /proc, and of what these links lead to only the number of the device, which
-the kernel knows: never the mount itself, which may hang.
+Reads only links and texts under /proc, and the device number behind a link, which the kernel knows. It never
+asks the mount itself, which may hang.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
-import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cryptfs.mount.words import shown
+from cryptfs.core.printable import shown
+from cryptfs.storage.libc import statx_device
 
 _SHOWN = 8
 _PROC = Path("/proc")
 _LINKS = (("cwd", "current directory"), ("root", "root directory"), ("exe", "running program"))
-_AT_FDCWD = -100
-_AT_STATX_DONT_SYNC = 0x4000
-_STATX_SIZE = 256
-_STATX_DEVICE = struct.Struct("=136xII")  # stx_dev_major, stx_dev_minor of statx(2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +59,7 @@ def process_ids(proc: Path = _PROC) -> list[int]:
 
 
 def command_of(process: Path) -> str:
-    """The name of a process, which chose it; '?' where it is gone."""
+    """The name of a process (the process chose it); '?' if it is gone."""
     try:
         return os.fsdecode((process / "comm").read_bytes().removesuffix(b"\n"))
     except OSError:
@@ -86,7 +81,7 @@ def _inside(target: str, mountpoint: str) -> bool:
 
 
 def find_holders(mountpoint: str, proc: Path = _PROC) -> list[Holder]:
-    """The processes that this user may look into and that use the mount, by pid."""
+    """The processes that use the mount, by pid; only those that this user may inspect."""
     # The kernel writes a newline in a path as \012 here.
     wanted = os.fsencode(mountpoint.rstrip("/") + "/").replace(b"\n", b"\\012")
 
@@ -106,19 +101,16 @@ def find_holders(mountpoint: str, proc: Path = _PROC) -> list[Holder]:
 
 
 def device_behind(link: Path) -> str | None:
-    """'major:minor' of what a link leads to, without asking its filesystem; None where that is not told."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if not hasattr(libc, "statx"):
+    """'major:minor' of a link's target, without asking its filesystem; None if the system does not say."""
+    try:
+        major, minor = statx_device(link)
+    except OSError:
         return None
-    buffer = ctypes.create_string_buffer(_STATX_SIZE)
-    if libc.statx(_AT_FDCWD, os.fsencode(link), _AT_STATX_DONT_SYNC, 0, buffer) != 0:
-        return None
-    major, minor = _STATX_DEVICE.unpack_from(buffer)
     return f"{major}:{minor}"
 
 
 def find_users(device: str, proc: Path = _PROC) -> list[Holder]:
-    """The processes that this user may look into and that use anything of a device, by pid."""
+    """The processes that use anything on a device, by pid; only those that this user may inspect."""
     major, _, minor = device.partition(":")
     wanted = b"%02x:%02x" % (int(major), int(minor)) if major.isdecimal() and minor.isdecimal() else b"none"
 
@@ -133,7 +125,7 @@ def find_users(device: str, proc: Path = _PROC) -> list[Holder]:
 
 
 def describe_holders(holders: list[Holder], *, commands: bool = True) -> str:
-    """' by bash (pid 12, current directory), vim (...)', or that nothing could be seen.
+    """' by bash (pid 12, current directory), vim (...)', or ' by a process of another user'.
 
     Args: commands: whether to name the programs. Not in a log: one that runs from the mount has its name
                     from there.

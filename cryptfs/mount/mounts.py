@@ -1,4 +1,4 @@
-"""The mounts of this system: finding those of cryptfs, and taking them away.
+"""Finds the cryptfs mounts of this system, and takes them away.
 
 The kernel's list, /proc/self/mountinfo, is the only source; nothing here opens a file on a mount, so
 that a hanging or dead one cannot stop it. Source of the format: proc_pid_mountinfo(5).
@@ -6,7 +6,6 @@ that a hanging or dead one cannot stop it. Source of the format: proc_pid_mounti
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import pwd
@@ -18,16 +17,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cryptfs.core.config import CONFIG_NAME
+from cryptfs.core.printable import shell_word, shown
+from cryptfs.core.slots.checks import CONFIG_NAME
 from cryptfs.errors import MountError
 from cryptfs.mount.holders import describe_holders, find_holders
-from cryptfs.mount.words import shell_word, shown
+from cryptfs.storage.libc import UMOUNT_DETACH, UMOUNT_NOFOLLOW, has_umount2, os_error, umount2
+from cryptfs.storage.noconfig import mistaken
 from cryptfs.storage.vaultdir import lock_holder
 
 MOUNTINFO = Path("/proc/self/mountinfo")
 FUSE_TYPE = "fuse.cryptfs"
-_MNT_DETACH = 2
-_UMOUNT_NOFOLLOW = 8
 _OCTAL = re.compile(rb"\\([0-3][0-7]{2})")
 _DEAD = (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO)
 
@@ -36,7 +35,7 @@ _DEAD = (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO)
 class Mount:
     """One line of mountinfo. device: 'major:minor'; options: of the mount and its superblock.
 
-    mount_id: no other mount of the system has it, in whatever namespace.
+    mount_id: unique in the system, across all mount namespaces.
     """
 
     device: str
@@ -53,7 +52,7 @@ class Mount:
 
     @property
     def read_only(self) -> bool:
-        """Whether writing is refused by the kernel."""
+        """Whether the kernel refuses writes."""
         return "ro" in self.options
 
     @property
@@ -94,7 +93,7 @@ def parse_mountinfo(raw: bytes) -> list[Mount]:
 
 
 def read_mounts() -> list[Mount]:
-    """The mounts that this process sees; [] where the system has no mountinfo."""
+    """The mounts that this process sees; [] if the system has no mountinfo."""
     try:
         return parse_mountinfo(MOUNTINFO.read_bytes())
     except FileNotFoundError:
@@ -107,7 +106,7 @@ def absolute(path: Path) -> Path:
 
 
 def mount_at(mountpoint: Path) -> Mount | None:
-    """The topmost mount on exactly this directory, of whatever type."""
+    """The topmost mount on exactly this directory, of any type."""
     wanted = str(absolute(mountpoint))
     return next((mount for mount in reversed(read_mounts()) if mount.mountpoint == wanted), None)
 
@@ -128,11 +127,11 @@ def is_stale(mountpoint: Path) -> bool:
 
 
 def unmount(mountpoint: Path, *, lazy: bool = False) -> Mount:
-    """Take away the cryptfs mount at `mountpoint`; returns what was mounted.
+    """Take away the cryptfs mount at `mountpoint`; returns it.
 
-    The kernel writes back what it holds before a mount that is not lazy goes away.
+    Before the mount goes, the kernel writes back its cache; not with lazy.
 
-    Raises: MountError: nothing of ours is mounted there, programs still use it (the text names them),
+    Raises: MountError: no cryptfs mount is there, programs still use it (the text names them),
             or the system refuses.
     """
     mount = cryptfs_mount_at(mountpoint)
@@ -151,27 +150,47 @@ def unmount(mountpoint: Path, *, lazy: bool = False) -> Mount:
 def cryptfs_mount_at(mountpoint: Path, command: str = "umount") -> Mount:
     """The cryptfs mount on exactly this directory.
 
-    Args:   command: of cryptfs, what the person wants to do with the mount.
-    Raises: MountError: there is none; the text says what the person may have meant.
+    Args:   command: the cryptfs command to suggest in the message.
+    Raises: MountError: there is none; the text suggests another path.
     """
     mount = mount_at(mountpoint)
     if mount is not None and mount.is_cryptfs:
         return mount
     place = shown(mountpoint)
     if mount is not None:
-        raise MountError(f"{place}: this is a mount of type {mount.fs_type}, not of cryptfs; use umount")
+        raise MountError(
+            f"{place}: this is a mount of type {mount.fs_type}, not of cryptfs; "
+            f"use: umount {shell_word(mountpoint)}"
+        )
     other = _mountpoint_of(mountpoint)
     if other is not None:
         raise MountError(
             f"{place} is a vault; it is mounted on {shown(other)}. Use: cryptfs {command} {shell_word(other)}"
         )
-    if (mountpoint / CONFIG_NAME).exists():
-        raise MountError(f"{place} is a vault, and it is not mounted")
-    raise MountError(f"{place}: nothing is mounted there")
+    raise MountError(_nothing_there(mountpoint, command))
+
+
+def _nothing_there(mountpoint: Path, command: str) -> str:
+    """About a place that is no mountpoint: what it is instead."""
+    place, wanted = shown(mountpoint), absolute(mountpoint)
+    around = [mount for mount in read_mounts() if wanted.is_relative_to(mount.mountpoint)]
+    if around and around[-1].is_cryptfs:
+        other = around[-1].mountpoint
+        return f"{place} is inside the mount on {shown(other)}. Use: cryptfs {command} {shell_word(other)}"
+    try:
+        names = os.listdir(mountpoint)
+    except FileNotFoundError:
+        return f"{place} does not exist"
+    except OSError:
+        names = []
+    if CONFIG_NAME in names:
+        return f"{place} is a vault, and it is not mounted"
+    why = mistaken(mountpoint, names)
+    return f"{place}: nothing is mounted there" + (f"\n{why}" if why else "")
 
 
 def _mountpoint_of(vault_dir: Path) -> str | None:
-    """Where a vault is mounted, whatever its mount has as its source; None where it is not, or is none."""
+    """A vault's mountpoint, also if the mount's source is another text; None if it is not mounted."""
     found = mounts_of(vault_dir)
     if found:
         return found[-1].mountpoint
@@ -193,7 +212,7 @@ def _busy(mount: Mount) -> str:
     return (
         f"{place}: still in use{who}\n"
         "Close those programs (or leave the directory) and try again. With --lazy it disappears at once, "
-        "and the vault is closed when the last of them lets go"
+        "and the vault closes when the last of them lets go"
     )
 
 
@@ -210,18 +229,14 @@ def detach(mountpoint: str, *, lazy: bool) -> None:
     Raises: OSError: EBUSY where it is in use.
             MountError: fusermount is missing or refuses.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    if os.geteuid() == 0 and hasattr(libc, "umount2"):
-        flags = _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)
-        if libc.umount2(os.fsencode(mountpoint), flags) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
+    if os.geteuid() == 0 and has_umount2():
+        umount2(mountpoint, UMOUNT_NOFOLLOW | (UMOUNT_DETACH if lazy else 0))
         return
     _fusermount(mountpoint, lazy=lazy)
 
 
 def remount(mountpoint: Path, options: str) -> None:
-    """Change the kernel's options of a mount, as `mount -o remount,...` does; the daemon is not asked.
+    """Change the kernel's options of a mount, as `mount -o remount,...` does, without the daemon.
 
     Args:   options: names that mount(8) knows, with commas between.
     Raises: MountError: no vault is mounted there, or mount(8) refuses, as it does ordinary users.
@@ -230,7 +245,9 @@ def remount(mountpoint: Path, options: str) -> None:
     command = ["mount", "-i", "-o", f"remount,{options}" if options else "remount", mount.mountpoint]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise MountError(f"{shown(mountpoint)}: {done.stderr.strip() or 'mount refused to remount'}")
+        raise MountError(
+            f"{shown(mountpoint)}: {shown(done.stderr.partition(chr(10))[0]) or 'mount refused to remount'}"
+        )
 
 
 def _fusermount(mountpoint: str, *, lazy: bool) -> None:
@@ -245,12 +262,12 @@ def _fusermount(mountpoint: str, *, lazy: bool) -> None:
         return
     text = os.fsdecode(done.stderr).strip()
     if "busy" in text:
-        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        raise os_error(errno.EBUSY)
     raise MountError(f"{shown(mountpoint)}: {shown(text) or 'fusermount failed'}")
 
 
 def wait_until(done: Callable[[], bool], timeout: float) -> bool:
-    """Ask `done` again and again, first often, then less so; False when `timeout` seconds have passed."""
+    """Poll `done`, often at first, then less often; False when `timeout` seconds have passed."""
     deadline = time.monotonic() + timeout
     pause = 0.005
     while not done():

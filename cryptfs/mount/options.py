@@ -1,4 +1,4 @@
-"""What a mount can be told, and the parser of `-o a,b,c=d` strings.
+"""The options of a mount, and the parser of `-o a,b,c=d` strings.
 
 The same names work on the command line, in fstab and in `mount -t fuse.cryptfs -o`. Engines read
 MountOptions and nothing else.
@@ -9,31 +9,40 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from cryptfs.vfs.content.context import FileContext
 
 ENGINES = ("native", "fusepy")
 DEFAULT_ENGINE = "native" if sys.platform == "linux" else "fusepy"
-DURABILITIES = ("power", "process", "off")  # as in vfs/redo.py, which is slow to import
+DURABILITIES = ("power", "process", "off")  # as in vfs/content/redo.py, which is slow to import
 MAX_TIMEOUT = 86_400.0
 MAX_THREADS = 64
 FRESH_SECONDS = 1.0  # that the kernel keeps names and attributes of a vault which others may change
 
-# Handed to the kernel as they are; the names that libfuse 2 and 3 and fusermount all understand.
+# These go to the kernel as they are.
 KERNEL_OPTIONS = frozenset(
-    {"nosuid", "suid", "nodev", "dev", "noexec", "exec", "noatime", "nodiratime", "sync", "async", "dirsync"}
-)
-# fstab and mount(8) put these in; they mean nothing to a filesystem.
+    {
+        "nosuid", "suid", "nodev", "dev", "noexec", "exec", "noatime", "nodiratime", "sync", "async",
+        "dirsync", "nosymfollow", "symfollow",
+    }
+)  # fmt: skip
+UNKNOWN_TO_LIBFUSE = frozenset({"nodiratime", "nosymfollow", "symfollow"})  # and to fusermount
+# fstab, mount(8) and programs that mount put these in. They mean nothing to a filesystem, or not to this one:
+# the disk with the vault decides about times of access, and the type of the mount is always fuse.cryptfs.
 IGNORED_OPTIONS = frozenset(
     {
         "defaults", "auto", "noauto", "user", "users", "nouser", "owner", "group", "nofail", "_netdev",
-        "atime", "diratime", "relatime", "norelatime",
+        "atime", "diratime", "relatime", "norelatime", "strictatime", "nostrictatime", "lazytime",
+        "nolazytime", "silent", "loud", "quiet",
     }
 )  # fmt: skip
-IGNORED_PREFIXES = ("x-", "X-", "comment=")
+IGNORED_PREFIXES = ("x-", "X-", "comment=", "subtype=")
 
 
 class OptionItem(NamedTuple):
-    """One piece of an option string; value is None where there was no '='."""
+    """One piece of an option string; value is None if there was no '='."""
 
     name: str
     value: str | None
@@ -47,15 +56,15 @@ class MountOptions:
           allow_other: other users may enter the mount.
           default_permissions: the kernel checks modes; None does so only together with allow_other.
           xattrs: support extended attributes and ACLs. Costs a round trip before each write(2) on
-              engines that cannot tell the kernel otherwise.
+              an engine without HANDLE_KILLPRIV_V2.
           writeback: let the kernel collect small writes.
-          exclusive: nobody else changes the vault while it is mounted, so that the kernel may keep names and
+          exclusive: nothing else changes the vault while it is mounted, so the kernel may keep names and
               attributes for long.
           nonempty: mount over a directory that has entries.
           engine: one of ENGINES: native speaks to the Linux kernel itself, fusepy goes through libfuse.
-          durability: one of DURABILITIES: what may stop at any moment without damage to what was there: the
-              machine, this process, or nothing.
-          fast_wake: where it helps and may be done, keep idle processors awake while there are many requests.
+          durability: one of DURABILITIES: what may crash during a write without damage: the machine, this
+              process, or nothing.
+          fast_wake: keep idle processors awake during bursts of requests, if that helps and is allowed.
           entry_timeout, attr_timeout: seconds that the kernel may keep names and attributes; None
               takes the engine's default.
           max_threads: at most so many requests at once; None takes the engine's default.
@@ -113,9 +122,25 @@ class MountOptions:
         return MAX_TIMEOUT if self.exclusive else FRESH_SECONDS
 
     @property
+    def for_libfuse(self) -> tuple[str, ...]:
+        """The kernel's options that libfuse and fusermount understand."""
+        return tuple(name for name in self.extra if name not in UNKNOWN_TO_LIBFUSE)
+
+    @property
+    def follows_no_symlinks(self) -> bool:
+        """Whether the kernel refuses to follow symlinks on the mount."""
+        return [name for name in self.extra if name.endswith("symfollow")][-1:] == ["nosymfollow"]
+
+    @property
     def kernel_checks_permissions(self) -> bool:
         """Whether default_permissions goes to the kernel."""
         return self.allow_other if self.default_permissions is None else self.default_permissions
+
+    def apply_to(self, context: FileContext) -> None:
+        """Tell the files of a vault what of this is about them, before the first is opened."""
+        context.exclusive = self.exclusive
+        context.noatime = "noatime" in self.extra
+        context.nodiratime = context.noatime or "nodiratime" in self.extra
 
 
 def escape_value(value: str) -> str:

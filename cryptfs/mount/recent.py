@@ -1,8 +1,8 @@
-"""What a mount has found to be wrong lately, for `cryptfs status`: also where no syslog keeps a log.
+"""The last findings of damage of a mount, for `cryptfs status`, also on a system without syslog.
 
-A handler of Python's logging, beside the one that writes the log: what is damaged is kept here as well, once
-for each thing. It holds cipher paths and reasons, as the log does, never a plaintext name; and StatusServer
-tells it to root and the user of the mount only.
+This is a second handler of Python's logging, beside the one that writes the log. It keeps each finding once:
+its cipher path and its reason, as in the log, and never a plaintext name. StatusServer shows them only to
+root and to the user of the mount.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ROOT = logging.getLogger("cryptfs")
 
 @dataclass(slots=True)
 class Recent:
-    """One thing that was found, however often. Times: seconds since 1970."""
+    """One finding, with its count. Times: seconds since 1970."""
 
     first: float
     last: float
@@ -36,7 +36,7 @@ Key = tuple[str, int | None, str]  # cipher path or '', chunk index, reason
 
 
 class RecentFindings(logging.Handler):
-    """The last KEPT things that the log has warned of. The lock is the handler's own."""
+    """The last KEPT findings that the log has warned of. The lock is the handler's own."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -45,7 +45,7 @@ class RecentFindings(logging.Handler):
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """From unlocking on, which looks at the journal. A daemon that is forked in here listens, too."""
+        """Listen from before the unlocking, which reads the journal. A daemon forked in here also listens."""
         _ROOT.addHandler(self)
         try:
             yield
@@ -53,9 +53,9 @@ class RecentFindings(logging.Handler):
             _ROOT.removeHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep what a line is about. Called with the lock held."""
+        """Keep the subject of a line. Called with the lock held."""
         if not logging.getLogger().handlers and logging.lastResort is not None:
-            logging.lastResort.handle(record)  # which Python calls only where there is no handler at all
+            logging.lastResort.handle(record)  # Python calls it only if there is no handler at all
         if record.name.startswith(_SOURCES):
             self._keep(_key_of(record), record.created)
 
@@ -72,7 +72,7 @@ class RecentFindings(logging.Handler):
             self._dropped += 1
 
     def snapshot(self) -> dict[str, Any]:
-        """Fit for JSON: findings, the newest first, and how many older ones are not kept any more."""
+        """Fit for JSON: findings, the newest first, and the number of older ones that were dropped."""
         self.acquire()
         try:
             found = [
@@ -92,7 +92,7 @@ class RecentFindings(logging.Handler):
 
 
 def _key_of(record: logging.LogRecord) -> Key:
-    """Which place in the vault a line is about, and what it says of it."""
+    """The place in the vault that a line is about, and its reason."""
     args = record.args if isinstance(record.args, tuple) else ()
     if record.exc_info and record.exc_info[0] is not None:  # its text may hold anything
         return "", None, f"{record.getMessage()}: {record.exc_info[0].__name__}"[:_MAX_REASON]

@@ -1,10 +1,10 @@
 """Keeps a log from saying the same thing again and again, and from growing without a bound.
 
 One read(2) of a damaged chunk reaches a mount as several requests: the kernel reads ahead, fails, and asks
-again for the page. A program that retries asks for ever. One line says it all.
+again for the page. A program that retries never stops asking. One line is enough.
 
-Whoever can write to the vault can damage as many files as there are, and a search through the mount meets
-each of them. After MOST_LINES lines within a minute the log says that there is more; fsck names it all.
+An attacker on the vault can damage every file, and a search through the mount meets each of them. After
+MOST_LINES lines within a minute the log says that there is more; fsck names all damage.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from collections import OrderedDict
 
 REPEAT_SECONDS = 60.0
 MOST_LINES = 250  # warnings and errors within REPEAT_SECONDS
-_REMEMBERED = 1024  # lines; whoever can plant more damage than that gets more lines
+_REMEMBERED = 1024  # lines; an attacker who plants more damage than that gets more lines
 _LAST = "; no more such lines for a minute: `cryptfs fsck --deep` names everything that is damaged"
 
 
 class RepeatFilter(logging.Filter):
-    """Lets a line through once in `seconds`; the next one says how many were left out.
+    """Lets a line pass once in `seconds`; the next one counts those that it left out.
 
     At most `most` warnings and errors pass within `seconds`, the last of which says so. Lines with a
     traceback are of bugs, not of damage: they pass again and again, but count.
@@ -38,7 +38,7 @@ class RepeatFilter(logging.Filter):
         self._silenced = 0
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the line is new, or old enough to be said again, and there is room for it."""
+        """Whether the line is new, or old enough to appear again, and there is room for it."""
         line = record.getMessage()
         now = time.monotonic()
         with self._lock:
@@ -64,7 +64,7 @@ class RepeatFilter(logging.Filter):
         return True
 
     def _look_up(self, key: tuple[str, int, str], now: float) -> int | None:
-        """How often a line was left out that may be said now; None where it is too early for it."""
+        """How often a line was left out since it last appeared; None if it is too early for it."""
         since, left_out = self._seen.get(key, (None, 0))
         if since is not None and now - since < self._seconds:
             self._seen[key] = (since, left_out + 1)
@@ -76,7 +76,7 @@ class RepeatFilter(logging.Filter):
         return left_out
 
     def _count(self, now: float) -> int | None:
-        """How many lines were silenced before one that may pass; None where there is no room for it."""
+        """How many lines were left out before this one; None if there is no room for it."""
         silenced = 0
         if now - self._since >= self._seconds:
             self._since, self._lines = now, 0

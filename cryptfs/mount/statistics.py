@@ -1,12 +1,13 @@
-"""What a mount has done so far, and how `cryptfs status` gets to know it.
+"""The numbers of a mount, and the socket by which `cryptfs status` reads them.
 
-The engines increment plain numbers, without a lock: a line of theirs a request, and CPython hands its lock
-to no other thread within `numbers[i] += 1`. On a Python without that lock a count may miss one now and then.
+The engines increment plain numbers without a lock, with one line for each request: CPython hands its lock to
+no other thread within `numbers[i] += 1`. On a Python without that lock, a count may miss one now and then.
 
-Asked for is over a unix socket in the abstract namespace, whose name holds the mount's device number. So
-there is no file to place, to protect or to leave behind. Both sides ask the kernel who the other is: the
-daemon answers its own user and root alone, and the command believes only who may serve that mount. What is
-told are numbers, and what was found to be wrong (recent.py) by cipher path; no plaintext name is among them.
+`cryptfs status` connects to a unix socket in the abstract namespace; its name holds the mount's device
+number. So there is no file to place, to protect or to leave behind. Both sides ask the kernel for the
+other's user: the daemon answers only its own user and root, and the command believes only the user who owns
+the mount. The answer holds numbers, and the findings of damage (recent.py) by cipher path; it holds no
+plaintext name.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from cryptfs.core.printable import shell_word, shown
 from cryptfs.errors import MountError
 from cryptfs.mount.mounts import Mount
 from cryptfs.mount.recent import RecentFindings
-from cryptfs.mount.words import shell_word, shown
 from cryptfs.version import VERSION
 
 log = logging.getLogger("cryptfs.mount")
@@ -46,7 +47,7 @@ class Statistics:
     """The numbers of one mount.
 
     Args: engine: its name.   names: of the opcodes that are counted.
-          gauges: asked when somebody wants to know; counts of what is there now.
+          gauges: called for each snapshot; current counts, such as open files.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ def _most_first(counts: list[tuple[str, int]]) -> dict[str, int]:
 
 
 def _memory() -> dict[str, int]:
-    """Resident bytes of this process, now and at its highest; {} where the system does not tell."""
+    """Resident bytes of this process, now and at its highest; {} if the system does not show them."""
     names = {"VmRSS": "resident", "VmHWM": "highest"}
     with contextlib.suppress(OSError):
         lines = [line.split() for line in _STATUS.read_text().splitlines()]
@@ -113,10 +114,10 @@ def _peer(connection: socket.socket) -> tuple[int, int]:
 
 
 class StatusServer:
-    """Answers who may know with the statistics of one mount, from a thread of its own.
+    """Serves the statistics of one mount to its user and root, from a separate thread.
 
-    Args:   mount: as the kernel lists it.   findings: what was found to be wrong.
-            vault: the vault directory, whatever the mount has as its source.
+    Args:   mount: as the kernel lists it.   findings: of damage.
+            vault: the vault directory; the mount's source may be any text.
     Raises: OSError: there is such a socket already, or the system has none of this kind.
     """
 
@@ -128,7 +129,7 @@ class StatusServer:
         vault: str | None = None,
     ) -> None:
         if not hasattr(socket, "SO_PEERCRED"):
-            raise OSError(errno.ENOSYS, "this system does not tell who asks over a socket")
+            raise OSError(errno.ENOSYS, "this system does not show which user connects to a socket")
         self._mount = mount
         self._statistics = statistics
         self._findings = RecentFindings() if findings is None else findings
@@ -172,7 +173,7 @@ class StatusServer:
         }
 
     def close(self) -> None:
-        """Answer nobody any more."""
+        """Stop answering."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)  # wakes the thread
         self._socket.close()
@@ -190,26 +191,28 @@ def ask_status(mount: Mount) -> dict[str, Any]:
             connection.connect(_address(mount.device))
             pid, uid = _peer(connection)
             if uid != mount.owner:
-                raise MountError(f"{mount.mountpoint}: somebody else answers in place of its daemon")
+                raise MountError(f"{shown(mount.mountpoint)}: somebody else answers in place of its daemon")
             raw = _receive(connection)
     except TimeoutError:
-        raise MountError(f"{mount.mountpoint}: its daemon does not answer") from None
+        raise MountError(f"{shown(mount.mountpoint)}: its daemon does not answer") from None
     except (OSError, AttributeError):
         raise MountError(
-            f"{shown(mount.mountpoint)}: no daemon answers for it: it has died, is of an older cryptfs, "
+            f"{shown(mount.mountpoint)}: no daemon answers. It has died, is of an older cryptfs, "
             f"or runs in another container. If it died: cryptfs umount {shell_word(mount.mountpoint)}"
         ) from None
     if not raw:
-        raise MountError(f"{mount.mountpoint}: its daemon answers only root and the user who mounted it")
+        raise MountError(
+            f"{shown(mount.mountpoint)}: its daemon answers only root and the user who mounted it"
+        )
     found: dict[str, Any] = json.loads(raw)
     found["pid"] = pid  # as this process sees it, which may be in another container
     return found
 
 
 def device_served_by(pid: int) -> str | None:
-    """The device number of the mount that a daemon serves, wherever it is mounted; None if nobody tells.
+    """The device number of the mount that a daemon serves; None if it has no status socket here.
 
-    The kernel lists all such sockets of this network namespace, and says whose each is.
+    The kernel lists all such sockets of this network namespace, and the process behind each.
     """
     try:
         lines = _SOCKETS.read_bytes().splitlines()

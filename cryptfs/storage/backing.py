@@ -1,11 +1,12 @@
 """Backing files: open safely, and read and write whole ranges.
 
-Whatever stands in the vault may have been planted there. So files are opened relative to a directory
-descriptor, never through a symlink, never blocking, and must be regular.
+An attacker may have planted any entry in the vault. So this module opens files relative to a directory
+descriptor, never through a symlink, never blocking, and only regular ones.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 
 from cryptfs.core.geometry import HEADER_SIZE
 from cryptfs.errors import IntegrityError
+from cryptfs.storage.libc import os_error
 
 O_NOATIME: int = getattr(os, "O_NOATIME", 0)  # Linux only
 OPEN_FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
@@ -26,7 +28,7 @@ def open_backing(dir_fd: int, name: str, flags: int, mode: int = 0) -> tuple[int
     """Open a regular file below a directory: (descriptor, its stat).
 
     Args:   flags: access mode and O_CREAT, O_EXCL; never O_TRUNC.   mode: permissions if created.
-    Raises: IntegrityError: something that is no regular file stands there.   OSError.
+    Raises: IntegrityError: the entry is not a regular file.   OSError.
     """
     try:
         fd = os.open(name, flags | OPEN_FLAGS, mode, dir_fd=dir_fd)
@@ -45,7 +47,10 @@ def open_backing(dir_fd: int, name: str, flags: int, mode: int = 0) -> tuple[int
 
 
 def _refuse_special(dir_fd: int, name: str) -> None:
-    mode = os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode
+    try:
+        mode = os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode
+    except OSError:
+        return  # there is none, or nobody lets us look: the first error says more
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise IntegrityError("not a regular file", cipher_path=name)
 
@@ -53,6 +58,27 @@ def _refuse_special(dir_fd: int, name: str) -> None:
 def reopen(fd: int, flags: int) -> int:
     """A new open file description of the same file with another access mode (also after unlink)."""
     return os.open(f"/proc/self/fd/{fd}", flags | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+
+
+def reopen_for_owner(fd: int) -> int:
+    """As reopen, for reading and writing, where the file's mode forbids that to its owner.
+
+    The mode grants it for a moment, and is then as before.
+
+    Raises: PermissionError: the file is somebody else's.   OSError.
+    """
+    try:
+        return reopen(fd, os.O_RDWR)
+    except PermissionError:
+        st = os.fstat(fd)
+        if st.st_uid != os.geteuid():
+            raise
+        place, mode = f"/proc/self/fd/{fd}", stat.S_IMODE(st.st_mode)
+        os.chmod(place, mode | stat.S_IRUSR | stat.S_IWUSR)
+        try:
+            return reopen(fd, os.O_RDWR)
+        finally:
+            os.chmod(place, mode)
 
 
 def read_fully(fd: int, buffer: memoryview, offset: int) -> int:
@@ -67,8 +93,8 @@ def read_fully(fd: int, buffer: memoryview, offset: int) -> int:
 
 
 def read_header(fd: int) -> bytes:
-    """The header of a backing file as it stands there, not verified; b"" where the file is empty."""
-    return os.pread(fd, HEADER_SIZE, 0)  # a file gives all that it has of so little in one call
+    """The header of a backing file, not verified; b"" if the file is empty."""
+    return os.pread(fd, HEADER_SIZE, 0)  # one call reads all of so little
 
 
 def write_fully(fd: int, pieces: Sequence[memoryview | bytes], offset: int) -> None:
@@ -81,14 +107,14 @@ def write_fully(fd: int, pieces: Sequence[memoryview | bytes], offset: int) -> N
     while done < total:
         wrote = os.pwrite(fd, rest[done:], offset + done)
         if wrote == 0:  # no filesystem should; a loop here would hang the mount
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
+            raise os_error(errno.EIO)
         done += wrote
 
 
 def read_small(dir_fd: int, name: str, limit: int) -> bytes:
-    """The whole of a small file; at most limit + 1 bytes, so that the caller can tell a larger one.
+    """The whole of a small file; at most limit + 1 bytes, so that the caller can detect a larger one.
 
-    Raises: IntegrityError: no regular file.   OSError.
+    Raises: IntegrityError: not a regular file.   OSError.
     """
     fd, _ = open_backing(dir_fd, name, os.O_RDONLY)
     try:
@@ -101,13 +127,41 @@ def read_small(dir_fd: int, name: str, limit: int) -> bytes:
 def create_small(dir_fd: int, name: str, data: bytes, mode: int) -> int:
     """Create a new file with this content; returns its descriptor, open for writing.
 
-    Raises: FileExistsError and other OSError; whatever it is, nothing is left behind then.
+    Raises: FileExistsError and other OSError; then it leaves no file behind.
     """
     fd, _ = open_backing(dir_fd, name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
+        give_to_owner(fd, dir_fd)
         write_fully(fd, (data,), 0)
     except BaseException:
         os.close(fd)
         os.unlink(name, dir_fd=dir_fd)
         raise
     return fd
+
+
+def give_to_owner(fd: int, dir_fd: int) -> None:
+    """A file that cryptfs needs belongs to the owner of its directory, also if root has made it.
+
+    Else root would lock the owner out by a mount, a repair or a change of the passphrase.
+    """
+    if os.geteuid() != 0:
+        return
+    owner, st = os.fstat(dir_fd), os.fstat(fd)
+    if owner.st_uid != st.st_uid:
+        with contextlib.suppress(OSError):  # a filesystem without owners, or with other rules for root
+            os.chown(f"/proc/self/fd/{fd}", owner.st_uid, owner.st_gid)
+
+
+def open_unreadable(dir_fd: int, entry_name: str) -> tuple[int, os.stat_result]:
+    """Open a file that its owner may write but not read: it gets the right to be read for a moment.
+
+    Only its owner can do that, and only if O_WRONLY alone would have been granted.
+    """
+    probe, _ = open_backing(dir_fd, entry_name, os.O_WRONLY)
+    try:
+        fd = reopen_for_owner(probe)
+        return fd, os.fstat(fd)
+    finally:
+        with contextlib.suppress(OSError):
+            os.close(probe)

@@ -1,14 +1,13 @@
 """Directories of the vault: records, sidecars of long names, entries, relative to descriptors.
 
-Entry names here are what stands in the backing directory. The difference to a full cipher name is the
-long ones: entry `cryptfs.long.<hash>`, with the cipher name in the sidecar `cryptfs.long.<hash>.name`.
+Entry names here are names in the backing directory. They differ from full cipher names only if they are long:
+entry `cryptfs.long.<hash>`, with the cipher name in the sidecar `cryptfs.long.<hash>.name`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import os
 import stat
 import threading
@@ -16,35 +15,34 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from cryptfs.core.conflicts import copies_of_entry, is_copy_of_internal, long_original
-from cryptfs.core.dirrecord import RECORD_NAME, RECORD_SIZE
-from cryptfs.core.host import SHARED_STATE, StateNames, is_of_some_host
-from cryptfs.core.names import (
+from cryptfs.core.names.conflicts import copies_of_entry, is_copy_of_internal, long_original
+from cryptfs.core.names.host import StateNames, is_of_some_host
+from cryptfs.core.names.litter import OF_THE_DISK, is_litter
+from cryptfs.core.names.names import (
     INTERNAL_PREFIX,
     LONG_PREFIX,
     MAX_NAME_SIZE,
     SIDECAR_SUFFIX,
     TEMP_PREFIX,
+    could_be_cipher_name,
     encode_text,
     long_entry_name,
 )
-from cryptfs.errors import DirectoryRecordError, IntegrityError, NameError_
+from cryptfs.errors import IntegrityError, NameError_
 from cryptfs.storage.backing import DIRECTORY_FLAGS, O_NOATIME, create_small, read_small
 from cryptfs.storage.durability import PendingSync
-from cryptfs.storage.libc import RENAME_NOREPLACE, renameat2
-
-log = logging.getLogger(__name__)
+from cryptfs.storage.libc import RENAME_NOREPLACE, keeping_mtime, os_error, renameat2
 
 MAX_CIPHER_NAME = 363  # a plaintext name of 255 bytes, padded to 256
 _LONG_STEM = LONG_PREFIX.removesuffix(".")
 _STEM = INTERNAL_PREFIX.removesuffix(".")
 _LONG_LENGTH = len(LONG_PREFIX) + 43
 _COPIES_SECONDS = 1.0
-OTHERS_KEEP = 86_400.0  # seconds that the unfinished things of other machines are left alone
+OTHERS_KEEP = 86_400.0  # seconds before the unfinished files of other machines may be removed
 
 
 class BackingEntry(NamedTuple):
-    """One entry of a backing directory. kind: the file type bits of st_mode, 0 where unknown."""
+    """One entry of a backing directory. kind: the file type bits of st_mode, 0 if unknown."""
 
     entry_name: str
     inode: int
@@ -52,19 +50,24 @@ class BackingEntry(NamedTuple):
 
 
 def entry_name_of(cipher_name: str) -> str:
-    """What a full cipher name is called in its backing directory."""
+    """The entry name of a full cipher name in its backing directory."""
     return cipher_name if len(cipher_name) <= MAX_NAME_SIZE else long_entry_name(cipher_name)
 
 
 def is_long(entry_name: str) -> bool:
-    """Whether an entry has its cipher name in a sidecar, its own or that of what it is a conflict copy of."""
+    """Whether an entry has its cipher name in a sidecar, its own or, for a conflict copy, its original's."""
     return entry_name.startswith(_LONG_STEM)
 
 
+def could_be_entry(entry_name: str) -> bool:
+    """Whether an entry has the form of one of the plaintext: then a listing shows it, or says why not."""
+    return is_long(entry_name) or could_be_cipher_name(entry_name) or bool(copies_of_entry(entry_name))
+
+
 def holds_plaintext(entry_name: str) -> bool:
-    """Whether an entry stands for one of the plaintext: a cipher name, a long one, a conflict copy of one."""
+    """Whether an entry represents one of the plaintext: a cipher name, a long one, a conflict copy of one."""
     if not entry_name.startswith(_STEM):
-        return True
+        return not is_litter(entry_name) and entry_name != OF_THE_DISK
     if not entry_name.startswith(INTERNAL_PREFIX):
         return not is_copy_of_internal(entry_name)
     if not is_long(entry_name) or entry_name.endswith(SIDECAR_SUFFIX):
@@ -73,20 +76,42 @@ def holds_plaintext(entry_name: str) -> bool:
 
 
 def temp_name(owner: StateNames) -> str:
-    """A fresh name for something unfinished, of this machine."""
+    """A fresh name for an unfinished file of this machine."""
     return owner.temp_prefix + encode_text(os.urandom(18))
 
 
-def is_leftover(entry_name: str, st: os.stat_result, owner: StateNames) -> bool:
-    """Whether something unfinished may be cleared away.
+def put_small(dir_fd: int, name: str, content: bytes, owner: StateNames, *, sync: bool) -> int:
+    """Make or replace a small file, whole at once; returns its descriptor.
 
-    Not so what another machine is perhaps about to finish: what a sync client brought within a day.
+    Args:   owner: this machine's names.   sync: bring the content to disk first; not the directory.
+    Raises: OSError: what was there is still there.
+    """
+    temporary = temp_name(owner)
+    with keeping_mtime(dir_fd):
+        fd = create_small(dir_fd, temporary, content, 0o600)
+    try:
+        if sync:
+            os.fsync(fd)
+        with keeping_mtime(dir_fd):
+            os.rename(temporary, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+    except BaseException:
+        os.close(fd)
+        with contextlib.suppress(OSError):
+            os.unlink(temporary, dir_fd=dir_fd)
+        raise
+    return fd
+
+
+def is_leftover(entry_name: str, st: os.stat_result, owner: StateNames) -> bool:
+    """Whether an unfinished file may be removed.
+
+    Not if another machine may still finish it: a sync client brought it within a day.
     """
     return is_own_temporary(entry_name, owner) or time.time() - st.st_mtime > OTHERS_KEEP
 
 
 def is_own_temporary(entry_name: str, owner: StateNames) -> bool:
-    """Whether no other machine's name stands in that of something unfinished."""
+    """Whether the name of an unfinished file has no other machine's name in it."""
     if entry_name.startswith(owner.temp_prefix):
         return True
     return entry_name.startswith(TEMP_PREFIX) and not is_of_some_host(entry_name)
@@ -100,38 +125,39 @@ def open_directory(dir_fd: int, entry_name: str) -> int:
 def open_for_listing(dir_fd: int, *, keep_atime: bool = False) -> int:
     """A readable descriptor of the directory behind an O_PATH descriptor.
 
-    Args: keep_atime: reading it leaves the time of access as it is, where the system lets us.
+    Args: keep_atime: keep the time of access, if the system lets us.
     """
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
     if keep_atime:
         try:
-            return os.open(".", flags | O_NOATIME, dir_fd=dir_fd)
+            return _open_again(dir_fd, flags | O_NOATIME)
         except OSError as error:
-            if error.errno != errno.EPERM:  # the directory is somebody else's
+            if error.errno != errno.EPERM:  # the directory belongs to another user
                 raise
-    return os.open(".", flags, dir_fd=dir_fd)
+    return _open_again(dir_fd, flags)
 
 
-def read_record(dir_fd: int) -> bytes:
-    """The bytes of a directory's record.
-
-    Raises: DirectoryRecordError: there is none, or something else stands there.
-    """
+def _open_again(dir_fd: int, flags: int) -> int:
     try:
-        return read_small(dir_fd, RECORD_NAME, RECORD_SIZE)
-    except FileNotFoundError:
-        raise DirectoryRecordError("the directory has no directory record") from None
-    except IntegrityError as error:
-        raise DirectoryRecordError(f"the directory record is {error.reason}") from None
+        return os.open(".", flags, dir_fd=dir_fd)
+    except OSError as error:
+        if error.errno != errno.EACCES:
+            raise
+    # "." needs the right to search, x; a listing needs r alone.
+    return os.open(f"/proc/self/fd/{dir_fd}", flags)
 
 
-def write_record(dir_fd: int, record: bytes) -> int:
-    """Create a directory's record; returns its descriptor, not synced."""
-    return create_small(dir_fd, RECORD_NAME, record, 0o600)
+def sync_directory(dir_fd: int) -> None:
+    """fsync the directory behind an O_PATH descriptor."""
+    fd = open_for_listing(dir_fd)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def scan(listing_fd: int) -> Iterator[BackingEntry]:
-    """All entries that hold something of the plaintext: cipher names and long entries, no internal files."""
+    """All entries of the plaintext: cipher names and long entries, but no internal files."""
     with os.scandir(listing_fd) as entries:
         for entry in entries:
             if holds_plaintext(entry.name):
@@ -151,117 +177,9 @@ def _kind(entry: os.DirEntry[str]) -> int:
         return 0
 
 
-def remove_directory(parent_fd: int, entry_name: str, owner: StateNames = SHARED_STATE) -> None:
-    """Remove a directory of the vault that holds nothing but its record; all or nothing.
-
-    Call with the sidecars' lock held: a sidecar whose entry is being created is no orphan.
-
-    Args:   owner: this machine's names.
-
-    Raises: OSError: ENOTEMPTY where it holds anything else.
-    """
-    fd = open_directory(parent_fd, entry_name)
-    restore_mode: int | None = None
-    try:
-        try:
-            names = _other_names(fd, owner)
-        except PermissionError:
-            # A plain directory without rights for its owner can be removed; so can this one.
-            restore_mode = os.fstat(fd).st_mode & 0o7777
-            os.chmod(f"/proc/self/fd/{fd}", 0o700)
-            names = _other_names(fd, owner)
-        if names:
-            if all(name.startswith(TEMP_PREFIX) for name in names):
-                log.warning("%s: not removed: another machine began something in it within a day", entry_name)
-            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
-        _remove_with_record(parent_fd, entry_name, fd, owner)
-        restore_mode = None
-    finally:
-        if restore_mode is not None:
-            os.chmod(f"/proc/self/fd/{fd}", restore_mode)
-        os.close(fd)
-
-
-def _other_names(dir_fd: int, owner: StateNames) -> list[str]:
-    """What a directory holds beside its record.
-
-    Sidecars without their entry go, and so do what an interrupted operation left, a sync client's conflict
-    copies of records and sidecars, and a directory that was planted as the record.
-    """
-    present = set(list_names(dir_fd))
-    leftovers = {
-        name
-        for name in present
-        if _is_orphan(name, present) or is_copy_of_internal(name) or _may_go(dir_fd, name, owner)
-    }
-    others = present - leftovers - {RECORD_NAME}
-    if others:
-        return sorted(others)  # then nothing is touched: an operation may be under way here
-    for name in leftovers:
-        try:
-            _discard(dir_fd, name, owner)
-        except OSError:
-            others.add(name)
-    if RECORD_NAME in present and _is_directory(dir_fd, RECORD_NAME):
-        os.rmdir(RECORD_NAME, dir_fd=dir_fd)
-    return sorted(others)
-
-
-def _may_go(dir_fd: int, name: str, owner: StateNames) -> bool:
-    if is_own_temporary(name, owner):
-        return True
-    if not name.startswith(TEMP_PREFIX):
-        return False
-    try:
-        return is_leftover(name, os.stat(name, dir_fd=dir_fd, follow_symlinks=False), owner)
-    except OSError:
-        return False
-
-
-def _is_orphan(name: str, present: set[str]) -> bool:
-    return is_long(name) and name.endswith(SIDECAR_SUFFIX) and name[: -len(SIDECAR_SUFFIX)] not in present
-
-
-def _is_directory(dir_fd: int, name: str) -> bool:
+def is_directory(dir_fd: int, name: str) -> bool:
+    """Whether an entry is a directory. Raises: OSError."""
     return stat.S_ISDIR(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode)
-
-
-def _discard(dir_fd: int, name: str, owner: StateNames) -> None:
-    """Remove a file or, as an interrupted mkdir leaves one, a directory with at most a record in it."""
-    try:
-        os.unlink(name, dir_fd=dir_fd)
-    except IsADirectoryError:
-        remove_directory(dir_fd, name, owner)
-
-
-def _remove_with_record(parent_fd: int, entry_name: str, fd: int, owner: StateNames) -> None:
-    """Remove an empty directory and its record; hidden first, so that nobody ever finds it without one."""
-    hidden, kept = temp_name(owner), temp_name(owner)
-    try:
-        os.rename(entry_name, hidden, src_dir_fd=parent_fd, dst_dir_fd=parent_fd)
-    except OSError:
-        hidden = entry_name  # overlayfs cannot rename some directories that it can remove
-    try:
-        _rmdir_beside_record(parent_fd, hidden, fd, kept)
-    except OSError:
-        if hidden != entry_name:
-            os.rename(hidden, entry_name, src_dir_fd=parent_fd, dst_dir_fd=parent_fd)
-        raise
-
-
-def _rmdir_beside_record(parent_fd: int, entry_name: str, fd: int, kept: str) -> None:
-    try:
-        os.rename(RECORD_NAME, kept, src_dir_fd=fd, dst_dir_fd=parent_fd)
-    except FileNotFoundError:
-        os.rmdir(entry_name, dir_fd=parent_fd)  # lost its record: nothing to keep
-        return
-    try:
-        os.rmdir(entry_name, dir_fd=parent_fd)
-    except OSError:
-        os.rename(kept, RECORD_NAME, src_dir_fd=parent_fd, dst_dir_fd=fd)
-        raise
-    with contextlib.suppress(OSError):  # the directory is gone; what is left is cleared away with its parent
-        os.unlink(kept, dir_fd=parent_fd)
 
 
 def rename_exclusive(old_dir_fd: int, old: str, new_dir_fd: int, new: str) -> None:
@@ -277,7 +195,7 @@ def rename_exclusive(old_dir_fd: int, old: str, new_dir_fd: int, new: str) -> No
     except FileNotFoundError:
         os.rename(old, new, src_dir_fd=old_dir_fd, dst_dir_fd=new_dir_fd)
         return
-    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+    raise os_error(errno.EEXIST)
 
 
 def read_sidecar(dir_fd: int, entry_name: str) -> str:
@@ -303,7 +221,7 @@ def read_sidecar(dir_fd: int, entry_name: str) -> str:
 class Sidecars:
     """The sidecars of long names. Its lock covers the pair of entry and sidecar while either changes.
 
-    Args: pending: takes new sidecars, to be on disk before the next fsync returns.
+    Args: pending: takes new sidecars, and brings them to disk before the next fsync returns.
           owner: this machine's names.
     """
 
@@ -318,24 +236,16 @@ class Sidecars:
         return read_sidecar(dir_fd, entry_name)
 
     def write(self, dir_fd: int, cipher_name: str) -> None:
-        """Make the sidecar of a long name, whole at once. Call with the lock held, before the entry.
+        """Make the sidecar of a long name, atomically. Call with the lock held, before the entry.
 
-        One that is there and right stays: it may be on disk, which a new one is not yet.
+        Keeps a correct one: it may be on disk, and a new one is not yet.
         """
         entry_name = long_entry_name(cipher_name)
         sidecar = entry_name + SIDECAR_SUFFIX
         with contextlib.suppress(NameError_):
             self.read(dir_fd, entry_name)
             return
-        temporary = temp_name(self._owner)
-        fd = create_small(dir_fd, temporary, cipher_name.encode("ascii"), 0o600)
-        try:
-            os.rename(temporary, sidecar, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
-        except BaseException:
-            os.close(fd)
-            os.unlink(temporary, dir_fd=dir_fd)
-            raise
-        self._pending.add(fd)
+        self._pending.add(put_small(dir_fd, sidecar, cipher_name.encode("ascii"), self._owner, sync=False))
 
     def remove_if_orphaned(self, dir_fd: int, entry_name: str) -> None:
         """Remove the sidecar unless its entry exists, or a conflict copy of it.
@@ -353,9 +263,9 @@ class Sidecars:
             return
 
     def _long_originals(self, dir_fd: int, gone: str) -> frozenset[str]:
-        """Of which long entries a directory holds conflict copies.
+        """The long entries with conflict copies in a directory.
 
-        A listing serves for a moment, in which many may be removed. gone: the entry that was removed now.
+        One listing serves for a moment, for many removals. gone: the entry that was just removed.
         """
         st = os.fstat(dir_fd)
         place, now = (st.st_dev, st.st_ino), time.monotonic()
@@ -376,7 +286,7 @@ def list_names(dir_fd: int) -> list[str]:
 
 
 def copied_long_entries(dir_fd: int) -> frozenset[str]:
-    """The long entries of which a directory holds conflict copies."""
+    """The long entries with conflict copies in a directory."""
     return frozenset(
         copy.original
         for name in list_names(dir_fd)

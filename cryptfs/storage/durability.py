@@ -1,8 +1,8 @@
-"""Small files that must be on disk before whatever is synced next: directory records and sidecars.
+"""Small files that must be on disk before the next fsync returns: directory records and sidecars.
 
-They are written without a sync, so that unpacking an archive costs none. An fsync of any file or
-directory then promises more than that file's data: the records on the way to it. So they are kept here,
-open, until the next fsync writes them out first.
+Nothing syncs them when they are written, so unpacking an archive costs no sync. But an fsync of any file or
+directory promises more than that file's data: also the records above it. So this keeps them open until the
+next fsync, and writes them out first.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class PendingSync:
     def flush(self) -> None:
         """Bring all of them to disk.
 
-        Raises: OSError: that failed; what was pending stays pending.
+        Raises: OSError: that failed; the files stay pending.
         """
         if not self._fds and not self._overflow:
             return
@@ -55,7 +55,7 @@ class PendingSync:
                 os.close(self._fds.pop())
 
     def close(self) -> None:
-        """Write out what is pending, as far as possible, and close."""
+        """Write out the pending files, as far as possible, and close."""
         with contextlib.suppress(OSError):
             self.flush()
         with self._lock:

@@ -1,4 +1,4 @@
-"""Which machine this is, and whose state lies in a vault directory. Source: docs/FORMAT.md, section 11."""
+"""The id of this machine, and the owners of state in a vault. Source: docs/FORMAT.md, section 11."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import contextlib
 import os
 import re
 
-from cryptfs.core.config import VaultConfig
-from cryptfs.core.host import NO_MACHINE_ID, SHARED_STATE, StateNames, host_id, state_of_name
-from cryptfs.core.names import encode_text
+from cryptfs.core.names.host import NO_MACHINE_ID, SHARED_STATE, StateNames, host_id, state_of_name
+from cryptfs.core.names.names import encode_text
+from cryptfs.core.slots.config import VaultConfig
 from cryptfs.storage.backing import OPEN_FLAGS
 from cryptfs.storage.libc import filesystem_type, statx_birth_time
 
@@ -24,7 +24,7 @@ _MACHINE_ID = re.compile(rb"([0-9a-fA-F]{32})\n?")
 
 
 def machine_id() -> bytes:
-    """The 32 hex digits that the operating system calls this machine; zeros where it has no name."""
+    """The machine id of the operating system, 32 hex digits; zeros if it has none."""
     for place in MACHINE_ID_FILES:
         try:
             fd = os.open(place, os.O_RDONLY | OPEN_FLAGS)
@@ -42,14 +42,14 @@ def machine_id() -> bytes:
 
 
 def own_state(vault_fd: int, config: VaultConfig) -> StateNames:
-    """The names of what belongs to this machine in this vault directory; 0.1's where the vault is of 0.1."""
+    """The names of this machine's files in this vault directory; the names of 0.1 if the vault is of 0.1."""
     if not config.has_machine_state:
         return SHARED_STATE
     return machine_state(vault_fd, bytes.fromhex(config.vault_id))
 
 
 def machine_state(vault_fd: int, vault_id: bytes) -> StateNames:
-    """The names that this machine has, or would have, in this vault directory."""
+    """The names of this machine's files in this vault directory, also if there are none yet."""
     birth_ns = 0
     inode = lasting_inode(vault_fd)
     if inode:
@@ -59,7 +59,7 @@ def machine_state(vault_fd: int, vault_id: bytes) -> StateNames:
 
 
 def lasting_inode(fd: int) -> int:
-    """The inode number; 0 on a filesystem that gives a file another number the next time it is mounted."""
+    """The inode number; 0 on a filesystem that gives a file another number at each mount."""
     try:
         if filesystem_type(fd) in _FLEETING_NUMBERS:
             return 0
@@ -69,16 +69,16 @@ def lasting_inode(fd: int) -> int:
 
 
 def set_aside(vault_fd: int, name: str, owner: StateNames) -> str:
-    """Give a file of this machine's that does not hold a name under which it stays; returns it. OSError."""
+    """Rename an invalid file of this machine, so that it stays; returns the new name. Raises: OSError."""
     aside = owner.aside_prefix + encode_text(os.urandom(18))
     os.rename(name, aside, src_dir_fd=vault_fd, dst_dir_fd=vault_fd)
     return aside
 
 
 def journals_of_others(vault_fd: int, own: StateNames) -> list[StateNames]:
-    """The machines, not this one, that have a journal in the vault directory, in the order of their ids.
+    """Other machines with a journal in the vault directory, in the order of their ids.
 
-    Those of 0.1's names are among them where the vault has left 0.1 behind. Raises: OSError.
+    The names of 0.1 count as such a machine if the vault was upgraded. Raises: OSError.
     """
     found = set()
     for name in os.listdir(vault_fd):

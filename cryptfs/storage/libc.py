@@ -1,4 +1,7 @@
-"""System calls that Python's os module lacks, through ctypes: each raises OSError with its errno."""
+"""The calls of the C library that Python's os module lacks, through ctypes; each raises OSError.
+
+No other file of the package loads the C library. A call that the system lacks raises ENOSYS.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,13 @@ import ctypes
 import errno
 import os
 import struct
+import sys
+from collections.abc import Iterator
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
+RENAME_WHITEOUT = 4
 FALLOC_KEEP_SIZE = 1
 FALLOC_PUNCH_HOLE = 2
 FALLOC_ZERO_RANGE = 16
@@ -18,14 +25,23 @@ UTIME_OMIT = (1 << 30) - 2
 AT_FDCWD = -100
 AT_SYMLINK_NOFOLLOW = 0x100
 AT_EMPTY_PATH = 0x1000
+UMOUNT_DETACH = 2
+UMOUNT_NOFOLLOW = 8
+_AT_STATX_DONT_SYNC = 0x4000
 _STATX_BTIME = 0x800
-_BTIME_WORD = 20  # stx_btime in struct statx, in words of 4 bytes: seconds (2 words), nanoseconds
+_STATX_SIZE = 256
+_BTIME = struct.Struct("=80xqI")  # stx_btime in struct statx: seconds, nanoseconds
+_DEVICE = struct.Struct("=136xII")  # stx_dev_major, stx_dev_minor
+_HANDLE_HEAD = struct.Struct("=Ii")  # handle_bytes, handle_type in struct file_handle
+_MAX_HANDLE = 128
+_PR_SET_DUMPABLE = 4
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 _pack_times = struct.Struct("llll").pack  # struct timespec[2]
 
+StrPath = str | os.PathLike[str]
 Times = tuple[int, int, int, int]
 """atime seconds, atime tv_nsec, mtime seconds, mtime tv_nsec; a tv_nsec may be UTIME_NOW or UTIME_OMIT."""
 
@@ -50,18 +66,34 @@ _fallocate = _declare("fallocate64", ctypes.c_int, ctypes.c_int, _c_off, _c_off)
 )
 _syncfs = _declare("syncfs", ctypes.c_int)
 _fstatfs = _declare("fstatfs", ctypes.c_int, ctypes.c_void_p)
+_getdents64 = _declare("getdents64", ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
+_name_to_handle_at = _declare(
+    "name_to_handle_at", ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int
+)
+_open_by_handle_at = _declare("open_by_handle_at", ctypes.c_int, ctypes.c_char_p, ctypes.c_int)
+_mount = _declare("mount", ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
+_umount2 = _declare("umount2", ctypes.c_char_p, ctypes.c_int)
+_prctl = _declare("prctl", ctypes.c_int, *[ctypes.c_ulong] * 4)
+_malloc_trim = _declare("malloc_trim", ctypes.c_size_t)
+
+
+def os_error(code: int) -> OSError:
+    """The error of an errno, to be raised. Python picks the class: FileNotFoundError for ENOENT."""
+    return OSError(code, os.strerror(code))
 
 
 def _check(function: object, *arguments: object) -> None:
     if not callable(function):
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        raise os_error(errno.ENOSYS)
     if function(*arguments) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
+        raise os_error(ctypes.get_errno())
+
+
+# ---- files and directories
 
 
 def renameat2(old_dir_fd: int, old: str, new_dir_fd: int, new: str, flags: int) -> None:
-    """Rename relative to directory descriptors; flags: RENAME_NOREPLACE, RENAME_EXCHANGE or 0."""
+    """Rename relative to directory descriptors; flags: RENAME_NOREPLACE and the like, or 0."""
     if flags == 0:
         os.rename(old, new, src_dir_fd=old_dir_fd, dst_dir_fd=new_dir_fd)
         return
@@ -69,7 +101,7 @@ def renameat2(old_dir_fd: int, old: str, new_dir_fd: int, new: str, flags: int) 
 
 
 def utimensat(dir_fd: int, name: str, times: Times, *, follow: bool = False) -> None:
-    """Set the times of a directory entry; follow: what a link in /proc/self/fd stands for, links too."""
+    """Set the times of an entry; follow: of the file behind a link in /proc/self/fd, even a symlink."""
     flags = 0 if follow else AT_SYMLINK_NOFOLLOW
     _check(_utimensat, dir_fd, os.fsencode(name), _pack_times(*times), flags)
 
@@ -80,13 +112,30 @@ def futimens(fd: int, times: Times) -> None:
 
 
 def restore_mtime(fd: int, mtime_ns: int) -> None:
-    """Put back the time of change after a write that is no change; somebody else's file keeps the new one."""
+    """Restore the time of change after a write that changes no content; ignores a missing permission."""
     with contextlib.suppress(PermissionError):
         futimens(fd, (0, UTIME_OMIT, *divmod(mtime_ns, 10**9)))
 
 
+@contextlib.contextmanager
+def keeping_mtime(dir_fd: int) -> Iterator[None]:
+    """Around a change of our own in a directory that changes none of its plaintext: its time of change stays.
+
+    Keep it short: the time of another change meanwhile is lost. Any descriptor will do.
+    """
+    before = os.fstat(dir_fd).st_mtime_ns
+    try:
+        yield
+    finally:
+        # In somebody else's directory the time moves. A failure must not hide a change that is done.
+        with contextlib.suppress(OSError, MemoryError):
+            if os.fstat(dir_fd).st_mtime_ns != before:
+                times = (0, UTIME_OMIT, *divmod(before, 10**9))
+                utimensat(AT_FDCWD, f"/proc/self/fd/{dir_fd}", times, follow=True)
+
+
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
-    """fallocate(2) without glibc's emulation: EOPNOTSUPP where the filesystem cannot."""
+    """fallocate(2) without glibc's emulation: EOPNOTSUPP if the filesystem cannot."""
     _check(_fallocate, fd, mode, offset, length)
 
 
@@ -104,9 +153,92 @@ def filesystem_type(fd: int) -> int:
 
 def statx_birth_time(dir_fd: int, name: str) -> int | None:
     """stx_btime in nanoseconds of an entry ('' for the descriptor itself); None where there is none."""
-    buffer = (ctypes.c_uint32 * 64)()
-    flags = AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH
-    _check(_statx, dir_fd, os.fsencode(name), flags, _STATX_BTIME, ctypes.addressof(buffer))
-    if not buffer[0] & _STATX_BTIME:
+    found = _statx_of(dir_fd, os.fsencode(name), AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH, _STATX_BTIME)
+    if not int.from_bytes(found[:4], sys.byteorder) & _STATX_BTIME:
         return None
-    return buffer[_BTIME_WORD] * 10**9 + (buffer[_BTIME_WORD + 1] << 32) * 10**9 + buffer[_BTIME_WORD + 2]
+    seconds, nanoseconds = _BTIME.unpack_from(found)
+    return int(seconds) * 10**9 + int(nanoseconds)
+
+
+def statx_device(path: StrPath) -> tuple[int, int]:
+    """Major and minor number of the device behind a path, links followed, without asking its filesystem."""
+    major, minor = _DEVICE.unpack_from(_statx_of(AT_FDCWD, os.fsencode(path), _AT_STATX_DONT_SYNC, 0))
+    return int(major), int(minor)
+
+
+def _statx_of(dir_fd: int, path: bytes, flags: int, mask: int) -> bytes:
+    buffer = ctypes.create_string_buffer(_STATX_SIZE)
+    _check(_statx, dir_fd, path, flags, mask, ctypes.addressof(buffer))
+    return buffer.raw
+
+
+def name_to_handle_at(dir_fd: int, name: str) -> tuple[int, bytes]:
+    """Type and bytes of the file handle of an entry; '' for the descriptor itself."""
+    buffer = ctypes.create_string_buffer(_HANDLE_HEAD.pack(_MAX_HANDLE, 0), _HANDLE_HEAD.size + _MAX_HANDLE)
+    mount_id = ctypes.c_int()
+    address, flags = ctypes.addressof(buffer), AT_EMPTY_PATH
+    _check(_name_to_handle_at, dir_fd, os.fsencode(name), address, ctypes.addressof(mount_id), flags)
+    size, kind = _HANDLE_HEAD.unpack_from(buffer)
+    return kind, buffer.raw[_HANDLE_HEAD.size : _HANDLE_HEAD.size + size]
+
+
+def open_by_handle_at(fs_fd: int, kind: int, handle: bytes) -> int:
+    """An O_PATH descriptor of the file of a handle. fs_fd: anything on its filesystem, not by O_PATH."""
+    if not callable(_open_by_handle_at):
+        raise os_error(errno.ENOSYS)
+    packed = _HANDLE_HEAD.pack(len(handle), kind) + handle
+    fd: int = _open_by_handle_at(fs_fd, packed, os.O_PATH | os.O_CLOEXEC)
+    if fd < 0:
+        raise os_error(ctypes.get_errno())
+    return fd
+
+
+def getdents64(fd: int, buffer: memoryview) -> int:
+    """Read whole entries of a directory into the buffer; returns their bytes, 0 at its end."""
+    if not callable(_getdents64):
+        raise os_error(errno.ENOSYS)
+    size: int = _getdents64(fd, (ctypes.c_char * len(buffer)).from_buffer(buffer), len(buffer))
+    if size < 0:
+        raise os_error(ctypes.get_errno())
+    return size
+
+
+# ---- mounts
+
+
+def mount(source: str, mountpoint: StrPath, fs_type: str, flags: int, data: str) -> None:
+    """mount(2); flags: bits of MS_*."""
+    _check(_mount, os.fsencode(source), os.fsencode(mountpoint), fs_type.encode(), flags, data.encode())
+
+
+def has_umount2() -> bool:
+    """Whether this system has umount2(2)."""
+    return _umount2 is not None
+
+
+def umount2(mountpoint: StrPath, flags: int) -> None:
+    """umount2(2); flags: UMOUNT_DETACH, UMOUNT_NOFOLLOW."""
+    _check(_umount2, os.fsencode(mountpoint), flags)
+
+
+# ---- this process
+
+
+def forbid_dumps() -> None:
+    """PR_SET_DUMPABLE off: no debugger of the same user, no core dump, /proc/self for root alone."""
+    _check(_prctl, _PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def release_memory() -> None:
+    """Give back to the system what the C library holds unused; where it cannot, nothing happens."""
+    if callable(_malloc_trim):
+        _malloc_trim(0)
+
+
+def wipe(secret: bytes) -> None:
+    """Overwrite a bytes object in place. Copies that Python made elsewhere are out of reach.
+
+    One of a single byte stays: Python has only one of each, which everybody shares.
+    """
+    if len(secret) > 1:
+        ctypes.memset(id(secret) + bytes.__basicsize__ - 1, 0, len(secret))

@@ -1,5 +1,5 @@
-"""The list of sessions of one machine: which are over, and which ended without an unmount; and the mark that
-files are to be settled after one of those.
+"""The list of sessions of one machine: ended ones, and crashed ones; and the mark after a crash that files
+wait to be settled.
 
 Source: docs/FORMAT.md, section 10.
 """
@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import stat
 
-from cryptfs.core.host import SHARED_STATE, StateNames
-from cryptfs.core.journal import MAX_SESSIONS_SIZE
+from cryptfs.core.format.journal import MAX_SESSIONS_SIZE
+from cryptfs.core.names.host import SHARED_STATE, StateNames
 from cryptfs.errors import IntegrityError
 from cryptfs.storage.backing import read_small
+from cryptfs.storage.libc import keeping_mtime
 from cryptfs.storage.vaultdir import replace_file
 
 SESSIONS_NAME = SHARED_STATE.sessions  # of a vault of 0.1
@@ -20,7 +21,7 @@ UNSETTLED_NAME = SHARED_STATE.unsettled
 
 
 def read_sessions_file(vault_fd: int, owner: StateNames = SHARED_STATE) -> bytes | None:
-    """The bytes of the file, None where there is none. Raises: IntegrityError, OSError."""
+    """The bytes of the file, None if there is none. Raises: IntegrityError, OSError."""
     try:
         raw = read_small(vault_fd, owner.sessions, MAX_SESSIONS_SIZE)
     except FileNotFoundError:
@@ -31,7 +32,7 @@ def read_sessions_file(vault_fd: int, owner: StateNames = SHARED_STATE) -> bytes
 
 
 def has_sessions_file(vault_fd: int, owner: StateNames) -> bool:
-    """Whether anything stands in the list's place. Raises: OSError."""
+    """Whether there is any entry in the list's place. Raises: OSError."""
     try:
         os.stat(owner.sessions, dir_fd=vault_fd, follow_symlinks=False)
     except FileNotFoundError:
@@ -45,15 +46,16 @@ def write_sessions_file(vault_fd: int, content: bytes, owner: StateNames = SHARE
 
 
 def mark_unsettled(vault_fd: int, journal_name: str, owner: StateNames = SHARED_STATE) -> None:
-    """Say that files have to be looked at, and that this journal is done with: one becomes the other.
+    """Turn a finished journal into the mark that files wait to be settled: one rename does both.
 
-    Raises: OSError: neither is said. A disk without room is no reason for that.
+    Raises: OSError: neither happened. A full disk does not cause that.
     """
-    os.rename(journal_name, owner.unsettled, src_dir_fd=vault_fd, dst_dir_fd=vault_fd)
+    with keeping_mtime(vault_fd):
+        os.rename(journal_name, owner.unsettled, src_dir_fd=vault_fd, dst_dir_fd=vault_fd)
 
 
 def is_unsettled(vault_fd: int, owner: StateNames = SHARED_STATE) -> bool:
-    """Whether files have to be looked at."""
+    """Whether files wait to be settled."""
     try:
         return stat.S_ISREG(os.stat(owner.unsettled, dir_fd=vault_fd, follow_symlinks=False).st_mode)
     except FileNotFoundError:

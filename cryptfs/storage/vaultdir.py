@@ -11,12 +11,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cryptfs.core.config import CONFIG_NAME, MAX_CONFIG_SIZE, decode_config
-from cryptfs.core.host import SHARED_STATE, StateNames
+from cryptfs.core.names.host import SHARED_STATE, StateNames
+from cryptfs.core.names.litter import OF_THE_DISK, is_litter
+from cryptfs.core.names.names import TEMP_PREFIX
+from cryptfs.core.printable import shell_word, shown
+from cryptfs.core.slots.checks import CONFIG_NAME, NEXT_RECOVERY_NAME
+from cryptfs.core.slots.config import MAX_CONFIG_SIZE, decode_config
 from cryptfs.errors import CryptfsError, IntegrityError, NotAVaultError, VaultConfigError, VaultLockedError
-from cryptfs.storage.backing import OPEN_FLAGS, create_small, open_backing, read_small
-from cryptfs.storage.dirs import temp_name
+from cryptfs.storage.backing import OPEN_FLAGS, give_to_owner, open_backing, read_small
+from cryptfs.storage.dirs import put_small, temp_name
 from cryptfs.storage.hosts import own_state
+from cryptfs.storage.libc import NO_ROOM, keeping_mtime, os_error
+from cryptfs.storage.noconfig import without_config
 
 LOCK_NAME = SHARED_STATE.lock  # common to all machines
 _MAX_LOCK_SIZE = 8192
@@ -24,7 +30,7 @@ _MAX_LOCK_SIZE = 8192
 
 @dataclass(frozen=True, slots=True)
 class LockHolder:
-    """Who has a vault open. pid 0 where that is not known (another machine, another namespace)."""
+    """The process that has a vault open. pid 0 if unknown (another machine, another namespace)."""
 
     pid: int
     mountpoint: str
@@ -36,25 +42,55 @@ class LockHolder:
 
     @property
     def shown_mountpoint(self) -> str:
-        """Fit for a terminal: the lock file may say anything."""
-        if self.mountpoint.isprintable():
-            return self.mountpoint
-        return self.mountpoint.encode("unicode_escape").decode("ascii")
+        """Fit for a terminal: the lock file may hold any text."""
+        return shown(self.mountpoint)
+
+
+def no_room(vault_dir: Path, instead: str = "") -> str:
+    """A message about NO_ROOM, with the way out. instead: what else a person can do."""
+    other = f", or {instead}" if instead else ""
+    return f"{shown(vault_dir)}: the disk that holds this vault is full; free some space there{other}"
 
 
 def open_vault_dir(vault_dir: Path) -> int:
     """A readable descriptor of the vault directory.
 
-    Raises: NotAVaultError: it is missing or no directory.
+    Raises: NotAVaultError: it is missing or not a directory.
     """
     try:
         return os.open(vault_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise NotAVaultError(f"{vault_dir} does not exist") from None
+        raise NotAVaultError(f"{shown(vault_dir)} does not exist") from None
     except NotADirectoryError:
-        raise NotAVaultError(f"{vault_dir} is not a directory") from None
+        raise NotAVaultError(f"{shown(vault_dir)} is not a directory") from None
     except PermissionError:
-        raise NotAVaultError(f"{vault_dir} cannot be opened: permission denied") from None
+        raise NotAVaultError(f"{shown(vault_dir)} cannot be opened: permission denied") from None
+
+
+def in_the_way(vault_dir: Path) -> list[str]:
+    """What keeps a directory from becoming a vault, sorted.
+
+    Not in the way are litter of desktops, the lost+found of a disk, and what a killed `init` left.
+
+    Raises: OSError: it cannot be read.
+    """
+    with os.scandir(vault_dir) as found:
+        return sorted(entry.name for entry in found if not _is_harmless(entry))
+
+
+def _is_harmless(entry: os.DirEntry[str]) -> bool:
+    if entry.name == OF_THE_DISK:
+        return entry.is_dir(follow_symlinks=False)
+    of_init = entry.name.startswith(TEMP_PREFIX) or entry.name == NEXT_RECOVERY_NAME
+    harmless = is_litter(entry.name) or of_init
+    return harmless and entry.is_file(follow_symlinks=False)
+
+
+def clear_killed_init(vault_fd: int) -> None:
+    """In a new vault: remove what a killed `init` left. Raises: OSError."""
+    for name in os.listdir(vault_fd):
+        if name.startswith(TEMP_PREFIX) or name == NEXT_RECOVERY_NAME:
+            os.unlink(name, dir_fd=vault_fd)
 
 
 def read_config_file(vault_fd: int, vault_dir: Path) -> bytes:
@@ -65,12 +101,10 @@ def read_config_file(vault_fd: int, vault_dir: Path) -> bytes:
     try:
         return read_small(vault_fd, CONFIG_NAME, MAX_CONFIG_SIZE)
     except FileNotFoundError:
-        raise NotAVaultError(
-            f"{vault_dir} is not a vault: it has no {CONFIG_NAME}. To make one: cryptfs init {vault_dir}"
-        ) from None
+        raise NotAVaultError(without_config(vault_dir)) from None
     except (IntegrityError, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise VaultConfigError(f"{vault_dir / CONFIG_NAME} cannot be read: {reason}") from None
+        raise VaultConfigError(f"{shown(vault_dir / CONFIG_NAME)} cannot be read: {reason}") from None
 
 
 def write_config_file(vault_fd: int, content: bytes, owner: StateNames = SHARED_STATE) -> None:
@@ -81,38 +115,50 @@ def write_config_file(vault_fd: int, content: bytes, owner: StateNames = SHARED_
 def replace_file(vault_fd: int, name: str, content: bytes, owner: StateNames) -> None:
     """Replace a file in the vault directory atomically: write, fsync, rename, fsync the directory.
 
-    A directory in its place is put aside.
+    Sets aside a directory in its place.
 
     Args:   owner: this machine's names.
-    Raises: OSError: what was there is still there.
+    Raises: OSError: the old file is still there.
     """
-    temporary = temp_name(owner)
-    fd = create_small(vault_fd, temporary, content, 0o600)
     try:
-        os.fsync(fd)
-        try:
-            os.rename(temporary, name, src_dir_fd=vault_fd, dst_dir_fd=vault_fd)
-        except IsADirectoryError:
-            put_aside(vault_fd, name, owner)
-            os.rename(temporary, name, src_dir_fd=vault_fd, dst_dir_fd=vault_fd)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary, dir_fd=vault_fd)
-        raise
-    finally:
-        os.close(fd)
+        fd = put_small(vault_fd, name, content, owner, sync=True)
+    except IsADirectoryError:
+        put_aside(vault_fd, name, owner)
+        fd = put_small(vault_fd, name, content, owner, sync=True)
+    os.close(fd)
     os.fsync(vault_fd)
 
 
+def remove_unfinished_configs(vault_fd: int) -> None:
+    """Remove configs that a killed writer left beside the config: they hold slots of before.
+
+    Only while changing_config keeps other writers away.
+    """
+    with contextlib.suppress(OSError):
+        for name in os.listdir(vault_fd):
+            if not name.startswith(TEMP_PREFIX):
+                continue
+            with contextlib.suppress(OSError, IntegrityError):
+                content = read_small(vault_fd, name, MAX_CONFIG_SIZE)
+                if (
+                    content.startswith(b"{") and b'"chunk_size"' in content
+                ):  # it may be torn behind its beginning
+                    os.unlink(name, dir_fd=vault_fd)
+        os.fsync(vault_fd)
+
+
 def put_aside(vault_fd: int, name: str, owner: StateNames) -> None:
-    """Give what somebody planted under an internal name one that may be removed. Raises: OSError."""
+    """Rename an entry planted under an internal name, so that it may be removed. Raises: OSError."""
     os.rename(name, temp_name(owner), src_dir_fd=vault_fd, dst_dir_fd=vault_fd)
 
 
 @contextlib.contextmanager
-def changing_config(vault_fd: int) -> Iterator[None]:
-    """One change of the config at a time, from reading it to replacing it; waits for another's."""
-    fcntl.flock(vault_fd, fcntl.LOCK_EX)
+def changing_config(vault_fd: int, *, wait: bool = True) -> Iterator[None]:
+    """One change of the config at a time, from reading it to replacing it; waits for another change.
+
+    Raises: BlockingIOError: without `wait`, there is another one.
+    """
+    fcntl.flock(vault_fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     try:
         yield
     finally:
@@ -122,8 +168,8 @@ def changing_config(vault_fd: int) -> Iterator[None]:
 class _FileLock:
     """flock(2) on one file in the vault directory; survives a fork.
 
-    Args:   shared: with others who only read; then there is none where the medium cannot be written to.
-    Raises: VaultLockedError: somebody else has it.   NotAVaultError: no permission to write there.
+    Args:   shared: with other readers; then a read-only medium needs no lock.
+    Raises: VaultLockedError: another process has it.   NotAVaultError: no permission to write there.
     """
 
     def __init__(self, vault_fd: int, vault_dir: Path, name: str, *, shared: bool) -> None:
@@ -131,23 +177,28 @@ class _FileLock:
         flags = (os.O_RDONLY if shared else os.O_RDWR) | os.O_CREAT
         try:
             fd, _ = open_backing(vault_fd, name, flags, 0o600)
+            give_to_owner(fd, vault_fd)
         except IntegrityError as error:
             raise NotAVaultError(
-                f"{vault_dir} cannot be locked: {name} in it is {error.reason}; remove it"
+                f"{shown(vault_dir)} cannot be locked: its {name} is {error.reason}; remove that"
             ) from None
         except OSError as error:
-            if shared and error.errno in (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+            if shared and error.errno in (errno.EACCES, errno.EROFS, *NO_ROOM):
                 return
+            if error.errno in NO_ROOM:
+                raise NotAVaultError(no_room(vault_dir, "mount with --read-only")) from None
             raise NotAVaultError(
-                f"{vault_dir} cannot be opened for writing: {error.strerror}; try a read-only mount"
+                f"{shown(vault_dir)} cannot be opened for writing: {error.strerror}. To read it: "
+                "cryptfs mount --read-only, or fsck without --repair"
             ) from None
         try:
             fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError:
             holder = _read_holder(fd)
             os.close(fd)
+            how = f", with: cryptfs umount {shell_word(holder.mountpoint)}" if holder.mountpoint else ""
             raise VaultLockedError(
-                f"{vault_dir} is in use by {holder.describe()}; unmount it there first, with: cryptfs umount"
+                f"{shown(vault_dir)} is in use by {holder.describe()}; unmount it there first{how}"
             ) from None
         self.fd = fd
 
@@ -171,9 +222,9 @@ class _FileLock:
 class VaultLock:
     """The lock that a mount holds on its vault: flock(2) on `cryptfs.lock`, which survives fork.
 
-    A read-only mount shares the lock with other read-only ones, and needs none on a read-only medium. Where
-    each machine has files of its own, this machine's lock file is locked, too, and says who holds it: a sync
-    client may replace the common one, which stays empty, under a mount.
+    A read-only mount shares the lock with other read-only ones, and needs none on a read-only medium. With
+    machine-state, it also locks this machine's lock file, which names the holder: a sync client may replace
+    the common one, which stays empty, under a mount.
     """
 
     def __init__(
@@ -182,21 +233,22 @@ class VaultLock:
         """Take the lock.
 
         Args:   owner: this machine's names.
-        Raises: VaultLockedError: somebody else has it.   NotAVaultError: no permission to write there.
+        Raises: VaultLockedError: another process has it.   NotAVaultError: no permission to write there.
         """
         self._shared = shared
         self._told: dict[str, object] = {"pid": 0, "mountpoint": ""}
         self._locks: list[_FileLock] = []
         try:
             for name in dict.fromkeys((owner.lock, LOCK_NAME)):
-                self._locks.append(_FileLock(vault_fd, vault_dir, name, shared=shared))
+                with keeping_mtime(vault_fd):
+                    self._locks.append(_FileLock(vault_fd, vault_dir, name, shared=shared))
         except BaseException:
             self.hand_over()
             raise
 
     @property
     def _fd(self) -> int | None:
-        """Of the file that says who holds the vault."""
+        """The descriptor of the file that names the holder."""
         return self._locks[0].fd if self._locks else None
 
     def announce(self, mountpoint: str) -> None:
@@ -204,7 +256,7 @@ class VaultLock:
         self._tell(pid=os.getpid(), mountpoint=mountpoint)
 
     def note_session(self, number: int, journal_id: bytes) -> None:
-        """Say in the lock file which session has begun: after a crash it tells that a journal is missing."""
+        """Write the new session into the lock file: after a crash it shows that a journal is missing."""
         pid = self._told["pid"] or os.getpid()
         self._tell(pid=pid, session=number, journal_id=journal_id.hex())
 
@@ -212,11 +264,13 @@ class VaultLock:
         if self._fd is None or self._shared:
             return
         self._told |= fields
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, json.dumps(self._told).encode(), 0)
+        # This text helps messages only, and a full disk must not keep people from deleting files.
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, json.dumps(self._told).encode(), 0)
 
     def last_session(self) -> tuple[int, bytes] | None:
-        """Number and journal_id of the session that somebody noted who did not let go in order."""
+        """Number and journal_id of the last session, if it ended without releasing the lock."""
         found = _read_json(self._fd) if self._fd is not None else {}
         number, text = found.get("session"), found.get("journal_id")
         if not isinstance(number, int) or not isinstance(text, str):
@@ -227,18 +281,18 @@ class VaultLock:
             return None
 
     def forget_session(self) -> None:
-        """What the lock file says of a session before has been dealt with."""
+        """Remove a former session from the lock file, once it is dealt with."""
         if self._fd is not None and not self._shared:
             os.ftruncate(self._fd, 0)
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """For a moment the only one, where the lock is shared.
+        """Hold a shared lock exclusively for a moment.
 
-        Raises: OSError: there are others.   VaultLockedError: one of them is a writer, and has it for good.
+        Raises: OSError: others hold it.   VaultLockedError: a writer has taken it meanwhile.
         """
         if any(lock.fd is None for lock in self._locks):
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+            raise os_error(errno.EROFS)
         asked: list[_FileLock] = []
         try:
             for lock in self._locks:
@@ -247,7 +301,7 @@ class VaultLock:
                 fcntl.flock(lock.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield
         finally:
-            if self._shared:  # also where it was not granted: asking lets go of the old lock first
+            if self._shared:  # also if it was not granted: the request first releases the old lock
                 for lock in asked:
                     lock.share_again()
 
@@ -255,7 +309,7 @@ class VaultLock:
         """After a fork: close this process's descriptors and leave the lock to the other process.
 
         flock(2) belongs to the open file description, which both share: it stays locked until the other
-        one lets go. What the lock file says is the other's, too.
+        process releases it. The text of the lock file also belongs to the other process.
         """
         for lock in self._locks:
             lock.close()
@@ -269,7 +323,7 @@ class VaultLock:
 
 
 class NoLock:
-    """In place of a VaultLock, for one who only looks and does not mind who writes meanwhile."""
+    """In place of a VaultLock, for a reader that accepts changes by others."""
 
     def note_session(self, number: int, journal_id: bytes) -> None:
         """Nothing is said."""
@@ -285,7 +339,7 @@ class NoLock:
 
 
 def lock_holder(vault_dir: Path) -> LockHolder | None:
-    """Who has the vault open now, or None where nobody has (or nobody can tell)."""
+    """The process that has the vault open now; None if there is none, or it is unknown."""
     try:
         vault_fd = os.open(vault_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
@@ -301,7 +355,7 @@ def lock_holder(vault_dir: Path) -> LockHolder | None:
 
 
 def _lock_name(vault_fd: int) -> str:
-    """The file that says who holds the vault here, going by a config that nobody has authenticated."""
+    """The file that names the holder of the vault here, by a config that is not authenticated."""
     try:
         return own_state(vault_fd, decode_config(read_small(vault_fd, CONFIG_NAME, MAX_CONFIG_SIZE))).lock
     except (OSError, CryptfsError):
@@ -309,7 +363,7 @@ def _lock_name(vault_fd: int) -> str:
 
 
 def holder_of(vault_fd: int, name: str) -> LockHolder | None:
-    """Who has the lock on one file of a vault directory."""
+    """The holder of the lock on one file of a vault directory."""
     try:
         fd = os.open(name, os.O_RDONLY | OPEN_FLAGS, dir_fd=vault_fd)
     except OSError:
@@ -332,7 +386,7 @@ def _read_holder(fd: int) -> LockHolder:
 
 
 def _read_json(fd: int) -> dict[str, object]:
-    """What a lock file says; nothing where it is no object."""
+    """The JSON object in a lock file; empty if there is none."""
     try:
         found = json.loads(os.pread(fd, _MAX_LOCK_SIZE, 0))
     except (ValueError, OSError, RecursionError):

@@ -1,50 +1,69 @@
-"""A vault: make one, unlock one, and what holds its parts together."""
+"""A vault: makes it, unlocks it, and connects its parts."""
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
-from cryptfs.core.aead import AEGIS_256, FORMAT_VERSION, SMALL_NONCE_SIZE, XCHACHA20_POLY1305
-from cryptfs.core.config import (
-    CONFIG_NAME,
-    DEFAULT_KDF_MEMORY,
-    DEFAULT_KDF_PASSES,
-    NewSlot,
+from cryptfs.core.aead import SUITES
+from cryptfs.core.format.journal import Sessions
+from cryptfs.core.keys import KEY_SIZE, Subkeys
+from cryptfs.core.names.dirrecord import BOUND_DIRS
+from cryptfs.core.names.host import MACHINE_STATE
+from cryptfs.core.printable import shell_word
+from cryptfs.core.slots.checks import CONFIG_NAME
+from cryptfs.core.slots.config import (
+    SLOTS,
     VaultConfig,
     authenticate,
     decode_config,
-    make_slot,
     replace_fields,
-    unlock,
 )
-from cryptfs.core.host import MACHINE_STATE
-from cryptfs.core.journal import Sessions
-from cryptfs.core.keys import ARGON2_SALT_SIZE, KEY_SIZE, Subkeys
+from cryptfs.core.slots.identity import Mark, identity_of
+from cryptfs.core.slots.kdf import DEFAULT_KDF_MEMORY, DEFAULT_KDF_PASSES, PassphraseCost
+from cryptfs.core.slots.slot import KeySlot
 from cryptfs.errors import NotAVaultError, VaultConfigError
 from cryptfs.storage.hosts import own_state
+from cryptfs.storage.libc import wipe
+from cryptfs.storage.noconfig import mistaken
+from cryptfs.storage.pins import Pin
 from cryptfs.storage.vaultdir import (
     LockHolder,
     NoLock,
     VaultLock,
-    changing_config,
+    clear_killed_init,
+    in_the_way,
     lock_holder,
     open_vault_dir,
     read_config_file,
     write_config_file,
 )
-from cryptfs.vfs.context import FileContext
-from cryptfs.vfs.journals import MissingJournals, notices, refuse_older_config
-from cryptfs.vfs.redo import DEFAULT_DURABILITY, Durability, RedoLog
-from cryptfs.vfs.replay import has_journal, read_sessions, replay
-from cryptfs.vfs.tree import VaultTree
+from cryptfs.unlock.offer import Offer
+from cryptfs.unlock.passphrase import new_passphrase
+from cryptfs.unlock.recovering import HeldSecret, first_record, tend
+from cryptfs.unlock.table import changing_slots, records_for, sealed
+from cryptfs.unlock.unlocking import Unlocked, memory_limit, open_vault
+from cryptfs.vfs.ciphers import default_cipher, require_cipher
+from cryptfs.vfs.content.context import FileContext
+from cryptfs.vfs.content.redo import DEFAULT_DURABILITY, Durability, RedoLog
+from cryptfs.vfs.recovery.journals import (
+    MissingJournals,
+    notices,
+    refuse_older_config,
+    refuse_other_masterkey,
+)
+from cryptfs.vfs.recovery.replay import has_journal, read_sessions, replay
+from cryptfs.vfs.recovery.rolledback import CountOfSessions
+from cryptfs.vfs.tree.tree import VaultTree
+from cryptfs.vfs.workers import Workers
 
 log = logging.getLogger(__name__)
 
 DEFAULT_CHUNK_SIZE = 16 * 1024
-NEW_FEATURES = (MACHINE_STATE,)  # of a new vault
+NEW_FEATURES = (BOUND_DIRS, MACHINE_STATE, SLOTS)  # of a new vault
 _VAULT_ID_SIZE = 16
 
 
@@ -63,10 +82,15 @@ class Vault:
         self.config = config
         self.context = context
         self.tree = VaultTree(context, vault_fd)
+        self.workers = Workers(context, self.tree, vault_fd)
         self._vault_fd = vault_fd
         self._lock = lock
         self._closed = False
+        self.spelling = ""  # of the passphrase that opened it, in words; "" if it was the one that was given
+        self.words_are_lost = False  # whether recovery words and shares open nothing, though they should
+        self.slot: KeySlot | None = None  # that opened it
         self._notices: list[str] = []
+        self._count: CountOfSessions | None = None
         self._unlocked_by = os.getpid()
 
     @property
@@ -85,12 +109,18 @@ class Vault:
         label: str = "",
         kdf_memory: int = DEFAULT_KDF_MEMORY,
         kdf_passes: int = DEFAULT_KDF_PASSES,
+        recovery: HeldSecret | None = None,
+        pin: Pin | None = None,
     ) -> VaultConfig:
         """Make a new vault in a directory that is empty or does not exist.
+
+        Litter of desktops and a disk's lost+found may be there.
 
         Args:   cipher: name of a suite; None takes the faster one on this processor.
                 chunk_size: bytes, a power of two from 4 KiB to 1 MiB.
                 kdf_memory, kdf_passes: cost of a guess at the passphrase; memory in bytes.
+                recovery: a secret that a person has as words or shares; the vault gets a recovery record.
+                pin: remembers the vault for its path.
         Raises: NotAVaultError: the directory is not empty or cannot be made.
                 ValueError: a parameter is out of bounds.
         """
@@ -102,28 +132,38 @@ class Vault:
             format="cryptfs",
             generation=1,
             mac="",
+            recovery=[] if recovery is None else [recovery.about.recovery_id.hex()],
             slots=[],
             vault_id=os.urandom(_VAULT_ID_SIZE).hex(),
-            version=FORMAT_VERSION,
+            version=2 if SLOTS in NEW_FEATURES else 1,
         )
-        slot = make_slot(config, 0, _new_slot(passphrase, label, kdf_memory, kdf_passes), masterkey)
+        if config.cipher not in SUITES:
+            raise ValueError(f"this version does not know the cipher '{config.cipher}'")
+        if not config.suite.is_offered:
+            raise ValueError(
+                f"the libsodium of this machine does not have {config.cipher}; choose another cipher"
+            )
+        slot = sealed(config, 0, label, new_passphrase(passphrase, kdf_memory, kdf_passes), masterkey)
         config = authenticate(replace_fields(config, slots=[slot]), Subkeys.from_masterkey(masterkey))
         try:
             decode_config(config.encode())
         except VaultConfigError as error:
             raise ValueError(str(error)) from None
-        vault_fd = _prepare_directory(vault_dir)
-        try:
-            write_config_file(vault_fd, config.encode(), own_state(vault_fd, config))
-        finally:
-            os.close(vault_fd)
+        with _new_directory(vault_dir) as vault_fd:
+            clear_killed_init(vault_fd)
+            with contextlib.ExitStack() as stack:
+                if recovery is not None:
+                    stack.enter_context(first_record(vault_fd, config, recovery, masterkey))
+                write_config_file(vault_fd, config.encode(), own_state(vault_fd, config))
+        if pin is not None:
+            pin.keep(vault_dir, Mark(config.vault_id, identity_of(masterkey), config.generation))
         return config
 
     @classmethod
     def unlock(
         cls,
         vault_dir: Path,
-        passphrase: bytes,
+        secret: bytes | Offer,
         *,
         read_only: bool = False,
         lock: bool = True,
@@ -131,39 +171,57 @@ class Vault:
     ) -> Vault:
         """Unlock a vault and take its lock. After a crash its journal is replayed.
 
-        Args:   durability: what a crash of what may not damage.
-                lock: False takes no lock, replays no journal and writes nothing at all, for a look at a vault
-                      that somebody may have mounted; only with read_only.
+        Args:   secret: a passphrase, or all that a person offers; its pin, if it has one, is checked first.
+                durability: which crashes must leave data undamaged.
+                lock: False takes no lock, replays no journal and writes nothing, to read a vault that may be
+                      mounted; only with read_only.
         Raises: NotAVaultError, UnsupportedFormatError, VaultConfigError.
-                VaultLockedError: somebody else has it; the message says who.
-                WrongPassphraseError.
+                VaultLockedError: it is in use; the message names the process.
+                WrongPassphraseError.   UnexpectedVaultError: it is not the vault that the pin asks for.
                 OSError: the journal cannot be replayed.
         """
         if not (lock or read_only):
-            raise ValueError("a vault is only written to with its lock")
+            raise ValueError("a vault needs its lock for writing")
         vault_dir = Path(os.path.realpath(vault_dir))
         vault_fd = open_vault_dir(vault_dir)
         try:
             config = decode_config(read_config_file(vault_fd, vault_dir))
+            require_cipher(config)
             owner = own_state(vault_fd, config)
             held = VaultLock(vault_fd, vault_dir, shared=read_only, owner=owner) if lock else NoLock()
             try:
-                masterkey, _ = unlock(config, passphrase, _kdf_memory_limit())
-                context = FileContext(Subkeys.from_masterkey(masterkey), config, read_only, owner=owner)
-                wipe(masterkey)
-                refuse_older_config(context, vault_fd, vault_dir)
+                unlocked = open_vault(
+                    config, secret, memory_limit(), records_for(vault_fd, secret), vault_dir=vault_dir
+                )
+                try:
+                    keys = Subkeys.from_masterkey(unlocked.masterkey)
+                    context = FileContext(keys, config, read_only, owner=owner)
+                    refuse_older_config(context, vault_fd, vault_dir)
+                    refuse_other_masterkey(context, vault_fd, vault_dir)
+                    masterkey, write = unlocked.masterkey, lock and not read_only
+                    of_recovery = tend(vault_fd, vault_dir, config, masterkey, write=write)
+                finally:
+                    wipe(unlocked.masterkey)
                 sessions = _recover(context, vault_fd, held)
                 context.crashed = frozenset(sessions.crashed)
                 context.note_unclean = MissingJournals(context, vault_fd).note
-                said = _say_notices(context, vault_fd, held, sessions)
+                pin = Offer.of(secret).pin if lock else None
+                count = None if pin is None else CountOfSessions(context, vault_fd, vault_dir, pin)
+                said = _say_notices(context, vault_fd, held, sessions, of_recovery, count)
                 if not read_only and durability is not Durability.OFF:
                     context.redo = _redo_log(context, vault_fd, held, sessions, durability)
                 opened = cls(vault_dir, vault_fd, held, config, context)
-                opened._notices = said
+                opened._notices, opened._count = said, count
+                opened.words_are_lost = bool(of_recovery)
+                opened.spelling = unlocked.spelling
+                opened.slot = unlocked.slot
                 return opened
             except BaseException:
                 held.release()
                 raise
+        except PermissionError as error:
+            os.close(vault_fd)
+            raise NotAVaultError(_not_ours(vault_dir, error)) from None
         except BaseException:
             os.close(vault_fd)
             raise
@@ -183,27 +241,30 @@ class Vault:
         self._lock.announce(mountpoint)
 
     def start(self) -> None:
-        """After daemonising: start threads, measure what the pool of them is worth here."""
+        """After daemonising: start threads, and measure how much the thread pool gains here."""
         if os.getpid() != self._unlocked_by:
-            for line in self._notices:  # said on a terminal already; now for the log of the daemon
+            for line in self._notices:  # the terminal has them already; now for the daemon's log
                 log.warning("%s", line)
         self.context.cipher.measure()
-        self.tree.start()
+        self.workers.start()
 
     def close(self) -> None:
         """Settle open files, end threads, wipe keys, release the lock. Idempotent."""
         if self._closed:
             return
         self._closed = True
+        self.workers.stop()
         self.tree.close()
+        if self._count is not None:
+            self._count.end()
         self._forget()
         self._lock.release()
 
     def hand_over(self) -> None:
         """After a fork: forget the vault here, and leave it with its lock to the other process.
 
-        Nothing is settled or written: open files are the other's, and no file may have been opened before
-        the fork. This process's copy of the keys is wiped; the other has its own.
+        This settles and writes nothing: open files belong to the other process, and this one must not have
+        opened any before the fork. It wipes this process's copy of the keys; the other has its own.
         """
         if self._closed:
             return
@@ -236,36 +297,53 @@ def read_config(vault_dir: Path) -> VaultConfig:
         os.close(vault_fd)
 
 
-def change_passphrase(
-    vault_dir: Path,
-    old: bytes,
-    new: bytes,
-    *,
-    kdf_memory: int = DEFAULT_KDF_MEMORY,
-    kdf_passes: int = DEFAULT_KDF_PASSES,
-) -> int:
-    """Replace the slot that `old` opens by one for `new`; returns its id. Works while mounted, too.
+def which_opens(vault_dir: Path, secret: bytes | Offer) -> Unlocked:
+    """Which slot an offer opens, and in which spelling. The masterkey in the result is wiped.
 
-    Raises: NotAVaultError, UnsupportedFormatError, VaultConfigError, WrongPassphraseError, OSError.
+    Raises: NotAVaultError, UnsupportedFormatError, VaultConfigError, WrongPassphraseError, NoKeyError.
     """
     vault_fd = open_vault_dir(vault_dir)
     try:
-        with changing_config(vault_fd):
-            config = decode_config(read_config_file(vault_fd, vault_dir))
-            masterkey, slot = unlock(config, old, _kdf_memory_limit())
-            fresh = make_slot(config, slot.id, _new_slot(new, slot.label, kdf_memory, kdf_passes), masterkey)
-            slots = [fresh if each.id == slot.id else each for each in config.slots]
-            changed = replace_fields(config, slots=slots, generation=config.generation + 1)
-            fresh_config = authenticate(changed, Subkeys.from_masterkey(masterkey))
-            write_config_file(vault_fd, fresh_config.encode(), own_state(vault_fd, config))
-            wipe(masterkey)
-        return slot.id
+        config = decode_config(read_config_file(vault_fd, vault_dir))
+        unlocked = open_vault(
+            config, secret, memory_limit(), records_for(vault_fd, secret), vault_dir=vault_dir
+        )
     finally:
         os.close(vault_fd)
+    wipe(unlocked.masterkey)
+    return unlocked
+
+
+def change_passphrase(
+    vault_dir: Path,
+    old: bytes | Offer,
+    new: bytes,
+    *,
+    kdf_memory: int | None = None,
+    kdf_passes: int | None = None,
+    slot_id: int | None = None,
+) -> int:
+    """Replace a passphrase slot by one for `new`; returns its id. Also works while mounted.
+
+    Args:   old: opens the vault: by a passphrase, whose slot is replaced, or by anything else.
+            kdf_memory, kdf_passes: cost of a guess; None keeps the slot's present cost.
+            slot_id: the slot; None takes the one that `old` opened or, where that is of another kind, the
+                     only passphrase slot of the vault.
+    Raises: VaultError: it is not clear which slot is meant, or it has no passphrase.
+            NotAVaultError, UnsupportedFormatError, VaultConfigError, WrongPassphraseError, OSError.
+    """
+    with changing_slots(vault_dir, old) as table:
+        slot = table.passphrase_slot(slot_id)
+        cost = PassphraseCost.from_params(slot.params, slot.name)
+        memory = cost.memory if kdf_memory is None else kdf_memory
+        passes = cost.passes if kdf_passes is None else kdf_passes
+        table.replace(slot.id, new_passphrase(new, memory, passes))
+        table.save()
+        return slot.id
 
 
 def _recover(context: FileContext, vault_fd: int, lock: VaultLock | NoLock) -> Sessions:
-    """Replay what a crash left. A read-only mount does so, too, where it can write and is alone."""
+    """Replay the journal of a crash. A read-only mount also does so, if it can write and is alone."""
     if not context.read_only:
         return replay(context, vault_fd)
     if isinstance(lock, NoLock) or not has_journal(vault_fd, context.owner):
@@ -275,18 +353,24 @@ def _recover(context: FileContext, vault_fd: int, lock: VaultLock | NoLock) -> S
             return replay(context, vault_fd)
     except OSError as error:
         log.warning(
-            "the journal of a crashed session cannot be replayed now: %s; files that were being written may "
-            "give errors until the vault was mounted for writing once", error.strerror,
+            "the journal of a crashed session cannot be replayed now: %s; until a mount for writing, files "
+            "that were being written may give errors", error.strerror,
         )  # fmt: skip
         return read_sessions(context, vault_fd)
 
 
 def _say_notices(
-    context: FileContext, vault_fd: int, lock: VaultLock | NoLock, sessions: Sessions
+    context: FileContext,
+    vault_fd: int,
+    lock: VaultLock | NoLock,
+    sessions: Sessions,
+    of_recovery: list[str],
+    count: CountOfSessions | None,
 ) -> list[str]:
     if isinstance(lock, NoLock):
         return []
-    said = notices(context, vault_fd, lock, sessions)
+    said = [*notices(context, vault_fd, lock, sessions), *of_recovery]
+    said += [] if count is None else count.notices(sessions)
     for line in said:
         log.warning("%s", line)
     if context.owner.host:
@@ -302,7 +386,7 @@ def _redo_log(
     durability: Durability,
 ) -> RedoLog:
     def noted(number: int, journal_id: bytes) -> None:
-        if context.owner.host:  # the lock file of a vault of 0.1 says what it said then
+        if context.owner.host:  # the lock file of a vault of 0.1 keeps the form of then
             lock.note_session(number, journal_id)
 
     return RedoLog(
@@ -316,55 +400,40 @@ def _redo_log(
     )
 
 
-def _new_slot(passphrase: bytes, label: str, memory: int, passes: int) -> NewSlot:
-    salt, nonce = os.urandom(ARGON2_SALT_SIZE), os.urandom(SMALL_NONCE_SIZE)
-    return NewSlot(passphrase, salt, nonce, label=label, memory=memory, passes=passes)
+def _not_ours(vault_dir: Path, error: PermissionError) -> str:
+    """A message for a file of the vault that belongs to somebody else, as root's mounts of old left some."""
+    owner = os.stat(vault_dir).st_uid
+    name = error.filename or "a file in it"
+    return (
+        f"{vault_dir} cannot be opened: {name}: {error.strerror}. If root mounted it before, give its files "
+        f"back, as root: find {shell_word(vault_dir)} -name 'cryptfs.*' -exec chown {owner} {{}} +"
+    )
 
 
-def _prepare_directory(vault_dir: Path) -> int:
+@contextlib.contextmanager
+def _new_directory(vault_dir: Path) -> Iterator[int]:
+    """The directory of a new vault; if this made it and no vault comes of it, it goes again."""
+    made = not vault_dir.exists()
     try:
         vault_dir.mkdir(mode=0o700, exist_ok=True)
-        found = sorted(os.listdir(vault_dir))
+        found = in_the_way(vault_dir)
     except OSError as error:
         raise NotAVaultError(f"{vault_dir} cannot be made a vault: {error.strerror}") from None
     if CONFIG_NAME in found:
-        raise NotAVaultError(f"{vault_dir} is a vault already")
+        raise NotAVaultError(f"{vault_dir} is already a vault")
     if found:
-        raise NotAVaultError(f"{vault_dir} is not empty; a new vault needs an empty directory")
-    return open_vault_dir(vault_dir)
-
-
-def _kdf_memory_limit() -> int:
-    """Bytes that deriving a key may take: half of what is available now."""
+        other = f"{vault_dir} is not empty; a new vault needs an empty directory"
+        raise NotAVaultError(mistaken(vault_dir, found) or other)
+    vault_fd = open_vault_dir(vault_dir)
     try:
-        text = Path("/proc/meminfo").read_text(encoding="ascii")
-        available = next(line for line in text.splitlines() if line.startswith("MemAvailable:"))
-        return int(available.split()[1]) * 1024 // 2
-    except (OSError, StopIteration, ValueError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-
-
-def has_aes_instructions() -> bool:
-    """Whether the processor runs AEGIS at full speed; True where that cannot be told."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return True
-    return "aes" in text.split()
-
-
-def default_cipher() -> str:
-    """AEGIS-256 where the processor has AES instructions, else XChaCha20-Poly1305."""
-    return (AEGIS_256 if has_aes_instructions() else XCHACHA20_POLY1305).name
-
-
-def wipe(secret: bytes) -> None:
-    """Overwrite a bytes object in place. Copies that Python made elsewhere are out of reach.
-
-    One of a single byte stays: Python has only one of each, which everybody shares.
-    """
-    if len(secret) > 1:
-        ctypes.memset(id(secret) + bytes.__basicsize__ - 1, 0, len(secret))
+        yield vault_fd
+    except BaseException:
+        if made:
+            with contextlib.suppress(OSError):
+                vault_dir.rmdir()
+        raise
+    finally:
+        os.close(vault_fd)
 
 
 __all__ = ["LockHolder", "Vault", "change_passphrase", "lock_holder", "read_config"]

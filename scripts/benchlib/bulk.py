@@ -8,7 +8,7 @@ from statistics import median
 
 from cryptfs.core.aead import XCHACHA20_POLY1305, ChunkCipher
 from cryptfs.core.geometry import ChunkGeometry
-from cryptfs.vfs.cipherpool import CipherPool
+from cryptfs.vfs.content.cipherpool import CipherPool
 
 SIZE = 300_000_000  # bytes
 _CHUNK = 64 * 1024

@@ -19,10 +19,11 @@ from typing import Any, cast
 
 from benchlib.passthrough_nodes import VALID_FOR, PathNodes, attributes, entry
 from cryptfs.mount.native import structs
+from cryptfs.mount.native.connection import Connection
 from cryptfs.mount.native.device import open_mount
-from cryptfs.mount.native.handlers import Handler, Payload, Request
-from cryptfs.mount.native.session import Session
-from cryptfs.mount.native.structs import Op, SetAttr
+from cryptfs.mount.native.request import Handler, Payload, Request
+from cryptfs.mount.native.structs import SetAttr
+from cryptfs.mount.opcodes import Op
 from cryptfs.mount.options import MountOptions
 from cryptfs.mount.statistics import Statistics
 
@@ -32,6 +33,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 class PassThrough:
     """The handlers. A node is a path; an open file is its descriptor."""
+
+    handles = False
 
     def __init__(self, directory: str) -> None:
         self.nodes = PathNodes(directory)
@@ -44,6 +47,9 @@ class PassThrough:
 
     def rest(self) -> None:
         """Nothing is kept that could go."""
+
+    def agreed(self, chosen: structs.Cap) -> None:
+        """Nothing here depends on it."""
 
     # ---- nodes
 
@@ -289,9 +295,9 @@ def main() -> None:
     os.umask(0)
     fd = open_mount(directory, Path(mountpoint), options)
     ready = threading.Event()
-    session = Session(fd, cast(Any, PassThrough(directory)), options, ready.set)
-    session.negotiate()
-    session.serve()
+    connection = Connection(fd, cast(Any, PassThrough(directory)), options, ready.set)
+    connection.negotiate()
+    connection.serve()
     os.close(fd)
 
 

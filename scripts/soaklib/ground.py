@@ -14,10 +14,7 @@ from tests.e2e.mounting import TMPFS, Mounted, MountSpec
 
 MIB = 1 << 20
 
-AT_ONCE = (
-    ("cryptfs.vfs.checkpoint", "CLOSED_SECONDS", 0),
-    ("cryptfs.vfs.checkpoint", "LOOK_SECONDS", 0.1),
-)
+AT_ONCE = (("cryptfs.vfs.content.checkpoint", "CLOSED_SECONDS", 0),)
 """What was overwritten goes home to its file at once, so that nobody has to wait for it."""
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 GRACE = 2.5
 """Seconds in which what changed outside may be seen as it was."""
 
-ON_ITS_WAY = 1.0
-"""Seconds in which what a program closed has reached its place in the backing file; see AT_ONCE."""
+ON_ITS_WAY = 1.5
+"""Seconds in which what a program closed has reached its place in the backing file."""
 
 DIRECTORY = b"\0directory"
 """In place of a content: a directory stands there."""
@@ -104,8 +104,8 @@ class Track:
 
     def ever(self, moment: float) -> frozenset[Content]:
         """All contents since a moment, those in its window included."""
-        found = [state.contents for state in self.states if state.ended > moment - GRACE]
-        return frozenset().union(*found)
+        found = frozenset().union(*(each.contents for each in self.states if each.ended > moment - GRACE))
+        return found | self.returning if None in found else found
 
     @property
     def busy(self) -> bool:

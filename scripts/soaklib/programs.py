@@ -102,7 +102,9 @@ class Programs:
         """An error that must be explained."""
         track = self.tracks[path]
         if self.engine == "fusepy" and error.errno == errno.ENODEV and how == "write (map)":
-            return  # ARCHITECTURE, section 9: no shared mapping while an older file is open under the name
+            return  # ENGINES, section 3: no shared mapping while an older file is open under the name
+        if error.errno == errno.EIO and self.was_another_kind(path):
+            return
         if isinstance(error, FileNotFoundError) and None in track.allowed(began):
             return
         if isinstance(error, IsADirectoryError) and DIRECTORY in track.allowed(began):
@@ -194,7 +196,7 @@ class Programs:
         if DIRECTORY in allowed or any(state.damaged for state in track.window(began)):
             return "stat"
         sizes = {len(content) for content in allowed if content is not None}
-        if size not in sizes:
+        if size not in sizes and size not in self._sizes_of_older(path):
             raise Finding(f"stat {path}: {size} bytes; right is one of {sorted(sizes)}")
         return "stat"
 
@@ -244,9 +246,33 @@ class Programs:
         except OSError:
             return
         known = [self.tracks[path].ever(chosen.opened) for path in chosen.paths]
-        if not any(seen in contents for contents in known):
+        if not any(seen in contents for contents in known) and not self._ends_early(chosen, known, seen):
             paths = sorted(chosen.paths)
             raise Finding(f"a handle on {paths} gives {describe(seen)}{self._whose(paths[0], seen)}")
+
+    # With fusepy a path is one inode: while a handle is open on an older file of it, the kernel takes the end
+    # of either for the end of both, until it asks again. See docs/ENGINES.md, section 3.
+
+    def _sizes_of_older(self, path: str) -> set[int]:
+        """Lengths of the files that handles of this path may have, with fusepy."""
+        if self.engine != "fusepy":
+            return set()
+        contents = [self.tracks[path].ever(held.opened) for held in self.held if path in held.paths]
+        return {len(content) for each in contents for content in each if content is not None}
+
+    def was_another_kind(self, path: str) -> bool:
+        """Whether the path was a directory while a handle of it was open. With fusepy its inode is bad."""
+        return self.engine == "fusepy" and any(
+            path in held.paths and DIRECTORY in self.tracks[path].ever(held.opened) for held in self.held
+        )
+
+    def _ends_early(self, held: Held, known: list[frozenset[Content]], seen: bytes) -> bool:
+        """Whether a handle gave the begin of what is right, shortly after an outside change, with fusepy."""
+        moment = time.monotonic() - GRACE
+        changed = any(state.outside and state.since > moment
+                      for path in held.paths for state in self.tracks[path].states)  # fmt: skip
+        begins = any(content is not None and content.startswith(seen) for each in known for content in each)
+        return self.engine == "fusepy" and changed and begins
 
     # ---- changing
 
@@ -278,7 +304,7 @@ class Programs:
         except OSError as error:
             self.failed(path, began, error, f"write ({way})")
             self.unsure(track, began, effect)
-            return f"write ({way}) failed"
+            return f"write ({way}) failed: {error.strerror}"
         self.wrote(track, began, effect, creates=way == "whole")
         return f"write ({way})"
 
@@ -337,7 +363,7 @@ class Programs:
             self.at(path).unlink()
         except OSError as error:
             self.failed(path, began, error, "unlink")
-            return "unlink failed"
+            return f"unlink failed: {error.strerror}"
         if track.last.contents != {None}:
             track.change(None, outside=False)
         return "unlink"
@@ -358,7 +384,7 @@ class Programs:
                 self.failed(path, began, error, "rename")
             elif self.at(target.path).parent.is_dir():
                 raise Finding(f"rename {path} to {target.path}: {error.strerror}") from None
-            return "rename failed"
+            return f"rename failed: {error.strerror}"
         content = source.certain
         source.change(None, outside=False)
         target.change(content, outside=False)

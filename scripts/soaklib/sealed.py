@@ -9,11 +9,24 @@ import os
 from pathlib import Path
 
 from cryptfs.core.aead import SMALL_NONCE_SIZE, ChunkCipher
-from cryptfs.core.dirrecord import RECORD_NAME, pack_directory_record, unpack_directory_record
+from cryptfs.core.format.header import FileHeader, HeaderFlag
 from cryptfs.core.geometry import HEADER_SIZE
-from cryptfs.core.header import FileHeader, HeaderFlag
 from cryptfs.core.keys import DIR_ID_SIZE, FILE_ID_SIZE, file_content_key
-from cryptfs.core.names import DirectoryNames, NameCipher, long_entry_name
+from cryptfs.core.names.dirrecord import (
+    RECORD_NAME,
+    DirectoryRecord,
+    pack_bound_record,
+    pack_directory_record,
+    unpack_directory_record,
+)
+from cryptfs.core.names.names import (
+    LONG_PREFIX,
+    SIDECAR_SUFFIX,
+    DirectoryNames,
+    NameCipher,
+    long_entry_name,
+    siv_of,
+)
 from cryptfs.errors import IntegrityError
 from cryptfs.vfs.vault import Vault
 
@@ -36,9 +49,26 @@ class Sealer:
         self._names = NameCipher(self._keys)
         self._log2 = self._config.chunk_size.bit_length() - 1
 
-    def record(self) -> bytes:
-        """A fresh directory record."""
-        return pack_directory_record(os.urandom(DIR_ID_SIZE), self._keys)
+    def record(self, backing: Path, dir_id: bytes = b"") -> bytes:
+        """A directory record for this place. dir_id: empty for a fresh one."""
+        dir_id = dir_id or os.urandom(DIR_ID_SIZE)
+        if not self._config.record_rules.bound:
+            return pack_directory_record(dir_id, self._keys)
+        name = backing.name
+        if name.startswith(LONG_PREFIX):
+            name = backing.with_name(name + SIDECAR_SUFFIX).read_text("ascii")
+        place = self.dir_id_of(backing.parent) + siv_of(name)
+        return pack_bound_record(DirectoryRecord(dir_id, (place,)), self._keys)
+
+    def was_moved(self, backing: Path) -> None:
+        """A directory gets the record of its new place, as from the machine that moved it."""
+        replace(backing / RECORD_NAME, self.record(backing, self.dir_id_of(backing)))
+
+    def dir_id_of(self, backing: Path) -> bytes:
+        """The dir_id of a backing directory. Raises: OSError, IntegrityError: its record is gone or false."""
+        if backing == self.vault_dir:
+            return self._keys.root_dir_id
+        return unpack_directory_record((backing / RECORD_NAME).read_bytes(), self._keys)
 
     def close(self) -> None:
         """Wipe the keys."""
@@ -48,10 +78,7 @@ class Sealer:
 
     def names_in(self, backing: Path) -> DirectoryNames:
         """The names of a backing directory. Raises: OSError, IntegrityError: its record is gone or false."""
-        if backing == self.vault_dir:
-            return self._names.in_directory(self._keys.root_dir_id)
-        record = (backing / RECORD_NAME).read_bytes()
-        return self._names.in_directory(unpack_directory_record(record, self._keys))
+        return self._names.in_directory(self.dir_id_of(backing))
 
     def entry(self, path: str) -> Path:
         """The backing path of a plaintext path below the vault; all but its last part must exist."""
@@ -74,12 +101,19 @@ class Sealer:
                 continue
         return found
 
+    def plain_path(self, cipher_path: str) -> str:
+        """The plaintext path of a cipher path. Raises: OSError, IntegrityError: a part does not verify."""
+        backing, parts = self.vault_dir, []
+        for entry_name in cipher_path.split("/"):
+            parts.append(self.names_in(backing).open(entry_name).decode())
+            backing /= entry_name
+        return "/".join(parts)
+
     def new_directory(self, backing: Path) -> None:
         """Make a directory, with the record of a new dir_id, before it becomes visible."""
         hidden = backing.with_name(f".outside.{os.urandom(6).hex()}")
         hidden.mkdir()
-        record = pack_directory_record(os.urandom(DIR_ID_SIZE), self._keys)
-        (hidden / RECORD_NAME).write_bytes(record)
+        (hidden / RECORD_NAME).write_bytes(self.record(backing))
         hidden.rename(backing)
 
     # ---- files

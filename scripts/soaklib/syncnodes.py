@@ -101,8 +101,17 @@ class SyncNode:
                 start_new_session=True,
             )
 
+    def require_running(self) -> None:
+        """Raises: RuntimeError: it has ended, perhaps since another run has its ports."""
+        if self.process is not None and self.process.poll() is not None:
+            raise RuntimeError(f"syncthing {self.number} has ended: {(self.home / 'log').read_text()[-300:]}")
+
     def rescan(self) -> None:
-        """Ask it to look at its folder now. It may be busy, or not up yet."""
+        """Ask it to look at its folder now. It may be busy, or not up yet.
+
+        Raises: RuntimeError: it has ended.
+        """
+        self.require_running()
         url = f"http://127.0.0.1:{FIRST_API_PORT + self.number}/rest/db/scan?folder=vault"
         request = urllib.request.Request(url, method="POST", headers={"X-API-Key": API_KEY})
         with contextlib.suppress(urllib.error.URLError, OSError), urllib.request.urlopen(request, timeout=20):

@@ -12,64 +12,37 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from cryptfs.errors import IntegrityError
+from cryptfs.storage.libc import RENAME_NOREPLACE, renameat2
 from soaklib.sealed import Sealer
 from soaklib.syncnodes import SyncNode
+from soaklib.versions import UNDER_WAY, is_on_its_way, stamp_of, stamped, tree_of
 from tests.e2e.mounting import PASSPHRASE, Mounted, MountSpec
 
 NODES = 3
 FILES = 24
 SIZES = (0, 300, 5_000, 20_000, 60_000)
 QUIET_SECONDS = 6.0
+AT_FDCWD = -100
 CONVERGE_SECONDS = 120.0
 CONFLICT = "conflict"
 MOST_SHOWN = 15
-UNDER_WAY = ".syncthing."
-"""How the names of Syncthing's temporary files begin; it keeps them for a day."""
-HOST_FILES = ("cryptfs.host.", "cryptfs.lock", "cryptfs.tmp")
-
-
-def stamped(node: int, origin: str, sequence: int, size: int) -> bytes:
-    """A content that says what it is."""
-    line = f"{node} {origin} {sequence} {size}\n".encode()
-    return line + hashlib.shake_128(line).digest(size)
-
-
-def stamp_of(content: bytes) -> tuple[str, int] | None:
-    """Origin and sequence number; None: it is not whole, or a mixture."""
-    try:
-        line, _, body = content.partition(b"\n")
-        node, origin, sequence, size = line.decode().split(" ")
-    except ValueError:
-        return None
-    whole = content == stamped(int(node), origin, int(sequence), int(size)) and len(body) == int(size)
-    return (origin, int(sequence)) if whole else None
-
-
-def is_on_its_way(content: bytes, versions: Iterable[bytes]) -> bool:
-    """Whether a copy was taken while its file was written, as happens without encryption.
-
-    Each byte is one that a version has at that offset, or a zero: the kernel sends what a program wrote
-    page by page, and the file's length before that. At the end of a run no such copy may be left.
-    """
-    rest = {(at, byte) for at, byte in enumerate(content) if byte}
-    for version in versions:
-        if not rest:
-            break
-        rest = {(at, byte) for at, byte in rest if at >= len(version) or version[at] != byte}
-    return not rest
+DROPPED = re.compile(
+    r"Conflict for (\S+?)\.sync-conflict-\S+ which is already a conflict copy; not copying again"
+)
+"""Two nodes have made conflict copies of one name in one second. Syncthing keeps one and says this."""
 
 
 class Cluster:
@@ -247,7 +220,8 @@ class Cluster:
             beside = target.with_name(f"tmp{node}.{self.sequence}")
             self.places[path].add(os.path.join(os.path.dirname(path), beside.name))
             self._put(beside, content, os.O_TRUNC, slow=False)
-            beside.rename(target)
+            if not self._put_in_place(beside, target, alone=seen is None):
+                return
         elif way == "same" and seen is not None:
             self._put(target, content, 0, slow=False)
         else:
@@ -258,6 +232,19 @@ class Cluster:
             except FileExistsError:
                 return
         self.replace_leaf(seen, (self.sequence, path))
+
+    @staticmethod
+    def _put_in_place(beside: Path, target: Path, *, alone: bool) -> bool:
+        """Rename a new version to its name. alone: not over what another node has made since the look."""
+        if not alone:
+            beside.rename(target)
+            return True
+        try:
+            renameat2(AT_FDCWD, str(beside), AT_FDCWD, str(target), RENAME_NOREPLACE)
+        except FileExistsError:
+            beside.unlink()
+            return False
+        return True
 
     def _put(self, target: Path, content: bytes, flags: int, *, slow: bool) -> None:
         fd = os.open(target, os.O_RDWR | os.O_CREAT | flags, 0o644)
@@ -306,8 +293,14 @@ class Cluster:
         visible = {stamp_of(content) for contents in shown for content in contents.values()}
         present = {stamp[1] for stamp in visible if stamp is not None}
         hidden = self.conflict_copies()
+        dropped = self.dropped_by_syncthing()
         for sequence, (path, size) in sorted(self.leaves.items()):
-            if sequence not in present | hidden:
+            if sequence in present | hidden:
+                continue
+            if path in dropped:
+                dropped.remove(path)  # one version each time
+                print(f"version {sequence} of {path} was in a conflict copy that Syncthing dropped")
+            else:
                 self.found(f"version {sequence} of {path}, {size} bytes, was closed last and is lost")
                 events = (self.scratch / "events").read_text().splitlines()
                 print("\n".join([line for line in events if f" {path}," in line][-8:]))
@@ -360,6 +353,18 @@ class Cluster:
             sealer.close()
         return found
 
+    def dropped_by_syncthing(self) -> list[str]:
+        """The path of each conflict copy that a Syncthing gave up for another of the same name."""
+        logs = "".join((sync.home / "log").read_text(errors="replace") for sync in self.syncs)
+        originals = [found[1] for found in DROPPED.finditer(logs)]
+        if self.plain:
+            return originals
+        sealer = Sealer(self.mounts[0].vault_dir, PASSPHRASE.encode())
+        try:
+            return [sealer.plain_path(original) for original in originals]
+        finally:
+            sealer.close()
+
     def fsck(self, number: int) -> None:
         """A node's vault is in order."""
         passfile = self.scratch / "passphrase"
@@ -379,26 +384,6 @@ class Cluster:
         if done.returncode and (not errors or copies != errors):
             said = (done.stdout + done.stderr)[-500:]
             self.found(f"fsck --deep of node {number} ends with {done.returncode}: {said}")
-
-
-def tree_of(vault: Path) -> dict[str, str]:
-    """Paths and digests of the ciphertext, without what belongs to one machine or to Syncthing."""
-    tree = {}
-    for directory, names, files in os.walk(vault):
-        base = os.path.relpath(directory, vault)
-        if base == ".":
-            names[:] = [name for name in names if name not in (".stfolder", ".stversions")]
-        for name in names:
-            tree[os.path.join(base, name)] = "directory"
-        for name in files:
-            if name.startswith(UNDER_WAY) or (base == "." and name.startswith(HOST_FILES)):
-                continue
-            try:
-                digest = hashlib.sha256(Path(directory, name).read_bytes()).hexdigest()
-            except OSError:
-                digest = "gone"
-            tree[os.path.join(base, name)] = digest
-    return tree
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

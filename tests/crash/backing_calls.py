@@ -25,6 +25,9 @@ CHANGES = frozenset(
     }
 )
 """Calls that change the disk; `create` is an open with O_CREAT or O_TMPFILE."""
+CONTENT_CHANGES = frozenset({"pwrite", "pwritev", "ftruncate", "fallocate"})
+"""Calls that change bytes or the length of an open file."""
+SYNCS = frozenset({"fsync", "fdatasync", "syncfs", "sync"})
 READS = frozenset(
     {
         *("pread", "preadv", "open", "fstat", "stat", "lseek", "readlink", "listdir", "scandir"),

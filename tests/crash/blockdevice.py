@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.crash.filechanges import SECTOR
+from tests.crash.power.filechanges import SECTOR
 from tests.e2e.mounting import PROJECT, detach, is_mounted
 
 _RECORD = struct.Struct("<cQI")  # W or F, offset, length; then the data
@@ -151,7 +151,7 @@ class RecordingDevice:
 
 def serve(mountpoint: str, log: str, size: int) -> None:
     """Show the file until it is unmounted."""
-    from cryptfs.mount.libfuse import mfusepy  # loads a library: for this process only
+    from cryptfs.mount.fusepy.libfuse import mfusepy  # loads a library: for this process only
 
     content = bytearray(size)
     log_fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)

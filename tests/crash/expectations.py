@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cryptfs.vfs.redo import Durability
+from cryptfs.vfs.content.redo import Durability
 from tests.crash.history import Rules
 
 

@@ -7,8 +7,8 @@ import os
 import stat
 
 from cryptfs.errors import DirectoryRecordError, IntegrityError
-from cryptfs.vfs import ranges
-from cryptfs.vfs.openfile import OpenFile
+from cryptfs.vfs.content import ranges
+from cryptfs.vfs.content.openfile import OpenFile
 from tests.crash.history import Damaged, FileHistory, Folder, Found, Link, Rules
 from tests.crash.program import Operation, Program
 from tests.support import BareVault

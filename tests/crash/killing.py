@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from cryptfs.vfs.redo import DEFAULT_DURABILITY, Durability
+from cryptfs.vfs.content.redo import DEFAULT_DURABILITY, Durability
 from tests.crash import expectations
 from tests.crash.history import Damaged, Folder, Found, Link, Rules
 from tests.crash.program import Program, Promise, replayed

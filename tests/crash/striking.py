@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import threading
@@ -9,8 +10,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.crash.backing_calls import CHANGES, Call, intercepted
-from tests.recovery.faults import PAGE, ProcessDeath
+from tests.crash.backing_calls import CHANGES, SYNCS, Call, intercepted
+
+PAGE = 4096
+TEARS = ("", "first page", "some pages")
+
+
+class ProcessDeath(BaseException):
+    """Nothing catches it: what the process would have done next does not happen."""
 
 
 @dataclass
@@ -20,14 +27,17 @@ class Strike:
     at:       number of the call that fails, from 0; None only counts.
     error:    what it raises: an errno, or an exception to raise; None kills the process: then every later
               call of any thread ends the same way.
-    torn:     whether a write does some of its pages before that. Less is never written by a kernel.
+    torn:     how much of itself a write does before that, one of TEARS. Less than a page is never written
+              by a kernel.
+    short:    whether a torn write returns with its part, as a kernel's does; the next call fails then.
     for_good: whether all later calls fail, too.
     calls_of: names of the calls that count.
     """
 
     at: int | None = None
     error: int | BaseException | None = None
-    torn: bool = False
+    torn: str = ""
+    short: bool = False
     for_good: bool = False
     calls_of: frozenset[str] = CHANGES
     calls: list[str] = field(default_factory=list)
@@ -46,27 +56,48 @@ class Strike:
                 return call.proceed()
             self.struck = self.struck or call.name
         if first and self.torn and call.is_write and not isinstance(self.error, MemoryError):
-            self._tear(call, number)
-        raise self._exception()
+            done = self._tear(call, number)
+            if done and self.short:
+                self.at, self.torn = number + 1, ""
+                return done
+        raise self.exception()
 
-    @staticmethod
-    def _tear(call: Call, number: int) -> None:
-        """Write up to some boundary of a page of the file."""
+    def _tear(self, call: Call, number: int) -> int:
+        """Write up to some boundary of a page of the file; returns the number of bytes."""
         offset, length = call.args[2], len(call.data)
         boundaries = range(PAGE - offset % PAGE, length, PAGE)
-        if boundaries:
-            call.write_only(random.Random(number).choice(boundaries))
+        if not boundaries:
+            return 0
+        some = random.Random(number).choice(boundaries)
+        return call.write_only(boundaries[0] if self.torn == "first page" else some)
 
-    def _exception(self) -> BaseException:
+    def exception(self) -> BaseException:
+        """How a call fails."""
         if self.error is None:
             return ProcessDeath()
         if isinstance(self.error, BaseException):
             return type(self.error)(*self.error.args)
         return OSError(self.error, os.strerror(self.error))
 
+    @contextlib.contextmanager
+    def on_disk(self) -> Iterator[Strike]:
+        """In effect for a while."""
+        with intercepted(self, self.calls_of):
+            yield self
+
+    @contextlib.contextmanager
+    def without_syncs(self) -> Iterator[Strike]:
+        """In effect for a while. Syncs do nothing: they take long, and a kill undoes none."""
+
+        def handler(call: Call) -> Any:
+            return None if call.name in SYNCS else self(call)
+
+        with intercepted(handler, CHANGES):
+            yield self
+
     def during(self, action: Callable[[], object]) -> BaseException | None:
         """Do something with this in effect; returns how it ended, if badly."""
-        with intercepted(self, self.calls_of):
+        with self.on_disk():
             try:
                 action()
             except (ProcessDeath, Exception) as error:  # noqa: BLE001 - the tests look at which one it is

@@ -6,11 +6,13 @@ import os
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from cryptfs.errors import DirectoryRecordError, IntegrityError, NameError_
-from cryptfs.storage.libc import RENAME_EXCHANGE, RENAME_NOREPLACE
-from cryptfs.vfs.directory import Directory
-from tests.support import BareVault, pattern
+from cryptfs.storage.libc import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT
+from cryptfs.vfs.content.redo import Durability
+from cryptfs.vfs.tree.directory import Directory
+from tests.support import OWNERS, BareVault, pattern
 
 LONG = b"n" * 200
 LONGER = b"m" * 250
@@ -56,6 +58,8 @@ def tree_of(vault: BareVault) -> Tree:
 
 def prepare(vault: BareVault) -> None:
     """What the operations begin with."""
+    if vault.tree.binding.is_on:
+        prepare_directories(vault)
     for name in (b"file", b"other", LONG, b"attributed"):
         vault.put(name, name + pattern(5000))
     vault.put(b"empty", b"")
@@ -77,6 +81,11 @@ class TreeOperation:
     name: str
     run: Callable[[BareVault], object]
     between: tuple[dict[bytes, object], ...] = ()
+
+    @property
+    def moves(self) -> bool:
+        """Whether it moves what was there before."""
+        return self.name.startswith(("rename", "exchange"))
 
 
 GONE = "gone"
@@ -174,6 +183,50 @@ OPERATIONS = [
     ),
     TreeOperation("removexattr", lambda v: v.tree.xattrs.remove(v.root, b"attributed", b"user.old")),
 ]
+
+DIRECTORY_OPERATIONS = [
+    TreeOperation("mkdir", lambda v: v.tree.make_directory(v.root, b"new", 0o755)),
+    TreeOperation("mkdir, long name", lambda v: v.tree.make_directory(v.root, LONGER, 0o755)),
+    TreeOperation("rmdir", lambda v: v.tree.remove_directory(v.root, b"bare")),
+    TreeOperation("rename of a directory", _rename(b"full", b"new")),
+    TreeOperation("rename of a directory, exclusively", _rename(b"full", b"new", RENAME_NOREPLACE)),
+    TreeOperation("rename of a directory, with a whiteout", _rename(b"full", b"new", RENAME_WHITEOUT)),
+    TreeOperation("rename of a directory to a long name", _rename(b"full", LONGER)),
+    TreeOperation("rename of a directory from a long name", _rename(b"l" * 200, b"new")),
+    TreeOperation("rename over a bare directory", _rename(b"full", b"bare"), ({b"bare": GONE},)),
+    TreeOperation("rename of a directory into another", _into(b"bare", b"moved")),
+    TreeOperation("rename of a directory into another, long name", _into(b"l" * 200, LONGER)),
+    TreeOperation("exchange of two directories", _rename(b"full", b"l" * 200, RENAME_EXCHANGE)),
+    TreeOperation("exchange of a directory and a file", _rename(b"file", b"full", RENAME_EXCHANGE)),
+    TreeOperation("exchange of a directory and a symlink", _rename(b"full", b"link", RENAME_EXCHANGE)),
+    TreeOperation(
+        "exchange over two levels",
+        lambda v: v.tree.rename(
+            v.root, b"l" * 200, v.tree.directory(v.root, b"full"), b"inner", RENAME_EXCHANGE
+        ),
+    ),
+]
+"""All that can be done with a directory that is bound to its place."""
+
+
+BOTH_FORMATS = [*((False, each) for each in OPERATIONS), *((True, each) for each in DIRECTORY_OPERATIONS)]
+"""Whether the directories are bound to their places, and an operation."""
+
+
+def operation_id(value: object) -> str:
+    """For the id of a test."""
+    return value.name if isinstance(value, TreeOperation) else "bound" if value else "0.1"
+
+
+def new_vault(vault_dir: Path, *, bound: bool, durability: Durability = Durability.POWER) -> BareVault:
+    """A vault with bound directories, or as 0.1 made it; `prepare` it."""
+    return BareVault(vault_dir, durability=durability, owner=OWNERS[bound], bound=bound)
+
+
+def prepare_directories(vault: BareVault) -> None:
+    """What DIRECTORY_OPERATIONS need besides."""
+    inner = vault.make_directory(b"l" * 200)
+    vault.put(b"in a long name", b"content", inner)
 
 
 def allowed(operation: TreeOperation, before: Tree, after: Tree) -> list[Tree]:

@@ -2,12 +2,13 @@
 
 It is told what to do by one JSON argument, says `ready` on stdout, and logs to stderr: there every line
 is a warning or worse, so that a test can fail on a line that it did not expect. At SIGUSR1 it says how many
-nodes it keeps.
+nodes it keeps, at SIGUSR2 what its threads do.
 """
 
 from __future__ import annotations
 
 import codecs
+import faulthandler
 import gc
 import importlib
 import json
@@ -22,7 +23,7 @@ from cryptfs.mount.native.nodes import NodeTable
 from cryptfs.mount.options import parse_options
 from cryptfs.mount.repeats import RepeatFilter
 from cryptfs.mount.resources import claim_resources
-from cryptfs.vfs.redo import Durability
+from cryptfs.vfs.content.redo import Durability
 from cryptfs.vfs.vault import Vault
 
 
@@ -48,7 +49,8 @@ def main(order: str) -> None:
     for module, name, value in what["constants"]:
         setattr(importlib.import_module(module), name, value)
     signal.signal(signal.SIGUSR1, say_nodes)
-    engine = importlib.import_module(f"cryptfs.mount.{options.engine}")
+    faulthandler.register(signal.SIGUSR2)
+    engine = importlib.import_module(f"cryptfs.mount.{options.engine}.engine")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger().handlers[0].addFilter(RepeatFilter())  # as every mount has it
     harden_process()

@@ -62,6 +62,7 @@ def second_machine(first: Mounted) -> Iterator[Mounted]:
         subprocess.run(["cp", "-a", first.vault_dir, second.vault_dir], check=True)
         second.mountpoint.mkdir()
         second.log_path.touch()
+        second.allowed = list(first.allowed)
         yield second
     finally:
         second.abandon()

@@ -13,11 +13,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptfs.vfs.vault import Vault
+from tests.support import needs_no_company
 
 PROJECT = Path(__file__).parents[2]
 PASSPHRASE = "tests only"
@@ -25,13 +26,17 @@ READY_SECONDS = 30.0
 END_SECONDS = 30.0
 TMPFS = "/dev/shm"
 
+_living: list[Mounted] = []
+_unexplained: list[str] = []
+"""What mounts that are gone by now had in their logs, and no test allowed."""
+
 
 @dataclass(frozen=True, slots=True)
 class MountSpec:
     """What to mount and how.
 
     Args: engine: one of cryptfs.mount.options.ENGINES.   cipher, chunk_size: of the vault.
-          options: a `-o` string.   libfuse: `fuse3` or `fuse`.
+          options: a `-o` string.
           tmpfs: whether vault and plain directory are on tmpfs; else on the disk.
           uid, gid: whose daemon it is; None keeps root.
           constants: (module, name, value): what is set to another value in the daemon.
@@ -41,7 +46,6 @@ class MountSpec:
     cipher: str = "aegis-256"
     chunk_size: int = 16 * 1024
     options: str = ""
-    libfuse: str = "fuse3"
     tmpfs: bool = True
     uid: int | None = None
     gid: int | None = None
@@ -50,7 +54,6 @@ class MountSpec:
     def __str__(self) -> str:
         parts = [self.engine, self.cipher.partition("-")[0], f"{self.chunk_size // 1024}k"]
         parts += [self.options.replace(",", "-")] if self.options else []
-        parts += [] if self.libfuse == "fuse3" else ["libfuse2"]
         parts += [] if self.tmpfs else ["disk"]
         parts += [] if self.uid is None else ["user"]
         return "-".join(parts)
@@ -120,6 +123,8 @@ class Mounted:
         self.kill()
 
     def _begin(self) -> None:
+        needs_no_company("mounts")
+        self.watch()
         spec = self.spec
         options = ",".join(part for part in (f"engine={spec.engine}", spec.options) if part)
         order = {
@@ -131,7 +136,7 @@ class Mounted:
             "gid": spec.gid,
             "constants": spec.constants,
         }
-        environment = os.environ | {"PYTHONPATH": str(PROJECT), "FUSE_LIBRARY_NAME": spec.libfuse}
+        environment = os.environ | {"PYTHONPATH": str(PROJECT)}
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.e2e.daemon", json.dumps(order)],
@@ -156,6 +161,11 @@ class Mounted:
             self.mountpoint.stat()
             assert os.path.ismount(self.mountpoint)
 
+    def watch(self) -> None:
+        """From here on each test answers for what is in the log."""
+        if self not in _living:
+            _living.append(self)
+
     def nodes(self) -> int:
         """How many nodes the daemon keeps now; of the native engine."""
         assert self._process is not None and self._process.stdout is not None
@@ -171,6 +181,8 @@ class Mounted:
         try:
             code = process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGUSR2)  # for the log: where its threads are
+            time.sleep(1)
             process.kill()
             process.wait()
             raise AssertionError(f"the daemon did not end; log:\n{self.log_path.read_text()}") from None
@@ -199,6 +211,9 @@ class Mounted:
         with contextlib.suppress(AssertionError):
             self.unmount()
         detach(self.mountpoint)
+        _unexplained.extend(self.unexpected_lines())
+        if self in _living:
+            _living.remove(self)
         shutil.rmtree(self.scratch, ignore_errors=True)
 
     def allow_log(self, *patterns: str) -> None:
@@ -207,18 +222,61 @@ class Mounted:
 
     def new_log_lines(self) -> list[str]:
         """What was logged since this was asked last."""
-        with self.log_path.open("rb") as log:
-            log.seek(self._log_seen)
-            text = log.read()
+        try:
+            with self.log_path.open("rb") as log:
+                log.seek(self._log_seen)
+                text = log.read()
+        except FileNotFoundError:  # it never started
+            return []
         self._log_seen += len(text)
         return text.decode("utf-8", "backslashreplace").splitlines()
 
+    def unexpected_lines(self) -> list[str]:
+        """What was logged since the last look, and no pattern allows; at most 20 lines."""
+        lines = self.new_log_lines()
+        return [line for line in lines if not any(pattern.search(line) for pattern in self.allowed)][:20]
+
     def assert_quiet(self) -> None:
         """Fail on every line logged since the last look that no pattern allows."""
-        unexpected = [
-            line for line in self.new_log_lines() if not any(pattern.search(line) for pattern in self.allowed)
-        ]
-        assert not unexpected, "unexpected lines in the daemon's log:\n" + "\n".join(unexpected[:20])
+        fail_on(self.unexpected_lines())
+
+
+def assert_log_file_quiet(log_file: Path, allowed: Iterable[str] = ()) -> None:
+    """Fail on warnings and errors that `cryptfs mount --log-file` wrote, but lines that match a pattern."""
+    lines = log_file.read_text(errors="backslashreplace").splitlines() if log_file.exists() else []
+    bad = [line for line in lines if re.search(r" (WARNING|ERROR|CRITICAL) |^Traceback", line)]
+    fail_on([line for line in bad if not any(re.search(pattern, line) for pattern in allowed)])
+
+
+def fail_on(lines: list[str]) -> None:
+    """Fail a test that made a daemon say this."""
+    assert not lines, "unexpected lines in the daemon's log:\n" + "\n".join(lines)
+
+
+class LogWatch:
+    """Around one test: what any daemon logs meanwhile fails it, unless the test allowed the line."""
+
+    def __init__(self) -> None:
+        self._allowed: list[tuple[Mounted, list[re.Pattern[str]]]] = []
+
+    def before_the_call(self) -> None:
+        """All mounts of the test's fixtures are there."""
+        self._allowed = [(mount, list(mount.allowed)) for mount in _living]
+
+    def check(self) -> None:
+        """Fail on lines of all mounts, those that are gone among them."""
+        lines = [line for mount in _living for line in mount.unexpected_lines()]
+        lines += _unexplained
+        _unexplained.clear()
+        fail_on(lines)
+
+    def after_the_teardown(self) -> None:
+        """As check; and what the test allowed is allowed to no other test of a shared mount."""
+        try:
+            self.check()
+        finally:
+            for mount, allowed in self._allowed:
+                mount.allowed = allowed
 
 
 def is_mounted(mountpoint: Path) -> bool:

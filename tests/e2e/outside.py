@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cryptfs.errors import IntegrityError
 from cryptfs.vfs.vault import Vault
+from soaklib.sealed import Sealer
 from tests.e2e.mounting import PASSPHRASE, Mounted
 
 FRESH = 1.3  # seconds, after which what changed outside must show
@@ -50,6 +51,14 @@ class Outside:
         for name in names[:-1]:
             directory = self._vault.tree.directory(directory, name)
         return self.mount.vault_dir / directory.path_of(directory.entry_name(names[-1]))
+
+    def was_moved(self, path: str) -> None:
+        """A directory gets the record of its new place, as from the machine that moved it."""
+        sealer = Sealer(self.mount.vault_dir, PASSPHRASE.encode())
+        try:
+            sealer.was_moved(self.backing(path))
+        finally:
+            sealer.close()
 
     def sealed(self, path: str) -> bytes:
         """The ciphertext of a file, once it is at rest."""

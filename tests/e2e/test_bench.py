@@ -15,7 +15,10 @@ from benchlib import results
 from cryptfs.mount.mounts import read_mounts
 from tests.e2e.mounting import PROJECT
 
-pytestmark = pytest.mark.skipif(not Path("/dev/fuse").exists(), reason="needs /dev/fuse")
+pytestmark = [
+    pytest.mark.serial,
+    pytest.mark.skipif(not Path("/dev/fuse").exists(), reason="needs /dev/fuse"),
+]
 
 LITTLE = ("--scale", "0.001", "--limit", "0.2", "--rounds", "2", "--peer", "plain")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join((str(PROJECT / "scripts"), str(PROJECT)))}

@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from cryptfs.mount.mounts import mount_at, wait_until
+from tests.e2e.conftest import ENGINES
+from tests.e2e.mounting import assert_log_file_quiet
 
 pytestmark = pytest.mark.skipif(not Path("/dev/fuse").exists(), reason="needs /dev/fuse")
 
@@ -29,6 +31,21 @@ class Place:
     vault: Path
     mountpoint: Path
     passfile: Path
+    allowed: list[str] = field(default_factory=list)
+    """Patterns of what the daemon's log may say."""
+
+    def prepare(self) -> None:
+        """Make the mountpoint and the passfile."""
+        self.mountpoint.mkdir()
+        self.passfile.touch(mode=0o600)
+        self.passfile.write_text("correct horse\n")
+
+    @property
+    def log_file(self) -> Path:
+        return self.vault.parent / "log of the mount"
+
+    def assert_log_quiet(self) -> None:
+        assert_log_file_quiet(self.log_file, self.allowed)
 
     def cryptfs(self, *args: object, code: int = 0) -> subprocess.CompletedProcess[str]:
         """Run the program, and insist on its exit code."""
@@ -41,9 +58,10 @@ class Place:
         return done
 
     def mount(self, *options: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-        return self.cryptfs(
-            "mount", self.vault, self.mountpoint, "--passfile", self.passfile, *options, code=code
-        )
+        words: list[object] = ["mount", self.vault, self.mountpoint, "--passfile", self.passfile, *options]
+        if not any("log" in str(option) for option in options):
+            words += ["--log-file", self.log_file]
+        return self.cryptfs(*words, code=code)
 
     def umount(self, *options: object, code: int = 0) -> subprocess.CompletedProcess[str]:
         return self.cryptfs("umount", self.mountpoint, *options, code=code)
@@ -65,9 +83,7 @@ class Place:
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Place]:
     place = Place(tmp_path / "a vault, new", tmp_path / "mount\\point", tmp_path / "passfile")
-    place.mountpoint.mkdir()
-    place.passfile.touch(mode=0o600)
-    place.passfile.write_text("correct horse\n")
+    place.prepare()
     place.cryptfs("init", place.vault, "--passfile", place.passfile, "--kdf-memory", "64m")
     yield place
     while place.is_mounted():
@@ -77,6 +93,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
             check=True,
             capture_output=True,
         )
+    place.assert_log_quiet()
 
 
 def test_from_init_to_umount_and_again(place: Place) -> None:
@@ -98,7 +115,8 @@ def test_from_init_to_umount_and_again(place: Place) -> None:
 
 @pytest.mark.skipif(Path("/dev/log").exists(), reason="this machine has a syslog")
 def test_without_a_syslog_mount_says_where_findings_are_kept(place: Place) -> None:
-    told = place.mount().stderr.splitlines()
+    words = ("mount", place.vault, place.mountpoint, "--passfile", place.passfile)
+    told = place.cryptfs(*words).stderr.splitlines()
     assert len(told) == 2
     assert told[0].startswith("cryptfs: warning: this system has no syslog. ")
     assert f"`cryptfs status {place.mountpoint}`" in told[0].replace("'", "")
@@ -128,7 +146,7 @@ def test_info_says_where(place: Place) -> None:
 def test_wrong_passphrase(place: Place) -> None:
     place.passfile.write_text("wrong one\n")
     told = place.mount(code=12)
-    assert "passphrase is wrong" in told.stderr
+    assert told.stderr == f"cryptfs: the passphrase is wrong (from {place.passfile})\n"
     assert "wrong one" not in told.stderr
     assert not place.is_mounted()
     place.passfile.write_text("correct horse\n")
@@ -137,7 +155,10 @@ def test_wrong_passphrase(place: Place) -> None:
 
 def test_mountpoints_that_are_refused(place: Place) -> None:
     (place.mountpoint / "file").touch()
-    assert "--nonempty" in place.mount(code=10).stderr
+    told = place.mount(code=10)
+    assert told.stderr.startswith(f"cryptfs: {place.mountpoint} is not empty. If programs wrote files here ")
+    assert "they are NOT encrypted: move them away, mount, and move them in." in told.stderr
+    assert "--nonempty" in told.stderr
     (place.mountpoint / "file").unlink()
     told = place.cryptfs("mount", place.vault, place.vault, "--passfile", place.passfile, code=10)
     assert "over itself" in told.stderr
@@ -270,6 +291,30 @@ def test_remount_as_mount_8_asks_for_it(place: Place) -> None:
     (place.mountpoint / "new").write_text("content")
     assert os.statvfs(place.mountpoint).f_flag & os.ST_NOEXEC
     place.umount()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="allow_other needs root, or a line in fuse.conf")
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_mount_for_others_says_what_keeps_them_out(place: Place, engine: str) -> None:
+    place.vault.parent.chmod(0o755)
+    closed = [each for each in place.mountpoint.resolve().parents if not each.stat().st_mode & 0o011]
+    expected = [f"Other users cannot reach it: {each} has mode 0700." for each in closed]
+    root = "Other users cannot enter yet: the root of the vault has mode 0700. "
+    for options, where in ((("--read-only",), " on a writable mount"), ((), "")):
+        told = place.mount("--allow-other", "--engine", engine, *options).stderr.splitlines()
+        allow = f"chmod 755 '{place.mountpoint}'"
+        assert told[1:] == [f"{root}Allow it{where}: {allow}", *expected]
+        if options:
+            place.umount()
+    subprocess.run(["sh", "-c", allow], check=True)
+    place.umount()
+    assert place.mount("--allow-other", "--engine", engine).stderr.splitlines()[1:] == expected
+    place.umount()
+    place.mountpoint.parent.chmod(0o700)
+    above = f"Other users cannot reach it: {place.mountpoint.parent} has mode 0700.\n"
+    assert above in place.mount("--allow-other", "--engine", engine).stderr
+    place.umount()
+    assert "Other users" not in place.mount("--engine", engine).stderr
 
 
 def test_another_name_in_the_mount_table(place: Place) -> None:

@@ -21,6 +21,7 @@ from tests.e2e.conftest import ENGINES
 from tests.e2e.test_cli_mount import ENVIRONMENT, PROGRAM, Place
 
 pytestmark = [
+    pytest.mark.serial,
     pytest.mark.timeout(120),
     pytest.mark.skipif(not Path("/dev/fuse").exists(), reason="needs /dev/fuse"),
     pytest.mark.skipif(os.geteuid() != 0, reason="mount namespaces and bind mounts need root"),
@@ -59,6 +60,7 @@ def scene(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Scene]:
         yield made
     finally:
         take_away(place.mountpoint)
+    place.assert_log_quiet()
 
 
 class Umount:
@@ -220,3 +222,25 @@ def test_the_vault_in_place_of_the_mountpoint(scene: Scene) -> None:
     )
     told = place.cryptfs("status", place.vault, code=10).stderr
     assert f"Use: cryptfs status '{place.mountpoint}'" in told
+
+
+def test_the_mountpoint_in_place_of_the_vault(scene: Scene, tmp_path: Path) -> None:
+    place = scene.place
+    (place.mountpoint / "below").mkdir()
+    for words in (("info",), ("fsck",), ("passwd",), ("upgrade",), ("snapshot",)):
+        told = place.cryptfs(*words, place.mountpoint, code=6).stderr
+        assert told == (
+            f"cryptfs: {place.mountpoint} is the mountpoint of the vault {place.vault}. "
+            f"You probably mean: cryptfs {words[0]} {place.vault}\n"
+        )
+    told = place.cryptfs("verify", place.mountpoint, place.passfile, code=6).stderr
+    assert told.endswith(f"You probably mean: cryptfs verify {place.vault} ...\n")
+    for command in ("umount", "status"):
+        told = place.cryptfs(command, place.mountpoint / "below", code=10).stderr
+        below = f"{place.mountpoint}/below is inside the mount on {place.mountpoint}"
+        assert told == f"cryptfs: {below}. Use: cryptfs {command} '{place.mountpoint}'\n"
+    os.kill(place.daemon(), signal.SIGKILL)
+    while place.info()["held_by"] is not None:
+        time.sleep(0.1)
+    told = place.cryptfs("info", place.mountpoint, code=6).stderr
+    assert told.endswith(f"You probably mean: cryptfs info {place.vault}\n")

@@ -17,6 +17,8 @@ import pytest
 from tests.e2e.conftest import ENGINES, require_fuse
 from tests.e2e.mounting import Mounted, MountSpec, mounted
 
+pytestmark = pytest.mark.waits
+
 FRESH = {"native": "", "fusepy": "entry_timeout=0,attr_timeout=0,nowriteback"}
 OLD = bytes(range(256)) * 200
 THEIRS = b"written by another machine"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from cryptfs.mount.native.nodes import MAX_OPEN_DIRECTORIES
+from cryptfs.mount.native.node import MAX_OPEN_DIRECTORIES
 
 DEPTH = 1950  # of 'd/', which makes 3,900 of the 4,096 bytes that a path may have
 

@@ -174,8 +174,6 @@ def fresh_directories(pair: Pair) -> Iterator[Callable[[], tuple[Path, Path]]]:
 
 
 def test_random_operations(pair: Pair, fresh_directories: Callable[[], tuple[Path, Path]]) -> None:
-    if pair.mount.spec.libfuse == "fuse":
-        pytest.skip("libfuse 2 has no flags for rename; the fixed cases cover the rest")
     machine = type("Machine", (Differential,), {"directories": staticmethod(fresh_directories)})
     run_state_machine_as_test(
         machine,

@@ -168,7 +168,7 @@ def test_a_reader_beside_a_writer(pair: Pair) -> None:
     directory, _ = pair.directories("reader-beside-writer")
     (directory / "f").write_bytes(bytes(16 * 4096))
     spec = pair.mount.spec
-    whole_pages = "nowriteback" in spec.options or spec.libfuse == "fuse"
+    whole_pages = "nowriteback" in spec.options
     child = subprocess.Popen([sys.executable, "-c", _WRITE], cwd=directory)
     fd = os.open(directory / "f", os.O_RDONLY | os.O_DIRECT)
     with mmap.mmap(-1, 4096) as buffer:

@@ -9,8 +9,8 @@ import os
 import pytest
 
 from cryptfs.storage.libc import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE, fallocate
-from tests.e2e.conftest import Pair
-from tests.e2e.mounting import Mounted, MountSpec
+from tests.e2e.conftest import ENGINES, Pair, require_fuse
+from tests.e2e.mounting import Mounted, MountSpec, mounted
 from tests.e2e.trace import Case, Cases, Trace
 
 CASES = Cases()
@@ -100,8 +100,6 @@ def _zero_range(fd: int, offset: int, length: int, *, keep_size: bool) -> None:
 @pytest.mark.parametrize(("offset", "length"), RANGES)
 def test_zero_range(pair: Pair, offset: int, length: int, keep_size: bool) -> None:
     # Not differential: tmpfs has no ZERO_RANGE.
-    if pair.mount.spec.libfuse == "fuse" and not hasattr(os, "posix_fallocate"):
-        pytest.skip("this libfuse has no fallocate")
     directory, _ = pair.directories("zero-range")
     fd = os.open(directory / "f", os.O_RDWR | os.O_CREAT)
     os.pwrite(fd, PATTERN, 0)
@@ -132,8 +130,6 @@ def extents_of(fd: int) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("maker", ["truncate", "seek", "punch"])
 def test_seek_never_skips_data_and_finds_big_holes(pair: Pair, maker: str) -> None:
-    if pair.mount.spec.libfuse == "fuse":
-        pytest.skip("libfuse 2 has no lseek: the kernel takes the whole file as data")
     directory, _ = pair.directories("seek")
     fd = os.open(directory / "f", os.O_RDWR | os.O_CREAT)
     size = 64 << 20
@@ -203,3 +199,28 @@ def test_seek_with_a_single_thread(own_mount: Mounted) -> None:
         for index in range(20):
             os.pwrite(file.fileno(), b"D" * 50_000, index * 1_000_000)
             assert os.lseek(file.fileno(), index * 1_000_000, os.SEEK_DATA) == index * 1_000_000
+
+
+@pytest.mark.parametrize("tmpfs", [True, False], ids=["tmpfs", "disk"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_seek_finds_exactly_the_chunks_with_data(engine: str, tmpfs: bool) -> None:
+    """Records do not begin where the disk's blocks do: the zeros before a record are in its first block."""
+    spec = MountSpec(engine, tmpfs=tmpfs)
+    require_fuse(spec)
+    chunk, filled = spec.chunk_size, (0, 259, 300, 301, 302, 1000)
+    with mounted(spec) as mount:
+        path = mount.mountpoint / "f"
+        with path.open("wb") as file:
+            file.truncate(1200 * chunk)
+            for index in filled:
+                os.pwrite(file.fileno(), b"a" * 4096, index * chunk)
+        mount.remount()
+        with path.open("rb") as file:  # libfuse's engine finds no holes while a writer has it open
+            fd = file.fileno()
+            found = [(start // chunk, end // chunk) for start, end in extents_of(fd)]
+            assert found == [(0, 1), (259, 260), (300, 303), (1000, 1001)]
+            for index in range(1000):
+                expected = next(other for other in filled if other >= index) * chunk
+                assert os.lseek(fd, index * chunk, os.SEEK_DATA) == expected
+            assert os.lseek(fd, 301 * chunk + 5, os.SEEK_DATA) == 301 * chunk + 5
+            assert os.lseek(fd, 1001 * chunk - 1, os.SEEK_HOLE) == 1001 * chunk

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from cryptfs.storage.libc import AT_FDCWD, RENAME_EXCHANGE, RENAME_NOREPLACE, renameat2
+from cryptfs.storage.libc import AT_FDCWD, RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, renameat2
 from tests.e2e.conftest import Pair
 from tests.e2e.trace import Case, Cases, Trace, settle
 
@@ -79,6 +79,17 @@ def rename_noreplace_matrix(t: Trace) -> None:
 @CASES.add
 def rename_exchange_matrix(t: Trace) -> None:
     renames(t, RENAME_EXCHANGE, b"old" + LONG, b"new")
+
+
+@CASES.add
+def rename_whiteout_matrix(t: Trace) -> None:
+    renames(t, RENAME_WHITEOUT, b"old" + LONG, b"new")
+    for name in ("a", "b"):
+        write(name.encode(), b"content")
+    t.do("noreplace", renameat2, AT_FDCWD, "a", AT_FDCWD, "b", RENAME_NOREPLACE | RENAME_WHITEOUT)
+    t.do("exchange", renameat2, AT_FDCWD, "a", AT_FDCWD, "b", RENAME_EXCHANGE | RENAME_WHITEOUT)
+    t.do("both", renameat2, AT_FDCWD, "a", AT_FDCWD, "c", RENAME_NOREPLACE | RENAME_WHITEOUT)
+    t.tree("after")
 
 
 @CASES.add

@@ -16,6 +16,8 @@ from tests.e2e.conftest import Pair
 from tests.e2e.mounting import Mounted
 from tests.e2e.trace import Case, Cases, Trace
 
+pytestmark = pytest.mark.serial
+
 CASES = Cases()
 
 

@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 
 from cryptfs.errors import ReadOnlyVaultError, VaultLockedError
-from cryptfs.vfs.check import check_vault
-from cryptfs.vfs.findings import Finding, Kind, Severity
-from cryptfs.vfs.redo import Durability
+from cryptfs.fsck.check import check_vault
+from cryptfs.fsck.findings import Finding, FindingKind, Severity
+from cryptfs.vfs.content.redo import Durability
 from cryptfs.vfs.vault import Vault
 from tests.e2e.mounting import PASSPHRASE, Mounted
 from tests.fsck.scene import flip
+
+pytestmark = pytest.mark.waits
 
 CHECKS = 5
 
@@ -98,7 +100,7 @@ def test_damage_is_found_while_mounted(own_mount: Mounted) -> None:
     victim = next(path for path in own_mount.vault_dir.iterdir() if path.stat().st_size > 100_000)
     flip(victim, 20_000)
     (finding,) = check(own_mount, deep=True)
-    assert (finding.kind, finding.cipher_path) == (Kind.CHUNKS, victim.name)
+    assert (finding.kind, finding.cipher_path) == (FindingKind.CHUNKS, victim.name)
 
 
 def test_a_mounted_vault_is_not_repaired(own_mount: Mounted) -> None:
@@ -126,7 +128,7 @@ def test_after_a_kill(own_mount: Mounted) -> None:
         os.close(fd)
     found = check(own_mount, deep=True)
     assert [finding for finding in found if finding.severity is Severity.ERROR] == []
-    assert Kind.UNFINISHED_JOURNAL in {finding.kind for finding in found}
+    assert FindingKind.UNFINISHED_JOURNAL in {finding.kind for finding in found}
     with Vault.unlock(own_mount.vault_dir, PASSPHRASE.encode(), durability=Durability.OFF) as vault:
         repaired = list(check_vault(vault, deep=True, repair=True).run())
         assert [finding for finding in repaired if finding.remains] == []

@@ -14,8 +14,6 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from cryptfs.storage.libc import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE, fallocate
 from tests.e2e.conftest import Pair
 from tests.e2e.mounting import MountSpec
@@ -236,8 +234,6 @@ def run(path: Path, spec: MountSpec, seed: int) -> Exerciser:
 
 
 def test_random_operations(pair: Pair) -> None:
-    if pair.mount.spec.libfuse == "fuse":
-        pytest.skip("libfuse 2 has no copy_file_range and no lseek; what is left is tested elsewhere")
     directory, _ = pair.directories("fsx")
     done = run(directory / "f", pair.mount.spec, SEED)
     pair.mount.assert_quiet()

@@ -14,6 +14,8 @@ import pytest
 
 from tests.e2e.mounting import Mounted
 
+pytestmark = pytest.mark.waits
+
 ROUNDS = int(os.environ.get("CRYPTFS_E2E_KILL_ROUNDS", "5"))
 
 _COPY = """

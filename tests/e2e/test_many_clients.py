@@ -16,6 +16,8 @@ import pytest
 
 from tests.e2e.mounting import Mounted
 
+pytestmark = pytest.mark.serial
+
 CLIENTS = 64
 SECONDS = 3.0
 ENOUGH = 20  # a client that does so many times less than the median is starved

@@ -8,7 +8,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+
 from tests.e2e.mounting import Mounted
+
+pytestmark = pytest.mark.serial
 
 MIB = 1 << 20
 SIZE = int(os.environ.get("CRYPTFS_E2E_MEMORY_MIB", "2048")) * MIB

@@ -7,11 +7,13 @@ import os
 import stat
 import struct
 import subprocess
+from collections.abc import Iterator
 
 import pytest
 
 from cryptfs.core.acl import AclEntry, pack_acl
-from tests.e2e.conftest import Pair
+from tests.e2e.conftest import ENGINES, Pair, require_fuse
+from tests.e2e.mounting import MountSpec, mounted
 from tests.e2e.posix import MAKING, open_with, write
 from tests.e2e.trace import Case, Cases, Trace
 from tests.e2e.users import MEMBER, OTHER, OWNER, ROOT, USERS, do_as, watch
@@ -292,6 +294,76 @@ def writing_clears_set_id_bits_beside_an_acl(t: Trace) -> None:
         os.unlink(b"file")
 
 
+@CASES.add
+def setfacl_clears_setgid_as_chmod_does(t: Trace) -> None:
+    for user, group in ((OWNER, OWNER.gid), (OWNER, OTHER.gid), (ROOT, OTHER.gid)):
+        for acl in (f"u:{M}:rwx", "u::rwx,g::rwx,o::rwx", f"-d,u:{M}:rx"):
+            write(b"file")
+            os.mkdir(b"directory")
+            for path in ("file", "directory"):
+                os.chown(path, OWNER.uid, group)
+                os.chmod(path, 0o2777)
+                options = ("-d", "-m") if acl.startswith("-d") else ("-m",)
+                command = ("setfacl", *options, acl.removeprefix("-d,"), path)
+                do_as(t, user, "setfacl", subprocess.run, command, check=False, capture_output=True)
+                t.stat(f"{user.name}, group {group}, {acl}", path.encode())
+            os.unlink(b"file")
+            os.rmdir(b"directory")
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_acls(case: Case, users_pair: Pair) -> None:
     users_pair.check(case)
+
+
+@CASES.add
+def new_entries_inherit_without_a_umask(t: Trace) -> None:
+    os.mkdir(b"d")
+    run(t, "setfacl", "-d", "-m", DEFAULTS[0], "d")
+    write(b"d/present", b"x")
+    run(t, "setfacl", "-b", "d/present")
+    before = os.umask(0)
+    try:
+        for name, call in FILES.items():
+            t.do(name, call, f"d/{name}".encode())
+        t.do("no inheritance", open_with(os.O_CREAT | os.O_WRONLY), b"d/present")
+    finally:
+        os.umask(before)
+    getfacl(t, *sorted(os.path.join("d", name) for name in os.listdir("d")))
+
+
+KEPT = [
+    next(case for case in CASES if case.__name__ == name)
+    for name in ("script_named_user", "script_mask", "script_default_then_kept")
+] + [new_entries_inherit_without_a_umask]
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def private_pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    """A mount for one user: the kernel enforces no ACLs there."""
+    spec = MountSpec(request.param, tmpfs=False)
+    require_fuse(spec)
+    with mounted(spec) as mount:
+        pair = Pair(mount)
+        yield pair
+        pair.check_after_remount()
+
+
+@pytest.mark.parametrize("case", KEPT, ids=lambda case: case.__name__)
+def test_a_private_mount_keeps_them(case: Case, private_pair: Pair) -> None:
+    private_pair.check(case)
+
+
+def test_a_private_mount_applies_no_umask_where_acls_are_inherited(private_pair: Pair) -> None:
+    if private_pair.mount.spec.engine == "native":  # libfuse applies it first: docs/ENGINES.md
+        private_pair.check(new_entries_inherit)
+
+
+def test_they_are_sealed(private_pair: Pair) -> None:
+    """No backing file has an ACL of its own, and no name of one."""
+    write(os.fsencode(private_pair.mount.mountpoint / "file"))
+    acl = f"u:{U}:rwx"
+    subprocess.run(["setfacl", "-m", acl, str(private_pair.mount.mountpoint / "file")], check=True)
+    for path in private_pair.mount.vault_dir.rglob("*"):
+        for name in os.listxattr(path, follow_symlinks=False):
+            assert name.startswith("user.cryptfs.") and b"\x02\0\0\0\x01\0" not in os.getxattr(path, name)

@@ -15,6 +15,8 @@ import pytest
 from tests.e2e.conftest import Pair, require_fuse
 from tests.e2e.mounting import Mounted, MountSpec, mounted
 
+pytestmark = pytest.mark.serial
+
 SPEC = MountSpec("native")
 ENTRIES = int(os.environ.get("CRYPTFS_LISTED_ENTRIES", "200000"))
 """1000000 takes ten minutes; the bounds below hold for it, too."""
@@ -287,3 +289,36 @@ def test_listings_of_other_users_are_the_same(users_pair: Pair) -> None:
     assert all(kinds.values())
     for entry in os.scandir(on_mount):
         assert entry.inode() == entry.stat().st_ino
+
+
+def processor_seconds(mount: Mounted) -> float:
+    """Used by the daemon up to now."""
+    user, system = Path(f"/proc/{mount.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+def test_a_seek_costs_no_listing(mount: Mounted) -> None:
+    """telldir(3) and seekdir(3) for each of 500 entries: some programs walk so."""
+    directory = mount.mountpoint / "seeks"
+    names = fill(directory, 500)
+    stream = Stream(directory)
+    begin = processor_seconds(mount)
+    for _ in range(20):
+        stream.rewind()
+        assert set(stream.rest()) >= names
+    listings, begin = processor_seconds(mount) - begin, processor_seconds(mount)
+    stream.rewind()
+    places = []
+    place = stream.tell()
+    while (name := stream.read()) is not None:
+        places.append((place, name))
+        place = stream.tell()
+    random.Random(2).shuffle(places)
+    found = []
+    for place, _ in places:
+        stream.seek(place)
+        found.append(stream.read())
+    seeks = processor_seconds(mount) - begin
+    stream.close()
+    assert found == [name for _, name in places]
+    assert seeks < 2 * listings, "500 seeks cost as much as 40 listings"

@@ -16,15 +16,17 @@ import pytest
 from cryptfs.errors import MountError
 from cryptfs.mount.native.device import open_mount
 from cryptfs.mount.options import MountOptions
-from tests.e2e.conftest import require_fuse
+from tests.e2e.conftest import ENGINES, require_fuse
 from tests.e2e.mounting import Mounted, MountSpec, is_mounted, mounted, scratch_directory
 from tests.e2e.posix import ALL_CALLS, open_with, write
 from tests.e2e.test_users import as_user as in_child
-from tests.e2e.test_users import fuse_for_everybody  # noqa: F401 - a fixture
 from tests.e2e.trace import Trace, first_difference, run_case
 from tests.e2e.users import OTHER, OWNER, do_as, moved, stamp
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount with all options")
+pytestmark = [
+    pytest.mark.serial,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount with all options"),
+]
 SPEC = MountSpec("native", tmpfs=False)
 USER = (65_534, 65_534)  # fusermount3 wants a line in /etc/passwd
 
@@ -38,7 +40,7 @@ def scratch() -> Iterator[Path]:
 
 
 @contextmanager
-def mounted_with(options: str, **changes: int) -> Iterator[Mounted]:
+def mounted_with(options: str, **changes: int | str) -> Iterator[Mounted]:
     spec = replace(SPEC, options=options, **changes)  # type: ignore[arg-type]
     require_fuse(spec)
     with mounted(spec) as mount:
@@ -202,9 +204,10 @@ def open_device(top: Path) -> None:
         device.write(b"gone")
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(("options", "expected"), [("noatime", ""), ("", "a")])
-def test_noatime(options: str, expected: str) -> None:
-    with mounted_with(options) as mount:
+def test_noatime(engine: str, options: str, expected: str) -> None:
+    with mounted_with(options, engine=engine) as mount:
         assert ("noatime" in mount_line(mount.mountpoint)[0]) == bool(options)
         file, directory = os.fsencode(mount.mountpoint / "file"), os.fsencode(mount.mountpoint / "directory")
         write(file, b"content")
@@ -269,7 +272,17 @@ def message_of(mountpoint: Path, options: MountOptions, user: tuple[int, int] | 
     return said
 
 
-@pytest.mark.usefixtures("fuse_for_everybody")
+@pytest.fixture
+def only_root_shares(scratch: Path) -> Iterator[None]:
+    """An /etc/fuse.conf without user_allow_other, whatever other tests have put there."""
+    ours = scratch / "fuse.conf"
+    ours.touch()
+    subprocess.run(["mount", "--bind", str(ours), "/etc/fuse.conf"], check=True)
+    yield
+    subprocess.run(["umount", "/etc/fuse.conf"], check=True)
+
+
+@pytest.mark.usefixtures("fuse_for_everybody", "only_root_shares")
 def test_what_cannot_be_mounted_is_said(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = MountOptions(engine="native")
     point, file = scratch / "point", scratch / "file"
@@ -281,9 +294,8 @@ def test_what_cannot_be_mounted_is_said(scratch: Path, monkeypatch: pytest.Monke
         assert str(file) in message_of(file, options, user)
     assert "mounted" not in message_of(point, options, USER)  # it is not theirs
     os.chown(point, *USER)
-    if "\nuser_allow_other" not in Path("/etc/fuse.conf").read_text():
-        shared = MountOptions(engine="native", allow_other=True)
-        assert "user_allow_other" in message_of(point, shared, USER)
+    shared = MountOptions(engine="native", allow_other=True)
+    assert "user_allow_other" in message_of(point, shared, USER)
     monkeypatch.setenv("PATH", str(scratch))
     said = message_of(point, options, USER)
     assert "fusermount3" in said

@@ -23,6 +23,8 @@ from tests.e2e.conftest import require_fuse
 from tests.e2e.mounting import PASSPHRASE, Mounted, MountSpec, scratch_directory
 from tests.e2e.test_memory import memory_of
 
+pytestmark = pytest.mark.serial
+
 LIMIT = 2_000
 FILES = 10_000
 IN_DIRECTORIES = 20

@@ -12,6 +12,8 @@ import pytest
 
 from tests.e2e.outside import FRESH, OLD, SAME, Outside
 
+pytestmark = pytest.mark.waits
+
 
 def _removed_and_restored(backing: Path) -> None:
     shutil.copytree(backing, backing.with_name(".restored"))
@@ -78,6 +80,8 @@ def test_a_directory_that_moved_is_not_reached_by_its_old_path(outside: Outside)
     one.rename(one.with_name(".swap"))
     two.rename(one)
     one.with_name(".swap").rename(two)
+    for path in ("one", "two"):
+        outside.was_moved(path)
     time.sleep(FRESH)
     assert (outside.shown / "one/deep/doc").read_bytes() == b"two"
     assert (outside.shown / "two/deep/doc").read_bytes() == b"one"

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import cryptfs
+from cryptfs.unlock.keyfile import generate_key_file, new_key_file
+from cryptfs.unlock.table import changing_slots
 from cryptfs.vfs.vault import lock_holder
 
 pytestmark = pytest.mark.skipif(not Path("/dev/fuse").exists(), reason="needs /dev/fuse")
@@ -49,6 +53,17 @@ def test_mount_write_unmount_mount_read(vault_dir: Path, place: Path) -> None:
         mounted.unmount()
 
 
+def test_another_key_mounts_it(vault_dir: Path, place: Path) -> None:
+    key_file = generate_key_file(bytes(range(32)))
+    with changing_slots(vault_dir, PASSPHRASE) as table:
+        table.add(new_key_file(key_file))
+        table.save()
+    with cryptfs.mount_vault(vault_dir, place, cryptfs.Offer(key_file=key_file)):
+        (place / "diary").write_text(TEXT)
+    with pytest.raises(cryptfs.NoKeyError):
+        cryptfs.mount_vault(vault_dir, place, cryptfs.Offer(key_file=b"another"))
+
+
 def test_the_vault_is_free_while_this_process_lives_on(vault_dir: Path, place: Path) -> None:
     """The daemon's lock is the only one: after unmount the vault opens again in this very process."""
     with cryptfs.mount_vault(vault_dir, place, PASSPHRASE) as mounted:
@@ -57,6 +72,15 @@ def test_the_vault_is_free_while_this_process_lives_on(vault_dir: Path, place: P
         assert (holder.pid, holder.mountpoint) == (mounted.pid, str(place))
         with pytest.raises(cryptfs.VaultLockedError, match=str(mounted.pid)):
             cryptfs.Vault.unlock(vault_dir, PASSPHRASE)
+    text: Any = PASSPHRASE.decode()
+    told = re.escape("a passphrase is bytes, not str; encode text: passphrase.encode()")
+    with pytest.raises(TypeError, match=told):
+        cryptfs.Vault.unlock(vault_dir, text)
+    with pytest.raises(TypeError, match=told):
+        cryptfs.change_passphrase(vault_dir, PASSPHRASE, text)
+    with pytest.raises(TypeError, match=told):
+        cryptfs.Vault.create(vault_dir.parent / "never", text)
+    assert not (vault_dir.parent / "never").exists()
     with cryptfs.Vault.unlock(vault_dir, PASSPHRASE) as vault:
         assert list(vault.tree.list(vault.tree.root)) == []
 

@@ -16,16 +16,18 @@ from typing import IO
 
 import pytest
 
-from cryptfs.core.config import unlock
 from cryptfs.core.keys import Subkeys
 from cryptfs.mount.daemon import harden_process
 from cryptfs.mount.mounts import wait_until
+from cryptfs.unlock.keyfile import secret_of
+from cryptfs.unlock.unlocking import open_vault
 from cryptfs.vfs.vault import read_config
 from tests.e2e.mounting import detach
 from tests.e2e.users import OTHER, OWNER
 from tests.support import child_environment
 
 pytestmark = [
+    pytest.mark.serial,
     pytest.mark.timeout(120),
     pytest.mark.skipif(not Path("/dev/fuse").exists(), reason="needs /dev/fuse"),
     pytest.mark.skipif(os.geteuid() != 0, reason="looking into other processes needs root"),
@@ -144,6 +146,8 @@ COMMANDS: dict[str, Callable[[Place], list[object]]] = {
     "init": lambda place: ["init", place.base / "new", *waiting_for_passcommand(place)],
     "mount": lambda place: ["mount", place.vault, place.mountpoint, *waiting_for_passcommand(place)],
     "passwd": lambda place: ["passwd", place.vault, *waiting_for_passcommand(place)],
+    "key add": lambda place: ["key", "add", "passphrase", place.vault, *waiting_for_passcommand(place)],
+    "askpass": lambda place: ["fsck", place.vault, "--askpass", waiting_for_passcommand(place)[1]],
 }
 
 
@@ -262,6 +266,18 @@ def writable_memory(pid: int) -> bytes:
 
 def mount_with(place: Place, how: str) -> None:
     command = ["mount", place.vault, place.mountpoint]
+    if how == "key file":
+        place.run(*command, "--keyfile", place.base / "key")
+        return
+    if how == "both":
+        place.run(*command, "--keyfile", place.base / "photo", "--passfile", place.passfile)
+        return
+    if how == "askpass":
+        script = place.base / "askpass"
+        script.write_text(f"#!/bin/sh\ncat {place.passfile}\n")
+        script.chmod(0o700)
+        place.run(*command, "--askpass", script)
+        return
     if how == "stdin":
         place.run(*command, text=PASSPHRASE + "\n")
     elif how == "passfile":
@@ -270,17 +286,32 @@ def mount_with(place: Place, how: str) -> None:
         place.run(*command, "--passcommand", f"cat {place.passfile}")
 
 
-@pytest.mark.parametrize("how", ["stdin", "passfile", "passcommand"])
+def give_keys(place: Place) -> list[bytes]:
+    """Slots for a key file and for a photo beside the passphrase: the pieces that nobody may keep."""
+    opens = ("--passfile", place.passfile)
+    place.run("key", "add", "keyfile", place.vault, "--generate", place.base / "key", *opens)
+    (place.base / "photo").write_bytes(os.urandom(8192))
+    new = ("--with-passphrase", "--new-passfile", place.passfile, "--kdf-memory", "64m")
+    place.run("key", "add", "keyfile", place.vault, place.base / "photo", *opens, *new)
+    content = (place.base / "key").read_bytes()
+    secret = secret_of(content)
+    assert secret is not None
+    return [content[14:78], secret, (place.base / "photo").read_bytes()[100:164]]
+
+
+@pytest.mark.parametrize("how", ["stdin", "passfile", "passcommand", "askpass", "key file", "both"])
 def test_a_daemon_keeps_neither_passphrase_nor_masterkey(place: Place, how: str) -> None:
     """Its subkeys are there, of course: that shows that the search finds what there is."""
+    pieces = give_keys(place)
     mount_with(place, how)
     (place.mountpoint / "file").write_bytes(b"content")
     pid = place.daemon()
     for file in ("cmdline", "environ"):
         assert PASSPHRASE.encode() not in Path(f"/proc/{pid}/{file}").read_bytes()
-    masterkey, _ = unlock(read_config(place.vault), PASSPHRASE.encode(), 1 << 40)
+    masterkey = open_vault(read_config(place.vault), PASSPHRASE.encode(), 1 << 40).masterkey
     memory = writable_memory(pid)
     assert Subkeys.from_masterkey(masterkey).content_key in memory
     assert masterkey not in memory
     assert PASSPHRASE.encode() not in memory
+    assert [piece in memory for piece in pieces] == [False] * 3
     place.run("umount", place.mountpoint)

@@ -18,7 +18,10 @@ from cryptfs.mount.mounts import mount_at
 from cryptfs.mount.statistics import ask_status
 from tests.e2e.mounting import PROJECT
 
-pytestmark = pytest.mark.skipif(not Path("/dev/fuse").exists(), reason="needs /dev/fuse")
+pytestmark = [
+    pytest.mark.serial,
+    pytest.mark.skipif(not Path("/dev/fuse").exists(), reason="needs /dev/fuse"),
+]
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(PROJECT)}
 
@@ -57,6 +60,45 @@ def test_it_tells_what_was_done_and_no_name(mounted: MountedVault, request: pyte
         assert json.loads(status(mounted, "--json").stdout)["open"]["files"] == 1
 
 
+def test_paths_that_are_no_text(tmp_path: Path) -> None:
+    """Every command gives JSON, and writes them alike; also for a person nothing of them acts."""
+    name = os.fsdecode(b"v\xff\xc3\x9c\n\x1b[2J")
+    vault, mountpoint = tmp_path / name, tmp_path / f"{name}.mount"
+    mountpoint.mkdir()
+    cryptfs.Vault.create(vault, b"tests only", kdf_memory=64 << 20)
+
+    def output(*words: str | Path, code: int = 0) -> bytes:
+        done = subprocess.run(
+            [sys.executable, "-m", "cryptfs", *words],
+            input=b"tests only\n",
+            capture_output=True,
+            timeout=60,
+            check=False,
+            env=ENVIRONMENT,
+        )
+        assert done.returncode == code, done.stderr
+        assert all(line.decode().isprintable() for line in (done.stdout + done.stderr).splitlines())
+        return bytes(done.stdout)
+
+    text = f"{tmp_path}/v\\xffÜ\\n\\x1b[2J"
+    with cryptfs.mount_vault(vault, mountpoint, b"tests only"):
+        found = json.loads(output("info", "--json", vault))
+        assert (found["schema"], found["vault"]) == (1, text)
+        assert found["held_by"]["mountpoint"] == found["mounts"][0]["mountpoint"] == f"{text}.mount"
+        found = json.loads(output("status", "--json", mountpoint))
+        assert (found["schema"], found["vault"], found["mountpoint"]) == (1, text, f"{text}.mount")
+        assert f"vault:       {text}\n".encode() in output("info", vault)
+        assert text.encode() in output("status", mountpoint)
+        output("status", vault, code=10)
+    for words in (("fsck", "--json", vault), ("upgrade", "--json", vault)):
+        found = json.loads(output(*words))
+        assert (found["schema"], found["vault"]) == (1, text)
+    manifest = tmp_path / "manifest"
+    output("snapshot", vault, "-o", manifest)
+    assert json.loads(output("verify", "--json", vault, manifest))["schema"] == 1
+    output("passwd", vault, code=9)
+
+
 def test_a_person_reads_a_page(mounted: MountedVault) -> None:
     (mounted.mountpoint / "file").write_bytes(b"x" * 4096)
     done = status(mounted)
@@ -64,6 +106,11 @@ def test_a_person_reads_a_page(mounted: MountedVault) -> None:
     lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
     assert f"mounted on: {mounted.mountpoint}" in lines
     assert "bytes written 4.0 KiB" in lines
+    assert not [line for line in done.stdout.splitlines() if line.endswith(" ")]
+    with (mounted.mountpoint / "file").open("rb"):
+        opened = [line for line in status(mounted).stdout.splitlines() if line.startswith("open:")]
+    assert len(opened) == 1
+    assert opened[0].split(None, 1)[1].startswith("1 file, 0 directories")
 
 
 def test_watching_ends_with_the_mount(mounted: MountedVault) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import socket
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,8 @@ import pytest
 from cryptfs.core.aead import AEGIS_256
 from cryptfs.core.geometry import ChunkGeometry
 from tests.e2e.mounting import Mounted
+
+pytestmark = pytest.mark.waits
 
 CHUNKS = 8
 CONTENT = bytes(index % 256 for index in range(16_384)) * CHUNKS
@@ -100,43 +101,6 @@ def test_header_and_length(own_mount: Mounted) -> None:
     path.write_bytes(b"replaced as a whole")
     assert path.read_bytes() == b"replaced as a whole"
     path.unlink()
-
-
-@pytest.mark.parametrize("planted", ["fifo", "symlink", "device", "socket", "directory"])
-def test_planted_in_place_of_a_file(own_mount: Mounted, planted: str, tmp_path: Path) -> None:
-    path, backing = make_victim(own_mount)
-    outside = tmp_path / "outside"
-    outside.write_bytes(b"outside of the vault")
-    own_mount.allow_log(r"ERROR .*", r"WARNING .*")
-    assert path.stat().st_size == len(CONTENT)  # the kernel takes it for a regular file
-    backing.unlink()
-    if planted == "fifo":
-        os.mkfifo(backing)
-    elif planted == "symlink":
-        backing.symlink_to(outside)
-    elif planted == "device":
-        os.mknod(backing, 0o020666, os.makedev(1, 5))
-    elif planted == "directory":
-        backing.mkdir()
-    else:
-        with socket.socket(socket.AF_UNIX) as server:
-            here = os.open(backing.parent, os.O_PATH)
-            server.bind(f"/proc/self/fd/{here}/{backing.name}")
-            os.close(here)
-    with pytest.raises(OSError, match=r"Input/output error|Stale|Is a directory"):
-        os.read(os.open(path, os.O_RDONLY), 10)
-    with pytest.raises(OSError, match=r"Input/output error|Stale|Is a directory"):
-        os.write(os.open(path, os.O_WRONLY), b"written")
-    assert outside.read_bytes() == b"outside of the vault"
-    assert (own_mount.mountpoint / "bystander").read_bytes() == b"untouched"
-    own_mount.remount()
-    names = os.listdir(own_mount.mountpoint)
-    assert "bystander" in names
-    if planted == "directory":
-        path.rmdir()
-    else:
-        path.unlink()
-    assert os.listdir(own_mount.mountpoint) == ["bystander"]
 
 
 def test_foreign_entries_hide_nothing(own_mount: Mounted) -> None:

@@ -17,6 +17,8 @@ from tests.e2e.machines import SyncClient, command, findings, on_machine, second
 from tests.e2e.mounting import Mounted, MountSpec, mounted, scratch_directory
 from tests.support import pattern, state_files
 
+pytestmark = pytest.mark.waits
+
 KIB = 1024
 SIZE = 300 * KIB
 AFTER_CRASH = r"WARNING .*(did not end by an unmount|writer ended|trimmed|closed shortly|unfinished session)"

@@ -15,7 +15,10 @@ from tests.e2e.conftest import ENGINES, Pair, require_fuse
 from tests.e2e.mounting import MountSpec, mounted
 from tests.e2e.trace import Cases, Record, Trace, first_difference, run_case
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to act as several users")
+pytestmark = [
+    pytest.mark.serial,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root to act as several users"),
+]
 
 NOBODY = (65_534, 65_534)
 OTHER = (12_345, 23_456)
@@ -209,9 +212,7 @@ def unlinked_and_read_only_files_of_users(t: Trace) -> None:
     act(t, OTHER, own)
 
 
-SPECS = [MountSpec(engine, options="allow_other") for engine in ENGINES] + [
-    MountSpec("fusepy", options="allow_other", libfuse="fuse")
-]
+SPECS = [MountSpec(engine, options="allow_other") for engine in ENGINES]
 
 
 @pytest.fixture(scope="module", params=SPECS, ids=str)
@@ -261,19 +262,6 @@ def basics_of_an_ordinary_user(t: Trace) -> None:
     t.do("getxattr", os.getxattr, "dir", "user.x")
     os.chmod(b"w", 0o600)
     os.chmod(b"file", 0o600)
-
-
-@pytest.fixture
-def fuse_for_everybody() -> Iterator[None]:
-    """/dev/fuse as udev makes it on every distribution; bare virtual machines and containers may differ."""
-    device = Path("/dev/fuse")
-    mode = device.stat().st_mode & 0o777 if device.exists() else 0o666
-    if mode & 0o006 == 0o006:
-        yield
-        return
-    device.chmod(0o666)
-    yield
-    device.chmod(mode)
 
 
 @pytest.mark.usefixtures("fuse_for_everybody")

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.mounting import detach
+from cryptfs.cli.newfile import writing
+from tests.e2e.mounting import assert_log_file_quiet, detach
 from tests.support import child_environment, state_files
 
 pytestmark = [
@@ -31,9 +32,17 @@ class Place:
         self.vault = base / "vault"
         self.mountpoint = base / "mountpoint"
         self.manifest = base / "manifest"
+        self.log_file = base / "log"
         self.mountpoint.mkdir()
 
     def run(self, *args: object, code: int = 0, text: str = PASSPHRASE + "\n") -> bytes:
+        return self._done(*args, code=code, text=text).stdout
+
+    def says(self, *args: object, code: int = 0) -> str:
+        """What it writes to stderr."""
+        return self._done(*args, code=code, text=PASSPHRASE + "\n").stderr.decode()
+
+    def _done(self, *args: object, code: int, text: str) -> subprocess.CompletedProcess[bytes]:
         done = subprocess.run(
             [sys.executable, "-m", "cryptfs", *map(str, args)],
             input=text.encode(),
@@ -44,10 +53,10 @@ class Place:
         )
         assert done.returncode == code, done.stderr.decode()
         assert b"Traceback" not in done.stderr
-        return done.stdout
+        return done
 
     def mount(self, *options: str) -> None:
-        self.run("mount", self.vault, self.mountpoint, *options)
+        self.run("mount", "--log-file", self.log_file, self.vault, self.mountpoint, *options)
 
     def umount(self) -> None:
         self.run("umount", self.mountpoint)
@@ -55,8 +64,9 @@ class Place:
     def snapshot(self) -> None:
         self.manifest.write_bytes(self.run("snapshot", self.vault))
 
-    def verify(self, code: int = 0) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.run("verify", "--json", self.vault, self.manifest, code=code))
+    def verify(self, code: int = 0, *options: str) -> dict[str, Any]:
+        words = ("verify", "--json", self.vault, self.manifest, *options)
+        found: dict[str, Any] = json.loads(self.run(*words, code=code))
         return found
 
     def changes(self, code: int = 0) -> set[tuple[str, str | None]]:
@@ -69,6 +79,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
     made.run("init", made.vault, "--kdf-memory", "64m")
     yield made
     detach(made.mountpoint)
+    assert_log_file_quiet(made.log_file)
 
 
 def test_a_session_of_work(place: Place) -> None:
@@ -105,7 +116,12 @@ def test_a_session_of_work(place: Place) -> None:
     }
     assert found["summary"]["counts"]["changed"] == 1
     assert not any(each["alarm"] for each in found["findings"])
+    listed = json.loads(place.run("verify", "--changed", "--json", place.vault, place.manifest))["findings"]
+    assert [each["path"] for each in listed if each["change"] == "changed"] == ["changed"]
+    assert len(listed) == len(found["findings"]) + 1
+    assert "changed      changed\n" in place.run("verify", "--changed", place.vault, place.manifest).decode()
     text = place.run("verify", place.vault, place.manifest).decode()
+    assert "1 changed (--changed lists what changed)" in text
     assert "moved        moved -> directory/elsewhere" in text
     assert "\x1b" not in text
     assert "1 moved" in text
@@ -158,7 +174,8 @@ def test_an_older_config_put_back(place: Place) -> None:
     place.run("passwd", place.vault, "--kdf-memory", "64m", text=f"{PASSPHRASE}\nanother\n")
     place.manifest.write_bytes(place.run("snapshot", place.vault, text="another\n"))
     config.write_bytes(old)
-    (finding,) = place.verify(41)["findings"]
+    place.says("verify", place.vault, place.manifest, code=43)  # this machine has seen the newer one
+    (finding,) = place.verify(41, "--no-pin")["findings"]
     assert (finding["change"], finding["cipher_path"]) == ("rolled-back", "cryptfs.json")
 
 
@@ -173,7 +190,7 @@ def test_damage_has_its_own_exit_code(place: Place) -> None:
 
 
 def test_manifests_that_are_refused(place: Place, tmp_path: Path) -> None:
-    place.run("verify", place.vault, tmp_path / "nothing", code=1)
+    place.run("verify", place.vault, tmp_path / "nothing", code=11)
     for content in (b"", b"not a manifest", bytes(5000)):
         place.manifest.write_bytes(content)
         place.run("verify", place.vault, place.manifest, code=42)
@@ -186,6 +203,81 @@ def test_manifests_that_are_refused(place: Place, tmp_path: Path) -> None:
     place.snapshot()
     other.run("verify", other.vault, place.manifest, code=42)
     place.run("verify", place.vault, place.manifest, code=12, text="wrong\n")
+
+
+def test_messages_name_the_manifest(place: Place, tmp_path: Path) -> None:
+    junk = tmp_path / "junk"
+    junk.write_bytes(bytes(5000))
+    assert f"{junk}: not a manifest of cryptfs\n" in place.says("verify", place.vault, junk, code=42)
+    (tmp_path / "other").mkdir()
+    other = Place(tmp_path / "other")
+    other.run("init", other.vault, "--kdf-memory", "64m")
+    place.says("snapshot", place.vault, "-o", place.manifest)
+    told = other.says("verify", other.vault, place.manifest, code=42)
+    ids = [json.loads(each.run("info", "--json", each.vault))["vault_id"] for each in (place, other)]
+    wrong = f"a manifest of another vault (id {ids[0]}), not of this one (id {ids[1]})"
+    assert f"{place.manifest}: {wrong}\n" in told
+
+
+def test_an_older_manifest_survives(place: Place, tmp_path: Path) -> None:
+    """It is the only record of what the vault was: no error, and no slip, may take it."""
+    assert (
+        place.says("snapshot", place.vault, "-o", place.manifest) == f"Wrote {place.manifest}: 0 entries.\n"
+    )
+    older = place.manifest.read_bytes()
+    told = place.says("snapshot", place.vault, "-o", place.manifest, code=1)
+    assert f"exists. Compare the vault with it first: cryptfs verify {place.vault} {place.manifest}\n" in told
+    assert place.manifest.read_bytes() == older
+    other = tmp_path / "photo.jpg"
+    other.write_bytes(b"a photo")
+    assert "not a manifest. Choose" in place.says("snapshot", place.vault, "-o", other, code=1)
+    limited = [
+        *(
+            "prlimit",
+            "--fsize=20",
+            sys.executable,
+            "-m",
+            "cryptfs",
+            "snapshot",
+            str(place.vault),
+            "--replace",
+        ),
+        *("-o", str(place.manifest), "--passcommand", f"echo {PASSPHRASE}"),
+    ]
+    before = sorted(tmp_path.iterdir())
+    done = subprocess.run(limited, capture_output=True, check=False, env=child_environment(), timeout=60)
+    assert done.returncode == 11
+    why = "cannot be written: File too large; the former file is as it was"
+    assert done.stderr.decode() == f"cryptfs: {place.manifest}: {why}\n"
+    assert place.manifest.read_bytes() == older
+    assert sorted(tmp_path.iterdir()) == before
+    with pytest.raises(KeyboardInterrupt), writing(place.manifest) as write:
+        write(bytes(100_000))
+        raise KeyboardInterrupt
+    assert place.manifest.read_bytes() == older
+    assert sorted(tmp_path.iterdir()) == before
+    place.says("snapshot", place.vault, "--replace", "-o", place.manifest)
+    assert place.manifest.read_bytes() != older
+    assert sorted(tmp_path.iterdir()) == before
+    link = tmp_path / "link"
+    link.symlink_to(place.manifest)
+    place.says("snapshot", place.vault, "--replace", "-o", link)
+    assert link.is_symlink()
+    place.says("snapshot", place.vault, "-o", "/dev/null")
+    assert place.says("snapshot", place.vault, "-o", tmp_path / "no" / "such", code=11).startswith(
+        f"cryptfs: {tmp_path}/no/such: cannot be written: No such file or directory"
+    )
+
+
+def test_no_manifest_into_the_vault(place: Place) -> None:
+    """There an attacker would put it back together with the rest."""
+    place.mount()
+    before = sorted(place.vault.iterdir())
+    for output in (place.vault / "manifest", place.mountpoint / "manifest"):
+        assert f"{output} is in the vault itself" in place.says("snapshot", place.vault, "-o", output, code=1)
+    assert sorted(place.vault.iterdir()) == before
+    assert not list(place.mountpoint.iterdir())
+    place.umount()
 
 
 def test_output_to_a_file_and_a_manifest_from_a_pipe(place: Place) -> None:

@@ -161,7 +161,6 @@ def first_difference(mounted: list[Record], plain: list[Record]) -> str:
 
 
 _NO_HANDLE = "the kernel asks for it without a file handle, and libfuse knows no path of what has no name"
-_LIBFUSE2 = "libfuse 2 has no flags for rename"
 
 KNOWN_LIMITS: dict[tuple[str, str], str] = {
     ("fusepy", "hard_link_attributes_at_once"): "each name has an inode of its own in the kernel: mode and "
@@ -172,9 +171,6 @@ KNOWN_LIMITS: dict[tuple[str, str], str] = {
     ("xattrs", "unlinked_open_file"): _NO_HANDLE,
     ("private", "chown_of_a_sticky_set_id_file"): "without default_permissions the kernel hides the sticky "
     "bit from itself, and writes the mode back without it",
-    ("libfuse2", "rename_noreplace_matrix"): _LIBFUSE2,
-    ("libfuse2", "rename_exchange_matrix"): _LIBFUSE2,
-    ("libfuse2", "rename_between_hard_links"): _LIBFUSE2,
 }
 """(engine or configuration, case) -> why the path API cannot do better. Each is an xfail, and strict."""
 
@@ -184,6 +180,5 @@ def known_limit(spec: MountSpec, case: str) -> str:
     names = [spec.engine, *spec.options.split(",")]
     if spec.engine == "fusepy":
         names += [] if "noxattrs" in spec.options else ["xattrs"]
-        names += ["libfuse2"] if spec.libfuse == "fuse" else []
         names += [] if "allow_other" in spec.options else ["private"]
     return next((KNOWN_LIMITS[name, case] for name in names if (name, case) in KNOWN_LIMITS), "")

@@ -6,12 +6,12 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from cryptfs.core.dirrecord import RECORD_NAME, pack_directory_record
-from cryptfs.core.header import NO_FLAGS, HeaderFlag
-from cryptfs.core.salvage import adoption_mark
-from cryptfs.vfs.check_directories import ADOPTION_MARK
-from cryptfs.vfs.findings import Kind
-from cryptfs.vfs.xattrs import ACL_ACCESS
+from cryptfs.core.format.header import NO_FLAGS, HeaderFlag
+from cryptfs.core.format.salvage import adoption_mark
+from cryptfs.core.names.dirrecord import RECORD_NAME
+from cryptfs.fsck.directories import ADOPTION_MARK
+from cryptfs.fsck.findings import FindingKind
+from cryptfs.vfs.tree.xattrs import ACL_ACCESS
 from tests.fsck.scene import (
     CHUNK,
     CONTENT,
@@ -19,6 +19,7 @@ from tests.fsck.scene import (
     SIZE,
     flip,
     path_of,
+    put_in,
     record_of,
     sidecar_of,
 )
@@ -41,7 +42,7 @@ class Case:
 
     name: str
     damage: Callable[[BareVault], object]
-    found: list[Kind]
+    found: list[FindingKind]
     changed: dict[bytes, object] = field(default_factory=dict)
     deep: bool = False
     prepare: Callable[[BareVault], object] = lambda _: None
@@ -128,7 +129,8 @@ def interrupt_adoption(vault: BareVault) -> None:
     where = path_of(vault, DOCS)
     dir_id = b"another dir_id.."
     (where / ADOPTION_MARK).write_bytes(adoption_mark(dir_id, vault.keys))
-    (where / RECORD_NAME).write_bytes(pack_directory_record(dir_id, vault.keys))
+    place = vault.root.place_of(DOCS)
+    (where / RECORD_NAME).write_bytes(vault.tree.binding.pack(dir_id, place))
 
 
 def plant_directory(vault: BareVault) -> None:
@@ -160,202 +162,243 @@ LOST_DOCS: dict[bytes, object] = {b"docs/link": GONE, b"docs user.note": GONE}
 
 
 CASES = [
-    Case("record missing", lambda v: record_of(v, DOCS).unlink(), [Kind.DIRECTORY_RECORD], LOST_DOCS),
-    Case("record emptied", lambda v: os.truncate(record_of(v, DOCS), 0), [Kind.DIRECTORY_RECORD], LOST_DOCS),
-    Case("record is a directory", plant_directory, [Kind.DIRECTORY_RECORD], LOST_DOCS),
-    Case("record mac", lambda v: flip(record_of(v, DOCS), 40), [Kind.DIRECTORY_RECORD]),
-    Case("record magic", lambda v: flip(record_of(v, DOCS), 0, 16), [Kind.DIRECTORY_RECORD]),
-    Case("record dir_id", lambda v: flip(record_of(v, DOCS), 20), [Kind.DIRECTORY_RECORD]),
+    Case("record missing", lambda v: record_of(v, DOCS).unlink(), [FindingKind.DIRECTORY_RECORD], LOST_DOCS),
+    Case(
+        "record emptied",
+        lambda v: os.truncate(record_of(v, DOCS), 0),
+        [FindingKind.DIRECTORY_RECORD],
+        LOST_DOCS,
+    ),
+    Case("record is a directory", plant_directory, [FindingKind.DIRECTORY_RECORD], LOST_DOCS),
+    Case("record mac", lambda v: flip(record_of(v, DOCS), 40), [FindingKind.DIRECTORY_RECORD]),
+    Case("record magic", lambda v: flip(record_of(v, DOCS), 0, 16), [FindingKind.DIRECTORY_RECORD]),
+    Case("record dir_id", lambda v: flip(record_of(v, DOCS), 20), [FindingKind.DIRECTORY_RECORD]),
     Case(
         "record lengthened",
         lambda v: record_of(v, DOCS).write_bytes(record_of(v, DOCS).read_bytes() + b"x"),
-        [Kind.DIRECTORY_RECORD],
+        [FindingKind.DIRECTORY_RECORD],
     ),
     Case(
         "records exchanged",
         exchange_records,
-        [Kind.DIRECTORY_RECORD, Kind.DIRECTORY_RECORD],
+        [FindingKind.DIRECTORY_RECORD, FindingKind.DIRECTORY_RECORD],
         prepare=make_pair,
     ),
-    Case("empty directory without record", lambda v: record_of(v, b"bare").unlink(), [Kind.DIRECTORY_RECORD]),
-    Case("removal interrupted", interrupt_removal, [Kind.DIRECTORY_RECORD, Kind.LEFTOVER]),
+    Case(
+        "empty directory without record",
+        lambda v: record_of(v, b"bare").unlink(),
+        [FindingKind.DIRECTORY_RECORD],
+    ),
+    Case("removal interrupted", interrupt_removal, [FindingKind.DIRECTORY_RECORD, FindingKind.LEFTOVER]),
     Case(
         "adoption interrupted",
         interrupt_adoption,
-        [Kind.UNFINISHED_ADOPTION],
+        [FindingKind.UNFINISHED_ADOPTION],
         LOST_DOCS,
     ),
     Case(
         "entry moved",
         move_entry,
-        [Kind.UNVERIFIED_NAME],
+        [FindingKind.UNVERIFIED_NAME],
         {b"docs/other": GONE, b"lost+found": 0o040000, b"lost+found/other": b"other"},
     ),
     Case(
         "sidecar missing",
         lambda v: sidecar_of(v, DOCS, LONG).unlink(),
-        [Kind.SIDECAR],
+        [FindingKind.SIDECAR],
         {b"docs/" + LONG: GONE},
     ),
     Case(
         "sidecar damaged in one place",
-        lambda v: sidecar_of(v, DOCS, LONG).write_bytes(b"A" + sidecar_of(v, DOCS, LONG).read_bytes()[1:]),
-        [Kind.SIDECAR],
+        lambda v: flip(sidecar_of(v, DOCS, LONG), 0),
+        [FindingKind.SIDECAR],
+    ),
+    Case(
+        "sidecar with a line end for the first letter",
+        lambda v: put_in(sidecar_of(v, DOCS, LONG), 0, 1, b"\n"),
+        [FindingKind.SIDECAR],
+    ),
+    Case(
+        "sidecar with a line end for the last letter",
+        lambda v: put_in(sidecar_of(v, DOCS, LONG), -1, None, b"\n"),
+        [FindingKind.SIDECAR],
     ),
     Case(
         "sidecar with a line end",
         lambda v: sidecar_of(v, DOCS, LONG).write_bytes(sidecar_of(v, DOCS, LONG).read_bytes() + b"\n"),
-        [Kind.SIDECAR],
+        [FindingKind.SIDECAR],
     ),
     Case(
         "sidecar orphaned",
         lambda v: path_of(v, DOCS, LONG).unlink(),
-        [Kind.ORPHANED_SIDECAR],
+        [FindingKind.ORPHANED_SIDECAR],
         {b"docs/" + LONG: GONE},
     ),
-    Case("header mac", lambda v: flip(path_of(v, b"file"), 230), [Kind.HEADER]),
-    Case("header file_id", lambda v: flip(path_of(v, b"file"), 20), [Kind.HEADER]),
-    Case("header state", lambda v: flip(path_of(v, b"file"), 80, 100), [Kind.HEADER]),
+    Case("header mac", lambda v: flip(path_of(v, b"file"), 230), [FindingKind.HEADER]),
+    Case("header file_id", lambda v: flip(path_of(v, b"file"), 20), [FindingKind.HEADER]),
+    Case("header state", lambda v: flip(path_of(v, b"file"), 80, 100), [FindingKind.HEADER]),
     Case(
         "header and its file_id",
         lambda v: flip(path_of(v, b"file"), 20, 100),
-        [Kind.HEADER],
+        [FindingKind.HEADER],
         {b"file": GONE, b"file user.note": GONE},
     ),
     Case(
         "file cut at a chunk",
         lambda v: cut_file(v, v.geometry.record_offset(2)),
-        [Kind.FILE_CUT],
+        [FindingKind.FILE_CUT],
         {b"file": zeroed(2, 3, 4, 5)},
     ),
     Case(
         "file cut within a chunk",
         lambda v: cut_file(v, v.geometry.record_offset(2) + 100),
-        [Kind.FILE_CUT],
+        [FindingKind.FILE_CUT],
         {b"file": zeroed(2, 3, 4, 5)},
     ),
     Case(
         "file cut within its last chunk",
         lambda v: cut_file(v, v.geometry.cipher_size(SIZE) - 1),
-        [Kind.FILE_CUT],
+        [FindingKind.FILE_CUT],
         {b"file": zeroed(5)},
     ),
-    Case("file cut to its header", lambda v: cut_file(v, 256), [Kind.FILE_CUT], {b"file": bytes(SIZE)}),
+    Case(
+        "file cut to its header", lambda v: cut_file(v, 256), [FindingKind.FILE_CUT], {b"file": bytes(SIZE)}
+    ),
     Case(
         "file cut within its header",
         lambda v: cut_file(v, 255),
-        [Kind.HEADER],
+        [FindingKind.HEADER],
         {b"file": bytes(SIZE)},
     ),
     Case(
-        "file emptied", lambda v: cut_file(v, 0), [Kind.FILE_EMPTIED], {b"file": b"", b"file user.note": GONE}
+        "file emptied",
+        lambda v: cut_file(v, 0),
+        [FindingKind.FILE_EMPTIED],
+        {b"file": b"", b"file user.note": GONE},
     ),
-    Case("chunks", lambda v: spoil_chunks(v, 1, 2, 5), [Kind.CHUNKS], {b"file": zeroed(1, 2, 5)}, deep=True),
-    Case("chunk zeroed", lambda v: zero_chunk(v, 3), [Kind.CHUNKS], {b"file": zeroed(3)}, deep=True),
+    Case(
+        "chunks",
+        lambda v: spoil_chunks(v, 1, 2, 5),
+        [FindingKind.CHUNKS],
+        {b"file": zeroed(1, 2, 5)},
+        deep=True,
+    ),
+    Case("chunk zeroed", lambda v: zero_chunk(v, 3), [FindingKind.CHUNKS], {b"file": zeroed(3)}, deep=True),
     Case(
         "chunk zeroed and cut",
         zero_and_cut,
-        [Kind.CHUNKS, Kind.FILE_CUT],
+        [FindingKind.CHUNKS, FindingKind.FILE_CUT],
         {b"file": zeroed(0, 4, 5)},
         deep=True,
     ),
-    Case("surplus", lambda v: append(v, b"file"), [Kind.SURPLUS]),
+    Case("surplus", lambda v: append(v, b"file"), [FindingKind.SURPLUS]),
     Case(
         "not settled",
         lambda v: rewrite_header(v, flags=NO_FLAGS, size=100, size_min=100),
-        [Kind.NOT_SETTLED],
+        [FindingKind.NOT_SETTLED],
     ),
     Case(
         "not settled and cut",
         cut_below_size_min,
-        [Kind.FILE_CUT],
+        [FindingKind.FILE_CUT],
         {b"file": zeroed(5)},
     ),
     Case(
         "void",
         lambda v: rewrite_header(v, flags=HeaderFlag.VOID, size=0, size_min=0, epoch=1),
-        [Kind.NOT_SETTLED],
+        [FindingKind.NOT_SETTLED],
         {b"file": b""},
     ),
     Case(
         "void over content",
         lambda v: rewrite_header(v, flags=HeaderFlag.VOID, size=0, size_min=0),
-        [Kind.NOT_SETTLED],
+        [FindingKind.NOT_SETTLED],
     ),
     Case(
         "clean and empty over content",
         lambda v: rewrite_header(v, flags=HeaderFlag.CLEAN, size=0, size_min=0),
-        [Kind.NOT_SETTLED],
+        [FindingKind.NOT_SETTLED],
     ),
     Case(
         "clean and shorter than its content",
         lambda v: rewrite_header(v, flags=HeaderFlag.CLEAN, size=CHUNK + 5, size_min=CHUNK + 5),
-        [Kind.NOT_SETTLED],
+        [FindingKind.NOT_SETTLED],
     ),
     Case(
         "symlink damaged",
         lambda v: replace_text(v, DOCS, b"link", text="A" * 80),
-        [Kind.SYMLINK],
+        [FindingKind.SYMLINK],
         {b"docs/link": GONE},
     ),
     Case(
         "symlink planted",
         lambda v: replace_text(v, DOCS, b"link", text="/etc/passwd"),
-        [Kind.SYMLINK],
+        [FindingKind.SYMLINK],
         {b"docs/link": GONE},
     ),
     Case(
         "long target missing",
         lambda v: next((v.vault_dir / "cryptfs.links").iterdir()).unlink(),
-        [Kind.SYMLINK],
+        [FindingKind.SYMLINK],
         {b"docs/deep/far": GONE},
     ),
     Case(
         "long target orphaned",
         lambda v: path_of(v, DOCS, DEEP, b"far").unlink(),
-        [Kind.ORPHANED_TARGET],
+        [FindingKind.ORPHANED_TARGET],
         {b"docs/deep/far": GONE},
     ),
-    Case("xattr of a file", lambda v: spoil_xattr(v, b"file"), [Kind.XATTR], {b"file user.note": GONE}),
-    Case("xattr of a directory", lambda v: spoil_xattr(v, DOCS), [Kind.XATTR], {b"docs user.note": GONE}),
+    Case(
+        "xattr of a file", lambda v: spoil_xattr(v, b"file"), [FindingKind.XATTR], {b"file user.note": GONE}
+    ),
+    Case(
+        "xattr of a directory", lambda v: spoil_xattr(v, DOCS), [FindingKind.XATTR], {b"docs user.note": GONE}
+    ),
     Case(
         "xattr of another name",
         lambda v: os.setxattr(path_of(v, b"file"), "user.cryptfs.A", b""),
-        [Kind.XATTR],
+        [FindingKind.XATTR],
     ),
-    Case("acl that is none", lambda v: sealed_acl(v, b"nonsense"), [Kind.ACL]),
-    Case("acl and mode", lambda v: sealed_acl(v, NAMED_ACL), [Kind.ACL_MODE]),
+    Case("acl that is none", lambda v: sealed_acl(v, b"nonsense"), [FindingKind.ACL]),
+    Case("acl and mode", lambda v: sealed_acl(v, NAMED_ACL), [FindingKind.ACL_MODE]),
     Case(
         "missing journal",
         lambda v: rewrite_header(v, flags=NO_FLAGS, journal_id=b"of another crash"),
-        [Kind.MISSING_JOURNAL],
+        [FindingKind.MISSING_JOURNAL],
     ),
-    Case("leftover directory", lambda v: (v.vault_dir / "cryptfs.tmp.x").mkdir(), [Kind.LEFTOVER]),
+    Case("leftover directory", lambda v: (v.vault_dir / "cryptfs.tmp.x").mkdir(), [FindingKind.LEFTOVER]),
     Case(
         "leftover file",
         lambda v: (path_of(v, DOCS) / "cryptfs.tmp.x").write_bytes(bytes(64)),
-        [Kind.LEFTOVER],
+        [FindingKind.LEFTOVER],
     ),
-    Case("leftover link", lambda v: (path_of(v, DOCS) / "cryptfs.tmp.x").symlink_to("/"), [Kind.LEFTOVER]),
+    Case(
+        "leftover link",
+        lambda v: (path_of(v, DOCS) / "cryptfs.tmp.x").symlink_to("/"),
+        [FindingKind.LEFTOVER],
+    ),
     Case(
         "stray file",
         lambda v: os.link(path_of(v, DOCS, b"other"), v.vault_dir / "other (conflicted copy)"),
-        [Kind.STRAY],
+        [FindingKind.STRAY],
         {b"lost+found": 0o040000, b"lost+found/other (conflicted copy)": b"other"},
     ),
     Case(
-        "stray directory", lambda v: path_of(v, b"docs").rename(v.vault_dir / "docs (copy)"), [Kind.STRAY], {}
+        "stray directory",
+        lambda v: path_of(v, b"docs").rename(v.vault_dir / "docs (copy)"),
+        [FindingKind.STRAY],
+        {},
     ),
     Case(
         "orphaned journal",
         lambda v: (path_of(v, DOCS) / "cryptfs.journal.a").touch(),
-        [Kind.ORPHANED_JOURNAL],
+        [FindingKind.ORPHANED_JOURNAL],
     ),
     Case(
         "list of sessions",
-        lambda v: (v.vault_dir / "cryptfs.sessions").write_bytes(bytes(70)),
-        [Kind.SESSIONS],
+        lambda v: (v.vault_dir / v.owner.sessions).write_bytes(bytes(70)),
+        [FindingKind.SESSIONS],
     ),
-    Case("special file", lambda v: os.mkfifo(v.vault_dir / "cryptfs.lock"), [Kind.SPECIAL_FILE]),
+    Case("special file", lambda v: os.mkfifo(v.vault_dir / "cryptfs.lock"), [FindingKind.SPECIAL_FILE]),
 ]
-UNREPAIRED = {Kind.ORPHANED_JOURNAL, Kind.SPECIAL_FILE}
+UNREPAIRED = {FindingKind.ORPHANED_JOURNAL, FindingKind.SPECIAL_FILE}

@@ -12,9 +12,9 @@ from tests.support import BareVault
 
 
 @pytest.fixture
-def vault(tmp_path: Path) -> Iterator[BareVault]:
-    """Furnished and at rest."""
-    vault = BareVault(tmp_path / "vault")
+def vault(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[BareVault]:
+    """Furnished and at rest, with bound directories; with the parameter False as 0.1 made it."""
+    vault = BareVault(tmp_path / "vault", bound=getattr(request, "param", True))
     furnish(vault)
     vault.reopen()
     yield vault

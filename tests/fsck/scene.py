@@ -8,13 +8,13 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from cryptfs.core.dirrecord import RECORD_NAME
-from cryptfs.core.names import SIDECAR_SUFFIX
+from cryptfs.core.names.dirrecord import RECORD_NAME
+from cryptfs.core.names.names import SIDECAR_SUFFIX
 from cryptfs.errors import CryptfsError
-from cryptfs.vfs.check import VaultCheck
-from cryptfs.vfs.directory import SELF, Directory
-from cryptfs.vfs.findings import Finding, Kind, Severity
-from cryptfs.vfs.repair import Repairer
+from cryptfs.fsck.check import VaultCheck
+from cryptfs.fsck.findings import Finding, FindingKind, Severity
+from cryptfs.fsck.repair import Repairer
+from cryptfs.vfs.tree.directory import SELF, Directory
 from tests.support import KIB, BareVault, pattern
 
 CHUNK = 4 * KIB
@@ -63,7 +63,7 @@ def repair(vault: BareVault, *, deep: bool = True) -> list[Finding]:
         vault.reopen()
 
 
-def kinds(findings: list[Finding]) -> list[Kind]:
+def kinds(findings: list[Finding]) -> list[FindingKind]:
     return sorted(finding.kind for finding in findings)
 
 
@@ -134,6 +134,13 @@ def flip(path: Path, offset: int, length: int = 1) -> None:
     """Change bytes of a file in the vault."""
     raw = bytearray(path.read_bytes())
     raw[offset : offset + length] = bytes(byte ^ 0x55 for byte in raw[offset : offset + length])
+    path.write_bytes(raw)
+
+
+def put_in(path: Path, start: int, stop: int | None, content: bytes) -> None:
+    """Put other bytes in the place of some."""
+    raw = bytearray(path.read_bytes())
+    raw[start:stop] = content
     path.write_bytes(raw)
 
 

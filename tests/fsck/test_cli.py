@@ -8,17 +8,18 @@ import pty
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from cryptfs.cli import main as main_module
-from cryptfs.core.dirrecord import RECORD_NAME
-from cryptfs.core.names import SIDECAR_SUFFIX
-from cryptfs.vfs.findings import Kind, escaped
+from cryptfs.core.names.dirrecord import RECORD_NAME
+from cryptfs.core.names.names import SIDECAR_SUFFIX
+from cryptfs.core.printable import escaped
+from cryptfs.fsck.findings import FindingKind
 from cryptfs.vfs.vault import Vault
+from tests.commands import Run, runner
 from tests.fsck.scene import flip, snapshot
 from tests.support import child_environment
 
@@ -61,24 +62,9 @@ def place(tmp_path: Path) -> Iterator[Place]:
     yield Place(vault_dir, passfile, record, weird, sidecar)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Outcome]
-
-
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def run_command(*args: str) -> Outcome:
-        code = main_module.main(args)
-        said = capsys.readouterr()
-        return Outcome(code, said.out, said.err)
-
-    return run_command
+    return runner(capsys)
 
 
 def damage(place: Place) -> None:
@@ -113,9 +99,9 @@ def test_each_kind_is_explained_once(place: Place, run: Run) -> None:
     told = run(*place.options())
     assert told.code == 0  # warnings are no errors
     assert told.out.count("[leftover]") == 3
-    assert told.out.count("Something that an interrupted operation left behind.") == 1
+    assert told.out.count("The remains of an interrupted operation.") == 1
     assert "3 warnings. Nothing was changed." in told.out
-    assert "--deep does that" in told.out
+    assert "--deep checks them" in told.out
 
 
 def test_repair_and_again(place: Place, run: Run) -> None:
@@ -126,6 +112,45 @@ def test_repair_and_again(place: Place, run: Run) -> None:
     again = run(*place.options(), "--deep")
     assert again.code == 0
     assert "Everything is in order." in again.out
+
+
+def test_a_repair_says_what_is_in_lost_found(place: Place, run: Run) -> None:
+    """After a repair of warnings there is nothing; then only what is there is named."""
+    (place.vault_dir / "cryptfs.tmp.1").mkdir()
+    told = run(*place.options(), "--repair")
+    assert "1 warning; 1 repaired. No errors remain." in told.out
+    assert "lost+found" not in told.out
+    stray = place.vault_dir / f"{place.file.name} (copy)"
+    stray.write_bytes(place.file.read_bytes())
+    told = run(*place.options(), "--repair")
+    assert told.out.count("lost+found in the vault has all that was set aside.\n") == 1
+    assert "report" not in told.out
+    place.record.unlink()
+    told = run(*place.options(), "--repair")
+    assert "lost+found in the vault has a report.\n" in told.out
+    flip(place.file, 400)
+    told = run(*place.options(), "--repair", "--deep")
+    assert "lost+found in the vault has a report and all that was set aside.\n" in told.out
+
+
+def test_what_was_set_aside_before(place: Place, run: Run) -> None:
+    """Only what is in lost+found is said to be there: a mount keeps its own files in the root."""
+    flip(place.file, 10, 200)
+    run(*place.options(), "--repair")
+    told = run(*place.options(), "--deep")
+    assert "1 damaged item set aside by an earlier repair is in lost+found in the vault.\n" in told.out
+    (place.vault_dir / f"cryptfs.host.{'a' * 16}.aside.{'b' * 24}").touch()
+    told = run(*place.options())
+    assert "1 damaged item set aside by an earlier repair is in lost+found in the vault.\n" in told.out
+    assert "1 damaged file of earlier mounts: see above.\n" in told.out
+
+
+def test_lines_have_no_blanks_at_their_ends(place: Place, run: Run) -> None:
+    damage(place)
+    for options in ((), ("--deep",), ("--deep", "--repair")):
+        told = run(*place.options(), *options)
+        assert "         " in told.out
+        assert not [line for line in told.out.splitlines() if line.endswith(" ")]
 
 
 def test_what_remains_is_an_error(place: Place, run: Run) -> None:
@@ -140,7 +165,7 @@ def test_json(place: Place, run: Run) -> None:
     told = run(*place.options(), "--deep", "--json")
     assert (told.code, told.err) == (26, "")
     document = json.loads(told.out)
-    assert set(document) == {"vault", "repair", "deep", "mounted", "findings", "checked", "summary"}
+    assert set(document) == {"schema", "vault", "repair", "deep", "mounted", "findings", "checked", "summary"}
     assert document["vault"] == str(place.vault_dir)
     assert (document["repair"], document["deep"], document["mounted"]) == (False, True, False)
     assert document["checked"] == {
@@ -155,7 +180,7 @@ def test_json(place: Place, run: Run) -> None:
     fields = {"severity", "kind", "state", "cipher_path", "plain_path", "meaning", "detail", "remedy", "done"}
     for finding in document["findings"]:
         assert set(finding) == fields
-        assert Kind(finding["kind"])
+        assert FindingKind(finding["kind"])
         assert (finding["severity"], finding["state"]) == ("error", "found")
     paths = {finding["kind"]: finding["plain_path"] for finding in document["findings"]}
     assert paths == {"directory-record": SECRET.decode(), "chunks": escaped(WEIRD), "sidecar": None}
@@ -178,9 +203,11 @@ def test_no_names(place: Place, run: Run, options: tuple[str, ...]) -> None:
     with Vault.unlock(place.vault_dir, b"right") as vault:  # what moves to lost+found has a name, too
         entry = vault.tree.root.entry_name(b"a secret name too")
     (place.vault_dir / (entry[:-4] + "AAAA")).write_bytes(b"")
+    weird = re.compile(r"we\W.{0,20}ird\W", re.DOTALL)  # however the name is quoted
+    assert weird.search(run(*place.options(), "--deep").out)
     told = run(*place.options(), "--deep", "--no-names", *options)
     assert "secret" not in told.out + told.err
-    assert "ird" not in told.out + told.err
+    assert not weird.search(told.out + told.err)
     assert place.file.name in told.out
 
 
@@ -256,7 +283,7 @@ def test_progress_shows_on_a_terminal_only(place: Place) -> None:
     out, seen = run_on_terminal(*place.options(), "--deep", "--json")
     json.loads(out)
     assert re.search(rb"\x1b\[", seen)
-    assert b"looking how much there is" in seen
+    assert b"counting" in seen
     piped = subprocess.run(
         [sys.executable, "-m", "cryptfs", *place.options(), "--deep"],
         capture_output=True,

@@ -7,23 +7,21 @@ import os
 
 import pytest
 
+from cryptfs.fsck.check import VaultCheck
+from cryptfs.fsck.findings import Finding, FindingKind, State
+from cryptfs.fsck.repair import Repairer
 from cryptfs.storage import backing
-from cryptfs.vfs import repair_files
-from cryptfs.vfs.check import VaultCheck
-from cryptfs.vfs.findings import Finding, Kind, State
-from cryptfs.vfs.repair import Repairer
+from tests.crash.striking import Strike
 from tests.fsck.cases import DOCS, spoil_chunks
-from tests.fsck.deaths import dying
 from tests.fsck.scene import bad, check, content, kinds, path_of, record_of, repair
-from tests.recovery.faults import Faults
 from tests.support import BareVault
 
 
-def repair_with(vault: BareVault, faults: Faults) -> list[Finding]:
+def repair_with(vault: BareVault, strike: Strike) -> list[Finding]:
     """Repair a vault on a disk that refuses from some call on."""
     repairer = Repairer(vault.tree, vault._vault_fd)
     checking = VaultCheck(vault.context, vault._vault_fd, deep=True, repairer=repairer, workers=1)
-    with dying(faults):
+    with strike.without_syncs():
         return list(checking.run())
 
 
@@ -33,9 +31,9 @@ def test_a_full_disk(vault: BareVault, call: int) -> None:
     spoil_chunks(vault, 1, 4)
     damaged = path_of(vault, b"file").read_bytes()
     vault.reopen()
-    found = bad(repair_with(vault, Faults(at=call, error=errno.ENOSPC, for_good=True)))
+    found = bad(repair_with(vault, Strike(at=call, error=errno.ENOSPC, for_good=True)))
     vault.die_and_reopen()
-    (finding,) = (each for each in found if each.kind is Kind.CHUNKS)
+    (finding,) = (each for each in found if each.kind is FindingKind.CHUNKS)
     after = path_of(vault, b"file").read_bytes()
     if finding.state is State.FAILED:
         assert "No space left on device" in finding.done
@@ -52,11 +50,11 @@ def test_the_disk_is_full_from_the_first_call_on(vault: BareVault) -> None:
     record_of(vault, DOCS).unlink()
     before = content(vault)
     vault.reopen()
-    found = bad(repair_with(vault, Faults(at=0, error=errno.ENOSPC, for_good=True)))
+    found = bad(repair_with(vault, Strike(at=0, error=errno.ENOSPC, for_good=True)))
     assert {each.state for each in found} == {State.FAILED}
     vault.reopen()
     assert content(vault) == before
-    assert kinds(bad(check(vault))) == sorted([Kind.CHUNKS, Kind.DIRECTORY_RECORD])
+    assert kinds(bad(check(vault))) == sorted([FindingKind.CHUNKS, FindingKind.DIRECTORY_RECORD])
 
 
 def test_files_that_their_owner_may_not_write(vault: BareVault, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +70,7 @@ def test_files_that_their_owner_may_not_write(vault: BareVault, monkeypatch: pyt
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         return reopen(fd, flags)
 
-    monkeypatch.setattr(repair_files, "reopen", as_owner)
+    monkeypatch.setattr(backing, "reopen", as_owner)
     (finding,) = bad(repair(vault))
     assert finding.state is State.REPAIRED
     assert path.stat().st_mode & 0o777 == 0o444

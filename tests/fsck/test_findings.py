@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from cryptfs.vfs.context import FileContext
-from cryptfs.vfs.findings import DESCRIPTIONS, Kind, Severity, State
-from cryptfs.vfs.redo import Durability
+from cryptfs.fsck.findings import DESCRIPTIONS, FindingKind, Severity, State
+from cryptfs.vfs.content.context import FileContext
+from cryptfs.vfs.content.redo import Durability
+from tests.crash.striking import Strike
 from tests.fsck.cases import CASES, DEEP, DOCS, GONE, UNREPAIRED, Case, spoil_chunks, spoil_xattr
-from tests.fsck.deaths import dying
 from tests.fsck.scene import (
     CHUNK,
     CONTENT,
@@ -29,7 +29,6 @@ from tests.fsck.scene import (
     repair,
     snapshot,
 )
-from tests.recovery.faults import Faults
 from tests.support import BareVault, pattern
 
 
@@ -43,6 +42,7 @@ def expected_after(before: Tree, case: Case) -> Tree:
     return {path: value for path, value in changed.items() if value is not GONE}
 
 
+@pytest.mark.parametrize("vault", [True, False], ids=["bound", "0.1"], indirect=True)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_damage(vault: BareVault, case: Case) -> None:
     case.prepare(vault)
@@ -79,13 +79,13 @@ def test_a_check_makes_no_call_that_changes_the_disk(vault: BareVault) -> None:
     """It works on a read-only medium."""
     spoil_chunks(vault, 1)
     record_of(vault, DOCS).unlink()
-    with dying(Faults(at=0)) as faults:
+    with Strike(at=0).without_syncs() as strike:
         assert len(check(vault)) == 2
-    assert faults.calls == 0
+    assert strike.calls == []
 
 
 def test_every_kind_is_described() -> None:
-    assert set(DESCRIPTIONS) == set(Kind)
+    assert set(DESCRIPTIONS) == set(FindingKind)
     for severity, meaning, remedy in DESCRIPTIONS.values():
         assert meaning.endswith(".")
         assert not remedy or remedy.endswith(".")
@@ -95,10 +95,23 @@ def test_every_kind_is_described() -> None:
 def test_every_kind_has_a_case() -> None:
     told = {kind for case in CASES for kind in case.found}
     elsewhere = {
-        *(Kind.FOREIGN, Kind.UNKNOWN_INTERNAL, Kind.OUTSIDE_LINK, Kind.UNFINISHED_JOURNAL),
-        *(Kind.UNREADABLE, Kind.SET_ASIDE, Kind.CONFLICT_COPY, Kind.OTHER_SESSION, Kind.OTHER_UNFINISHED),
+        *(
+            FindingKind.FOREIGN,
+            FindingKind.UNKNOWN_INTERNAL,
+            FindingKind.OUTSIDE_LINK,
+            FindingKind.UNFINISHED_JOURNAL,
+        ),
+        *(
+            FindingKind.UNREADABLE,
+            FindingKind.SET_ASIDE,
+            FindingKind.STRAY_RECORD,
+            FindingKind.CONFLICT_COPY,
+            FindingKind.OTHER_SESSION,
+            FindingKind.OTHER_UNFINISHED,
+        ),
+        *(FindingKind.MISPLACED, FindingKind.UNFINISHED_MOVE, FindingKind.RECOVERY_RECORD),
     }
-    assert told | elsewhere == set(Kind)
+    assert told | elsewhere == set(FindingKind)
 
 
 def test_damaged_pieces_are_kept_where_they_were(vault: BareVault) -> None:
@@ -146,7 +159,7 @@ def test_things_from_one_place_stay_together(vault: BareVault) -> None:
         vault.put(b"below", b"again", directory_of(vault, DOCS, DEEP))
     where = directory_of(vault, b"lost+found", DOCS, DEEP)
     assert vault.names(where) == [b"below", b"below (2)"]
-    assert kinds(check(vault)) == [Kind.SET_ASIDE, Kind.SET_ASIDE]
+    assert kinds(check(vault)) == [FindingKind.SET_ASIDE, FindingKind.SET_ASIDE]
 
 
 def test_what_cryptfs_did_not_make_is_left_alone(vault: BareVault) -> None:
@@ -154,12 +167,32 @@ def test_what_cryptfs_did_not_make_is_left_alone(vault: BareVault) -> None:
     (vault.vault_dir / ".stfolder" / "x").write_bytes(b"1")
     (vault.vault_dir / "README.txt").write_bytes(b"hello")
     (vault.vault_dir / "cryptfs.future").write_bytes(b"")
+    (vault.vault_dir / "cryptfs.dir").write_bytes(b"of another directory")
     os.link(path_of(vault, b"file"), vault.vault_dir.parent / "outside")
-    expected = [Kind.FOREIGN, Kind.FOREIGN, Kind.OUTSIDE_LINK, Kind.UNKNOWN_INTERNAL]
+    expected = [
+        FindingKind.FOREIGN,
+        FindingKind.FOREIGN,
+        FindingKind.OUTSIDE_LINK,
+        FindingKind.STRAY_RECORD,
+        FindingKind.UNKNOWN_INTERNAL,
+    ]
     assert kinds(check(vault)) == sorted(expected)
     state = snapshot(vault.vault_dir)
     assert kinds(repair(vault)) == sorted(expected)
     assert snapshot(vault.vault_dir) == state
+
+
+def test_a_directory_in_place_of_a_long_target_is_left_alone(vault: BareVault) -> None:
+    """It may hold what somebody wants to keep; a repair that tried to remove it would fail each time."""
+    target, *_ = sorted((vault.vault_dir / "cryptfs.links").iterdir())
+    vault.close()
+    planted = target.with_name("AAAA" + target.name[4:])
+    (planted / "inner").mkdir(parents=True)
+    vault._start(read_only=False)
+    for look in (check, repair, check):
+        (finding,) = bad(look(vault))
+        assert (finding.kind, finding.state) == (FindingKind.SPECIAL_FILE, State.FOUND)
+    assert (planted / "inner").is_dir()
 
 
 def copy_aside(vault: BareVault, suffix: str, *names: bytes) -> Path:
@@ -177,33 +210,33 @@ def test_conflict_copies_are_told_and_looked_at(vault: BareVault) -> None:
     for names in copies:
         copy_aside(vault, suffix, *names)
     found = check(vault)
-    assert kinds(found) == [Kind.CONFLICT_COPY] * len(copies)
+    assert kinds(found) == [FindingKind.CONFLICT_COPY] * len(copies)
     shown = {b"/".join(names) + suffix.encode() for names in copies}
     assert {finding.plain_path for finding in found} == shown
     before = snapshot(vault.vault_dir)
-    assert kinds(repair(vault)) == [Kind.CONFLICT_COPY] * len(copies)
+    assert kinds(repair(vault)) == [FindingKind.CONFLICT_COPY] * len(copies)
     assert snapshot(vault.vault_dir) == before
 
 
 def test_a_damaged_conflict_copy(vault: BareVault) -> None:
     copy = copy_aside(vault, "-LAPTOP", b"file")
     flip(copy, 10)
-    assert kinds(check(vault)) == [Kind.CONFLICT_COPY, Kind.HEADER]
+    assert kinds(check(vault)) == [FindingKind.CONFLICT_COPY, FindingKind.HEADER]
 
 
 def test_the_sidecar_of_a_conflict_copy_is_no_orphan(vault: BareVault) -> None:
     copy = copy_aside(vault, " (1)", DOCS, LONG)
     path_of(vault, DOCS, LONG).unlink()
-    assert kinds(repair(vault)) == [Kind.CONFLICT_COPY]
+    assert kinds(repair(vault)) == [FindingKind.CONFLICT_COPY]
     copy.unlink()
-    assert kinds(check(vault)) == [Kind.ORPHANED_SIDECAR]
+    assert kinds(check(vault)) == [FindingKind.ORPHANED_SIDECAR]
 
 
 def test_an_unfinished_journal_is_replayed_before_a_repair(vault: BareVault) -> None:
-    (vault.vault_dir / "cryptfs.journal.a").write_bytes(b"no record")
-    assert kinds(check(vault)) == [Kind.UNFINISHED_JOURNAL]
+    (vault.vault_dir / vault.owner.journals[0]).write_bytes(b"no record")
+    assert kinds(check(vault)) == [FindingKind.UNFINISHED_JOURNAL]
     repair(vault)
-    assert not (vault.vault_dir / "cryptfs.journal.a").exists()
+    assert not (vault.vault_dir / vault.owner.journals[0]).exists()
     assert kinds(check(vault)) == []
 
 
@@ -225,15 +258,15 @@ def test_names_are_kept_even_where_two_are_alike(vault: BareVault) -> None:
 
 def test_a_file_with_many_shares(vault: BareVault, monkeypatch: pytest.MonkeyPatch) -> None:
     """Larger than what is read ahead: every chunk is looked at once, damage told in order."""
-    monkeypatch.setattr("cryptfs.vfs.check_files.SHARE_SIZE", 8 * CHUNK)
-    monkeypatch.setattr("cryptfs.vfs.check_files.RUN_SIZE", 3 * CHUNK)
+    monkeypatch.setattr("cryptfs.fsck.files.SHARE_SIZE", 8 * CHUNK)
+    monkeypatch.setattr("cryptfs.fsck.files.RUN_SIZE", 3 * CHUNK)
     vault.put(b"large", pattern(400 * CHUNK + 5, 3))
     vault.reopen()
     path = path_of(vault, b"large")
     for index in (0, 7, 8, 100, 101, 102, 399, 400):
         flip(path, vault.geometry.record_offset(index) + 40)
     (finding,) = check(vault)
-    assert finding.kind is Kind.CHUNKS
+    assert finding.kind is FindingKind.CHUNKS
     assert finding.detail == (
         "8 chunks of 401: bytes 0 to 4095, 28672 to 36863, 409600 to 421887, 1634304 to 1638404"
     )
@@ -262,8 +295,8 @@ def test_unreadable_directories_are_told(vault: BareVault, monkeypatch: pytest.M
 
     monkeypatch.setattr(os, "scandir", refuse)
     found = check(vault)
-    assert Kind.UNREADABLE in kinds(found)
-    assert Kind.ORPHANED_TARGET not in kinds(found)  # a link in there may name it
+    assert FindingKind.UNREADABLE in kinds(found)
+    assert FindingKind.ORPHANED_TARGET not in kinds(found)  # a link in there may name it
     assert any(finding.remains for finding in found)
 
 
@@ -288,8 +321,8 @@ def test_a_journal_that_waits_for_its_replay(tmp_path: Path) -> None:
     assert snapshot(tmp_path / "crashed") == state
     os.close(crashed._vault_fd)
     crashed.context.cipher.close()
-    assert Kind.UNFINISHED_JOURNAL in kinds(found)
-    assert [finding.kind for finding in bad(found)] == [Kind.NOT_SETTLED]
+    assert FindingKind.UNFINISHED_JOURNAL in kinds(found)
+    assert [finding.kind for finding in bad(found)] == [FindingKind.NOT_SETTLED]
     assert bad(found)[0].cipher_path == entry
     replayed = BareVault(tmp_path / "crashed")
     repair(replayed)

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from cryptfs.vfs.check import VaultCheck
-from cryptfs.vfs.repair import Repairer
+from cryptfs.fsck.check import VaultCheck
+from cryptfs.fsck.repair import Repairer
+from cryptfs.storage.libc import RENAME_EXCHANGE, renameat2
+from tests.crash.striking import ProcessDeath, Strike
 from tests.fsck.cases import (
     cut_file,
     exchange_records,
@@ -22,9 +24,7 @@ from tests.fsck.cases import (
     spoil_xattr,
     zero_and_cut,
 )
-from tests.fsck.deaths import dying
 from tests.fsck.scene import LONG, Tree, bad, check, content, flip, path_of, record_of, repair, sidecar_of
-from tests.recovery.faults import Faults, ProcessDeath
 from tests.support import BareVault
 
 
@@ -64,14 +64,22 @@ def cut_to_header(vault: BareVault) -> None:
     cut_file(vault, 300)
 
 
-DAMAGES = [lose_record, interrupt_adoption, scatter, exchange, spoil_content, cut, cut_to_header]
+def misplace(vault: BareVault) -> None:
+    make_pair(vault)
+    one, two = path_of(vault, b"pair a"), path_of(vault, b"pair b")
+    renameat2(-1, str(one), -1, str(two), RENAME_EXCHANGE)
 
 
-def died(vault: BareVault, faults: Faults) -> bool:
-    """Repair, with these faults; whether the process died on the way."""
+NEW = [lose_record, interrupt_adoption, scatter, exchange, misplace]
+OF_0_1 = [lose_record, exchange, spoil_content, cut, cut_to_header]
+DAMAGES = [*((True, damage) for damage in NEW), *((False, damage) for damage in OF_0_1)]
+
+
+def died(vault: BareVault, strike: Strike) -> bool:
+    """Repair, with this strike; whether the process died on the way."""
     repairer = Repairer(vault.tree, vault._vault_fd)
     checking = VaultCheck(vault.context, vault._vault_fd, deep=True, repairer=repairer, workers=1)
-    with dying(faults):
+    with strike.without_syncs():
         try:
             for _ in checking.run():
                 pass
@@ -89,27 +97,27 @@ def values(tree: Tree) -> set[object]:
     return {value for path, value in tree.items() if b"fsck-report" not in path}
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize(("vault", "damage"), DAMAGES, indirect=["vault"])
 def test_death_at_every_call(vault: BareVault, damage: Callable[[BareVault], None], tmp_path: Path) -> None:
     damage(vault)
     vault.close()
     pristine = tmp_path / "pristine"
     subprocess.run(["cp", "-a", vault.vault_dir, pristine], check=True)
-    counting = Faults()
+    counting = Strike()
     vault._start(read_only=False)
     assert not died(vault, counting)
     vault.reopen()
     assert bad(check(vault)) == []
     expected = content(vault)
-    assert counting.calls >= 3
-    for call in range(counting.calls):
+    assert len(counting.calls) >= 3
+    for call in range(len(counting.calls)):
         vault.close()
         shutil.rmtree(vault.vault_dir)
         subprocess.run(["cp", "-a", pristine, vault.vault_dir], check=True)
         vault._start(read_only=False)
-        assert died(vault, Faults(at=call)), call
+        assert died(vault, Strike(at=call)), call
         vault.die_and_reopen()
-        with dying(Faults()):
+        with Strike().without_syncs():
             repair(vault)
         assert bad(check(vault)) == [], call
         found = content(vault)

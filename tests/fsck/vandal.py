@@ -9,7 +9,7 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from cryptfs.core.dirrecord import RECORD_NAME
+from cryptfs.core.names.dirrecord import RECORD_NAME
 
 Vandalism = Callable[[random.Random, list[Path]], None]
 

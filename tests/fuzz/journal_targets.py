@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from cryptfs.core.aead import AEGIS_256
-from cryptfs.core.journal import (
+from cryptfs.core.format.journal import (
     PREFIX_SIZE,
     JournalHead,
     JournalRecord,

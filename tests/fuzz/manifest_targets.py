@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from cryptfs.core.manifest import (
+from cryptfs.core.format.manifest import (
     HEADER_SIZE,
     SEALED_BLOCK_SIZE,
     ManifestCipher,

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 
 from cryptfs.core import acl as acls
 from cryptfs.core.aead import SUITES, ChunkCipher, CipherSuite, Kind, open_small, seal_small
-from cryptfs.core.config import VaultConfig, authenticate, config_mac, decode_config
-from cryptfs.core.dirrecord import pack_directory_record, unpack_directory_record
+from cryptfs.core.format.header import NO_FLAGS, FileHeader, HeaderFlag
+from cryptfs.core.format.smallvalues import link_aad, open_target, seal_target, unbound_link_aad, xattr_aad
 from cryptfs.core.geometry import ChunkGeometry
-from cryptfs.core.header import NO_FLAGS, FileHeader, HeaderFlag
 from cryptfs.core.keys import Subkeys
-from cryptfs.core.names import NameCipher, decode_text, encode_text
-from cryptfs.core.smallvalues import link_aad, open_target, seal_target, unbound_link_aad, xattr_aad
+from cryptfs.core.names.dirrecord import pack_directory_record, unpack_directory_record
+from cryptfs.core.names.names import NameCipher, decode_text, encode_text
+from cryptfs.core.slots.config import VaultConfig, authenticate, config_mac, decode_config
 from cryptfs.errors import (
     ChunkError,
     DirectoryRecordError,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import shutil
@@ -13,14 +14,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
 
+from cryptfs.core.format.header import NO_FLAGS, HeaderFlag
 from cryptfs.core.geometry import HEADER_SIZE
-from cryptfs.core.header import NO_FLAGS, HeaderFlag
-from cryptfs.core.names import SIDECAR_SUFFIX
+from cryptfs.core.names.names import SIDECAR_SUFFIX
 from cryptfs.errors import CryptfsError, IntegrityError
 from cryptfs.mount.native import structs
-from cryptfs.mount.native.handlers import Request
-from cryptfs.mount.native.requests import Requests
-from cryptfs.mount.native.structs import Op
+from cryptfs.mount.native.engine import Requests
+from cryptfs.mount.native.request import Request, Work
+from cryptfs.mount.opcodes import Op
 from cryptfs.mount.options import parse_options
 from cryptfs.storage.vaultdir import LOCK_NAME, _read_holder
 from cryptfs.vfs.vault import Vault
@@ -137,13 +138,23 @@ OPCODES: list[Op] = [op for op in Op if op not in (Op.SYNCFS, Op.INIT, Op.DESTRO
 FORESEEN = (OSError, struct.error, CryptfsError, ValueError, OverflowError)
 
 
+class _Channel:
+    """In place of a session: there is no kernel, and what a handler defers is done at once."""
+
+    def notify(self, code: int, payload: bytes) -> None:
+        raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+
+    def defer(self, unique: int, work: Work, *, in_turn: bool) -> None:
+        work()
+
+
 def request_target() -> Target:
     """Any request: the first byte chooses what is asked, the second of which node, the rest is its body."""
     _, vault, close = _scratch()
     vault.put(b"file", pattern(10_000))
     vault.tree.make_directory(vault.root, b"directory", 0o755)
     requests = Requests(cast(Vault, vault), parse_options("allow_other"))
-    request = Request(memoryview(bytearray((1 << 20) + 4096)), lambda: None)
+    request = Request(memoryview(bytearray((1 << 20) + 4096)), lambda: None, _Channel())
     samples = list(_request_samples())
 
     def run(data: bytes) -> None:
@@ -176,7 +187,7 @@ def _request_samples() -> Iterator[bytes]:
         Op.OPEN: structs.OPEN_IN.pack(os.O_RDWR, 0),
         Op.CREATE: structs.CREATE_IN.pack(os.O_RDWR | os.O_CREAT, 0o100600, 0, 0) + b"created\0",
         Op.WRITE: structs.WRITE_IN.pack(1, 0, 4, 0, 0, 0, 0) + b"data",
-        Op.SETXATTR: structs.SETXATTR_IN.pack(5, 0) + b"user.name\0value",
+        Op.SETXATTR: structs.SETXATTR_IN_EXT.pack(5, 0, 0, 0) + b"user.name\0value",
         Op.GETXATTR: structs.GETXATTR_IN.pack(100, 0) + b"user.name\0",
         Op.SYMLINK: b"name\0target\0",
         Op.MKNOD: structs.MKNOD_IN.pack(stat.S_IFIFO | 0o600, 0, 0, 0) + b"node\0",

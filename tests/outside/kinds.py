@@ -7,10 +7,11 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
-from cryptfs.core.header import HeaderFlag
+from cryptfs.core.format.header import HeaderFlag
 from soaklib.sealed import replace, replace_with_inode, rewrite
 from tests.outside.operations import TAIL, in_child, line_of
 from tests.outside.stage import Place, script
@@ -321,10 +322,17 @@ def _exchanged(place: Place) -> None:
     one.rename(place.backing / ".swap")
     two.rename(one)
     (place.backing / ".swap").rename(two)
+    for each in (one, two):
+        place.sealer.was_moved(each)
 
 
 def _into_another(place: Place) -> None:
-    place.cipher("dir").rename(_inside(place, "twin").cipher("moved"))
+    _move_directory(place, _inside(place, "twin").cipher("moved"))
+
+
+def _move_directory(place: Place, target: Path) -> None:
+    place.cipher("dir").rename(target)
+    place.sealer.was_moved(target)
 
 
 def _file_to_directory(place: Place) -> None:
@@ -396,7 +404,7 @@ KINDS = (
     Kind("directory_made_anew", _with_directory, _another_incarnation,
          _works_in("dir", NEW, "doc", "newcomer")),
     Kind("directory_deleted", _with_directory, lambda p: shutil.rmtree(p.cipher("dir")), _directory_gone),
-    Kind("directory_renamed", _with_directory, lambda p: p.cipher("dir").rename(p.cipher("moved")),
+    Kind("directory_renamed", _with_directory, lambda p: _move_directory(p, p.cipher("moved")),
          _all(_works_in("moved", OLD, "doc", "only dir"), _directory_gone)),
     Kind("directory_moved", _with_directory, _into_another,
          _all(_works_in("twin/moved", OLD, "doc", "only dir"), _directory_gone)),

@@ -12,7 +12,13 @@ from collections.abc import Callable
 import pytest
 
 from soaklib.sealed import replace, rewrite
-from tests.outside.stage import Place, Stage, script, until
+from tests.outside.stage import FORGED, IN_PLACE, KEPT, Place, Stage, script, until
+
+ALLOWED = (
+    *KEPT,
+    *IN_PLACE,
+    *FORGED,
+)
 
 OLD, NEW = script("old", 40_000), script("from outside", 70_000)
 HEAD = b"#" * 5000
@@ -77,7 +83,7 @@ OUTSIDE = {"replaced": _replaced, "newer": _newer, "deleted": _deleted, "in_plac
 
 
 SIZE_OF_THE_OTHER = ("fusepy", "write, change, write", "append")
-SHARED_INODE = "fstat(2) of a handle on a replaced file shows the new one's size: ARCHITECTURE, section 9"
+SHARED_INODE = "fstat(2) of a handle on a replaced file shows the new one's size: ENGINES, section 3"
 
 
 @pytest.mark.parametrize("writer", WRITERS)

@@ -11,14 +11,19 @@ import pytest
 from tests.e2e.conftest import ENGINES
 from tests.outside.conftest import staged
 from tests.outside.kinds import KINDS, Kind
-from tests.outside.stage import GRACE, Place
+from tests.outside.stage import CUT, GRACE, SETTLED, Place
+
+ALLOWED = (
+    *SETTLED,
+    *CUT,
+)
 
 
 @pytest.fixture(scope="module", params=[(engine, way) for engine in ENGINES for way in ("", "ro")], ids=str)
 def disturbed(request: pytest.FixtureRequest, ground: Path) -> Iterator[dict[str, Place]]:
     """Every kind happened, each in a directory of its own, and the grace is over: one wait for all."""
     engine, options = request.param
-    with staged(ground, engine, options) as stage:
+    with staged(ground, engine, options, ALLOWED) as stage:
         places = {kind.name: stage.place() for kind in KINDS}
         for kind in KINDS:
             kind.before(places[kind.name])

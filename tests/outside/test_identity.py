@@ -8,7 +8,9 @@ import os
 import pytest
 
 from soaklib.sealed import replace
-from tests.outside.stage import CONFLICT, Place, Stage, script, until
+from tests.outside.stage import CONFLICT, KEPT, Place, Stage, script, until
+
+ALLOWED = (*KEPT,)
 
 OLD, NEW, MINE = script("old", 70_000), script("from outside", 50_000), script("mine", 300)
 TRIED_NAMES = 60

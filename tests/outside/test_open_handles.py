@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import subprocess
 import sys
@@ -17,7 +18,13 @@ from soaklib.sealed import replace, rewrite
 from tests.e2e.conftest import ENGINES
 from tests.outside.conftest import staged
 from tests.outside.operations import read_all
-from tests.outside.stage import GRACE, Place, script
+from tests.outside.stage import CUT, FORGED, GRACE, IN_PLACE, Place, script
+
+ALLOWED = (
+    *IN_PLACE,
+    *FORGED,
+    *CUT,
+)
 
 OLD, NEW, SAME = script("old", 40_000), script("new", 70_000), script("same", 40_000)
 
@@ -85,12 +92,29 @@ CHANGES: dict[str, tuple[Change, tuple[bytes, ...]]] = {
     ),
     "in_place_new_epoch": (lambda p, n: rewrite(p.cipher(n), p.newer(n, SAME)), (SAME,)),
     "cut": (lambda p, n: os.truncate(p.cipher(n), 256 + p.sealer.geometry.record_size), ()),
+    "cut_within_a_chunk": (
+        lambda p, n: os.truncate(p.cipher(n), 256 + p.sealer.geometry.record_size + 700),
+        (),
+    ),
+    "cut_to_its_header": (lambda p, n: os.truncate(p.cipher(n), 256), ()),
+    "cut_within_its_header": (lambda p, n: os.truncate(p.cipher(n), 147), ()),
+    "in_place_then_cut": (lambda p, n: _cut(p, n, "in_place_blocks"), (SAME,)),
+    "replaced_then_cut": (lambda p, n: _cut(p, n, "replaced"), (NEW,)),
     "emptied": (lambda p, n: os.truncate(p.cipher(n), 0), (b"",)),
 }
+
+
+def _cut(place: Place, name: str, first: str) -> None:
+    """Another change, and then only the header of what came is left."""
+    CHANGES[first][0](place, name)
+    os.truncate(place.cipher(name), 256)
+
+
 CURRENT = {"replaced": NEW, "renamed_over": SAME, "in_place_longer": NEW,
            "in_place_blocks": SAME,
            "in_place_new_epoch": SAME}  # fmt: skip
 """Where the new version is intact: a program that opens the name anew gets it, whoever has the old one."""
+CUTS = [name for name in CHANGES if "cut" in name]
 
 
 @dataclass
@@ -139,7 +163,7 @@ def _open(place: Place) -> Opened:
 def changed(request: pytest.FixtureRequest, ground: Path) -> Iterator[dict[str, Opened]]:
     """Each change under open handles, looked at at once; then the grace for all of them."""
     engine, options = request.param
-    with staged(ground, engine, options) as stage, contextlib.ExitStack() as stack:
+    with staged(ground, engine, options, ALLOWED) as stage, contextlib.ExitStack() as stack:
         opened = {}
         for name in CHANGES:
             opened[name] = _open(stage.place())
@@ -149,6 +173,10 @@ def changed(request: pytest.FixtureRequest, ground: Path) -> Iterator[dict[str, 
                 change(opened[name].place, file)
             opened[name].at_once = opened[name].look()
         time.sleep(GRACE)
+        for each in opened.values():  # the kernel asks anew what there is, and keeps the answer
+            for file in NAMES:
+                with contextlib.suppress(OSError):
+                    os.stat(each.place.shown / file)
         yield opened
 
 
@@ -173,3 +201,12 @@ def test_opened_anew(changed: dict[str, Opened], name: str, file: str) -> None:
     """After the grace the name gives the new version, although the old one is open and mapped."""
     seen = (changed[name].place.shown / file).read_bytes()
     assert seen == CURRENT[name], _describe(seen)
+
+
+@pytest.mark.parametrize("file", NAMES)
+@pytest.mark.parametrize("name", CUTS)
+def test_a_cut_file_opened_anew(changed: dict[str, Opened], name: str, file: str) -> None:
+    """After the grace no byte comes, although an older handle has the pages of the whole file."""
+    with pytest.raises(OSError) as raised:
+        (changed[name].place.shown / file).read_bytes()
+    assert raised.value.errno == errno.EIO

@@ -17,18 +17,25 @@ from pathlib import Path
 
 import pytest
 
-from cryptfs.core.header import NO_FLAGS, HeaderFlag
+from cryptfs.core.format.header import NO_FLAGS, HeaderFlag
 from soaklib.ground import mounted_on
 from soaklib.sealed import rewrite
 from tests.e2e.conftest import ENGINES
 from tests.e2e.mounting import MountSpec
 from tests.outside.operations import OPERATIONS, Operation, handle_of, open_handle, read_all
-from tests.outside.stage import Place, Stage, script, until
+from tests.outside.stage import CUT, IN_PLACE, SETTLED, Place, Stage, script, until
+
+ALLOWED = (
+    *SETTLED,
+    *CUT,
+    *IN_PLACE,
+)
 
 CONTENT = script("content", 40_000)
 SMALL = script("small", 100)
 HEADER, CHUNK = 256, 16 * 1024
 UP, DOWN = 90_000, 21
+TAIL = b"# appended\n"
 
 
 @dataclass(frozen=True)
@@ -180,6 +187,7 @@ while True:
 def test_a_writer_was_killed_without_durability(ground: Path, engine: str) -> None:
     """What is left of its file is a prefix of what it wrote, in every way to read it, or an error."""
     with mounted_on(ground, MountSpec(engine, options="durability=off")) as mount:
+        mount.allow_log(*SETTLED)
         for number in range(3):
             path = mount.mountpoint / f"log{number}"
             words = [sys.executable, "-I", "-S", "-c", _WRITER, str(path)]
@@ -195,3 +203,50 @@ def test_a_writer_was_killed_without_durability(ground: Path, engine: str) -> No
                 seen = path.read_bytes()
                 assert seen == wanted[: len(seen)], "bytes that nobody wrote"
                 assert len(seen) <= path.stat().st_size
+
+
+@pytest.mark.parametrize("by", ["a program", "another machine"])
+@pytest.mark.parametrize("way", ["read", "append"])
+@pytest.mark.parametrize("ask", ["setxattr", "getxattr", "chmod", "utime", "open"])
+def test_a_look_by_another_way_does_not_make_a_stale_size_count(
+    stage: Stage, ask: str, way: str, by: str
+) -> None:
+    """A file changes in place, and a request that is not about its size meets it first.
+
+    The kernel keeps the size that it has. It would read as much of the new content, or append there.
+    """
+    place = stage.place()
+    path = place.shown / "doc"
+    (place.write if by == "a program" else place.plant)("doc", SMALL)
+    os.stat(path)
+    rewrite(place.cipher("doc"), place.newer("doc", CONTENT))
+    with contextlib.suppress(OSError):
+        if ask == "setxattr":
+            os.setxattr(path, "user.a", b"value")
+        elif ask == "getxattr":
+            os.getxattr(path, "user.a")
+        elif ask == "chmod":
+            path.chmod(0o700)
+        elif ask == "utime":
+            os.utime(path)
+        else:
+            os.close(os.open(path, os.O_RDWR))
+    if way == "read":
+        assert path.read_bytes() == CONTENT
+    else:
+        with path.open("ab") as file:
+            file.write(TAIL)
+        assert until(lambda: place.content("doc") == CONTENT + TAIL), place.content("doc")
+
+
+def test_stat_of_a_file_that_is_open_and_was_changed_in_place(stage: Stage) -> None:
+    """Nobody reads through the handle, so nothing else notices it."""
+    place = stage.place()
+    path = place.shown / "doc"
+    place.plant("doc", SMALL)
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        rewrite(place.cipher("doc"), place.newer("doc", CONTENT))
+        assert until(lambda: path.stat().st_size == len(CONTENT)), path.stat().st_size
+    finally:
+        os.close(fd)

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cryptfs.core.aead import SUITES
-from cryptfs.vfs.findings import Kind
+from cryptfs.fsck.findings import FindingKind
 from tests.fsck.scene import bad, check, content, furnish, repair, snapshot
 from tests.fsck.vandal import vandalise
 from tests.support import BareVault
 
 # What no repair touches: things of others in a place of ours, which a person has to judge.
-LEFT_ALONE = {Kind.ORPHANED_JOURNAL, Kind.SPECIAL_FILE}
+LEFT_ALONE = {FindingKind.ORPHANED_JOURNAL, FindingKind.SPECIAL_FILE}
 
 
 @settings(max_examples=40, deadline=None)

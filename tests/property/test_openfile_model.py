@@ -20,9 +20,9 @@ from hypothesis.stateful import (
 )
 
 from cryptfs.storage.libc import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE
-from cryptfs.vfs import ranges
-from cryptfs.vfs.openfile import OpenFile
-from cryptfs.vfs.redo import Durability
+from cryptfs.vfs.content import ranges
+from cryptfs.vfs.content.openfile import OpenFile
+from cryptfs.vfs.content.redo import Durability
 from tests.support import CIPHERS, GAP, KIB, BareVault, pattern
 
 NAME = b"modelled"
@@ -182,9 +182,8 @@ class OpenFileModel(RuleBasedStateMachine):
     @rule()
     def settle(self) -> None:
         """What the next mount does in the background after a kill."""
-        if self.vault.tree.unsettled is not None:
-            self.vault.tree.unsettled.sweep()
-            self.vault.tree.unsettled = None
+        if self.vault.workers.unsettled is not None:
+            self.vault.workers.unsettled.sweep()
             self.left_open = False
 
     def _close_all(self) -> None:

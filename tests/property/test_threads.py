@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from cryptfs.core.aead import SUITES
-from cryptfs.vfs import filetable
-from cryptfs.vfs.filestate import FileState
-from cryptfs.vfs.overtaking import is_overtaken
+from cryptfs.vfs.content import filetable
+from cryptfs.vfs.content.filestate import FileState
+from cryptfs.vfs.content.others import is_overtaken
 from tests.support import CIPHERS, KIB, BareVault
 
 NAME = b"shared"

@@ -15,11 +15,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from cryptfs.core.dirrecord import RECORD_NAME
-from cryptfs.core.names import SIDECAR_SUFFIX, TEMP_PREFIX
+from cryptfs.core.names.dirrecord import RECORD_NAME
+from cryptfs.core.names.names import SIDECAR_SUFFIX, TEMP_PREFIX
 from cryptfs.mount.errno_map import errno_of
 from cryptfs.storage.libc import AT_FDCWD, RENAME_EXCHANGE, RENAME_NOREPLACE, renameat2
-from cryptfs.vfs.directory import Directory
+from cryptfs.vfs.tree.directory import Directory
 from tests.support import BareVault
 
 LONGEST = b"\xff\x01" * 127 + b"e"

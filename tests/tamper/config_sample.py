@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from cryptfs.core.config import KdfParams, KeySlot, VaultConfig, authenticate
 from cryptfs.core.keys import Subkeys
+from cryptfs.core.slots.config import VaultConfig, authenticate
+from cryptfs.core.slots.slot import KeySlot
 
 KEYS = Subkeys.from_masterkey(bytes(range(32)))
 
@@ -14,8 +15,13 @@ def sample_config() -> VaultConfig:
         KeySlot(
             commitment=bytes((number,) * 32).hex(),
             id=number,
-            kdf=KdfParams(memory=64 << 20, name="argon2id", passes=3, salt=bytes((number,) * 16).hex()),
             kind="passphrase",
+            params={
+                "kdf": "argon2id",
+                "memory": 64 << 20,
+                "passes": 3,
+                "salt": bytes((number,) * 16).hex(),
+            },
             label=f"slot {number}, blåbær",
             wrapped=bytes((number,) * 72).hex(),
         )
@@ -28,6 +34,7 @@ def sample_config() -> VaultConfig:
         format="cryptfs",
         generation=5,
         mac="",
+        recovery=[],
         slots=slots,
         vault_id=bytes(range(16)).hex(),
         version=1,

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from cryptfs.core import config as config_module
-from cryptfs.core.config import CONFIG_NAME
-from cryptfs.errors import VaultConfigError, VaultError
+from cryptfs.core.slots import kdf
+from cryptfs.core.slots.checks import CONFIG_NAME
+from cryptfs.errors import VaultConfigError, VaultError, WrongPassphraseError
 from cryptfs.vfs.vault import Vault, change_passphrase
-from tests.tamper.test_config import KDF_MEMORY, PASSPHRASE, load, made, store, unlock, vault_dir
+from tests.tamper.test_config import KDF_MEMORY, PASSPHRASE, cost_in, load, made, store, unlock, vault_dir
+
+pytestmark = pytest.mark.serial
 
 __all__ = ["made", "vault_dir"]  # fixtures
 
@@ -33,7 +35,7 @@ def derivations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         seen.append(memory)
         return cheap_key(passphrase, salt, memory, passes)
 
-    monkeypatch.setattr(config_module, "passphrase_key", derive)
+    monkeypatch.setattr(kdf, "passphrase_key", derive)
     return seen
 
 
@@ -57,7 +59,7 @@ def test_hostile_costs_are_refused_at_once(
 ) -> None:
     """Before any derivation, within a second, and without taking the memory."""
     config = load(vault_dir)
-    config["slots"][0]["kdf"][field] = value
+    cost_in(config)[field] = value
     store(vault_dir, config)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     begin = time.monotonic()
@@ -71,15 +73,20 @@ def test_hostile_costs_are_refused_at_once(
 def test_more_memory_than_there_is_is_refused_at_once(
     vault_dir: Path, derivations: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Within the format's limits, but over half of what is free; in a slot that comes last, too."""
-    monkeypatch.setattr("cryptfs.vfs.vault._kdf_memory_limit", lambda: 100 << 20)
+    """Within the format's limits, but over half of what is free. Another slot is tried all the same."""
+    monkeypatch.setattr("cryptfs.vfs.vault.memory_limit", lambda: 100 << 20)
     config = load(vault_dir)
-    good = config["slots"][0]
-    bad = {**good, "id": 7, "kdf": {**good["kdf"], "memory": 4 << 30}}
-    store(vault_dir, {**config, "slots": [good, bad]})
-    with pytest.raises(VaultConfigError, match="slot 7 asks for 4096 MiB"):
+    cost_in(config)["memory"] = 4 << 30
+    store(vault_dir, config)
+    with pytest.raises(VaultConfigError, match="slot 0 asks for 4096 MiB"):
         unlock(vault_dir)
     assert derivations == []
+    good = {**load(vault_dir)["slots"][0], "id": 7}
+    cost_in({**config, "slots": [good]})["memory"] = KDF_MEMORY + 1024
+    store(vault_dir, {**config, "slots": [*load(vault_dir)["slots"], good]})
+    with pytest.raises(WrongPassphraseError, match=r"wrong\. Not tried: key slot 0 asks for 4096 MiB"):
+        unlock(vault_dir)
+    assert derivations == [KDF_MEMORY + 1024]
 
 
 def test_each_slot_is_tried_once_at_most(vault_dir: Path, derivations: list[int]) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from cryptfs.core.aead import SMALL_OVERHEAD
-from cryptfs.core.names import decode_text
+from cryptfs.core.names.names import decode_text
 from cryptfs.errors import NameError_
-from cryptfs.vfs.symlinks import LINKS_DIRECTORY
+from cryptfs.vfs.tree.symlinks import LINKS_DIRECTORY
 from tests.support import BareVault, assert_detected
 from tests.tamper.test_files import flipped
 from tests.tamper.test_names import backing_attributes, listing_without, replant

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from cryptfs.core.dirrecord import RECORD_NAME
-from cryptfs.core.names import SIDECAR_SUFFIX, encode_text, long_entry_name
+from cryptfs.core.names.dirrecord import RECORD_NAME
+from cryptfs.core.names.names import SIDECAR_SUFFIX, encode_text, long_entry_name
 from cryptfs.errors import DirectoryRecordError, NameError_
-from cryptfs.vfs.directory import SELF, Directory
+from cryptfs.vfs.tree.directory import SELF, Directory
 from tests.support import BareVault, assert_detected
 from tests.tamper.test_files import flipped
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from cryptfs.core.config import CONFIG_NAME
-from cryptfs.core.dirrecord import RECORD_NAME
-from cryptfs.core.names import SIDECAR_SUFFIX
+from cryptfs.core.names.dirrecord import RECORD_NAME
+from cryptfs.core.names.names import SIDECAR_SUFFIX
+from cryptfs.core.slots.checks import CONFIG_NAME
 from cryptfs.errors import CryptfsError, IntegrityError, VaultConfigError, VaultError
 from cryptfs.storage.vaultdir import LOCK_NAME, VaultLock, lock_holder, open_vault_dir
 from cryptfs.vfs.vault import read_config

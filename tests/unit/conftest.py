@@ -1,35 +1,18 @@
-"""Fixtures of several modules here. Those that need another `vault` or `kernel` have one of their own."""
+"""A test in this room that touches the disk, or starts a program, fails."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from cryptfs.mount.native.nodes import NodeTable
-from tests.support import BareVault
-from tests.unit.native_kernel import FakeKernel, kernel_for
+from tests.unit.purity import DISK_FIXTURES, watching
 
 
-@pytest.fixture
-def vault(tmp_path: Path) -> Iterator[BareVault]:
-    """A vault without a mount."""
-    made = BareVault(tmp_path / "vault")
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def table(vault: BareVault) -> Iterator[NodeTable]:
-    """What the native engine knows of it."""
-    made = NodeTable(vault.tree)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def kernel(vault: BareVault) -> Iterator[FakeKernel]:
-    """The native engine's session on it, with a test in the kernel's place."""
-    with kernel_for(vault) as made:
-        yield made
+@pytest.fixture(autouse=True)
+def _touches_no_disk(request: pytest.FixtureRequest) -> Iterator[None]:
+    asked = sorted(DISK_FIXTURES.intersection(request.fixturenames))
+    assert not asked, f"{', '.join(asked)}: a test that needs a directory belongs into another room"
+    with watching() as seen:
+        yield
+    assert not seen, f"a test in tests/unit touches the disk: {', '.join(seen[:5])}"

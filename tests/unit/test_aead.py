@@ -236,11 +236,15 @@ def test_kinds_are_those_of_the_format() -> None:
         ("LINK_UNBOUND", 4),
         ("XATTR_OF_FILE", 5),
         ("XATTR_OF_DIRECTORY", 6),
-        ("SLOT", 7),
+        ("SLOT_VERSION_1", 7),
         ("JOURNAL_RECORD", 8),
         ("JOURNAL_HEAD", 9),
         ("SESSIONS", 10),
         ("MANIFEST", 11),
+        ("SLOT", 12),
+        ("RECOVERY_SECRET", 13),
+        ("RECOVERY_RECORD", 14),
+        ("OLD_MASTERKEY", 16),
     ]
 
 

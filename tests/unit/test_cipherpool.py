@@ -11,8 +11,8 @@ import pytest
 from cryptfs.core.aead import SUITES, ChunkCipher
 from cryptfs.core.geometry import ChunkGeometry
 from cryptfs.errors import ChunkError
-from cryptfs.vfs.buffers import KEPT_BUFFERS, BufferPool
-from cryptfs.vfs.cipherpool import CipherPool
+from cryptfs.vfs.content.cipherpool import CipherPool
+from cryptfs.vfs.content.context import KEPT_BUFFERS, BufferPool
 from tests.support import CIPHERS, KIB, MIB, pattern
 
 KEY = bytes(range(32))

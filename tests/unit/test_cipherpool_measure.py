@@ -8,8 +8,8 @@ import pytest
 
 from cryptfs.core.aead import XCHACHA20_POLY1305, ChunkCipher
 from cryptfs.core.geometry import ChunkGeometry
-from cryptfs.vfs import cipherpool
-from cryptfs.vfs.cipherpool import CipherPool
+from cryptfs.vfs.content import cipherpool
+from cryptfs.vfs.content.cipherpool import CipherPool
 
 CHUNK_SIZE = 16 * 1024
 LARGE = cipherpool.LARGE_RUN // CHUNK_SIZE

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cryptfs.core.conflicts import (
+from cryptfs.core.keys import Subkeys
+from cryptfs.core.names.conflicts import (
     copies_of_entry,
     copies_of_name,
     entries_of_copy,
@@ -19,8 +20,7 @@ from cryptfs.core.conflicts import (
     may_be_cut,
     shown_name,
 )
-from cryptfs.core.keys import Subkeys
-from cryptfs.core.names import NameCipher, long_entry_name
+from cryptfs.core.names.names import NameCipher, long_entry_name
 from cryptfs.storage.dirs import entry_name_of, holds_plaintext
 
 SUFFIXES = {

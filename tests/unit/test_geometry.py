@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cryptfs.core.aead import AEGIS_256, XCHACHA20_POLY1305
-from cryptfs.core.geometry import HEADER_SIZE, MAX_FILE_OFFSET, ChunkGeometry, ChunkSpan
-from tests.vectors import generate
+from cryptfs.core.geometry import HEADER_SIZE, MAX_FILE_OFFSET, ChunkGeometry, ChunkSpan, is_chunk_size
 
 OVERHEADS = (AEGIS_256.overhead, XCHACHA20_POLY1305.overhead)
 CHUNK_SIZES = (4096, 16384, 65536, 1048576)
@@ -95,15 +94,6 @@ def test_every_length_of_three_chunks(overhead: int) -> None:
             with pytest.raises(ValueError, match="backing file"):
                 geometry.plain_size(cipher_size)
         assert geometry.plain_size_floor(cipher_size) == last
-
-
-def test_size_table_of_the_document() -> None:
-    document = generate.DOCUMENT.read_text(encoding="utf-8")
-    for plain_size, aegis_size, xchacha_size in SIZE_TABLE:
-        assert ChunkGeometry(16384, 64).cipher_size(plain_size) == aegis_size
-        assert ChunkGeometry(16384, 40).cipher_size(plain_size) == xchacha_size
-        named = "2^40" if plain_size == 2**40 else str(plain_size)
-        assert f"| {named} | {aegis_size} | {xchacha_size} |" in document
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
@@ -213,3 +203,110 @@ def test_the_longest_file_that_holds_nothing(geometry: ChunkGeometry) -> None:
     longest = geometry.max_empty_size
     assert geometry.plain_size_floor(longest) == 0
     assert geometry.plain_size_floor(longest + 1) == 1
+
+
+# Around a chunk of 4096 bytes; a record has 4160.
+CHUNK, RECORD = 4096, 4160
+
+
+@pytest.mark.parametrize(
+    ("plain_offset", "chunk_index", "before"),
+    [
+        (0, 0, 0),
+        (1, 0, 1),
+        (CHUNK - 1, 0, CHUNK - 1),
+        (CHUNK, 1, 0),
+        (CHUNK + 1, 1, 1),
+        (2 * CHUNK - 1, 1, CHUNK - 1),
+        (2**40 + 5, 2**28, 5),
+    ],
+)
+def test_a_plaintext_byte_has_its_chunk(plain_offset: int, chunk_index: int, before: int) -> None:
+    geometry = ChunkGeometry(CHUNK, 64)
+    assert geometry.chunk_at(plain_offset) == chunk_index
+    assert geometry.offset_in_chunk(plain_offset) == before
+    assert geometry.chunk_start(chunk_index) + before == plain_offset
+
+
+@pytest.mark.parametrize(
+    ("records_size", "count", "whole", "short"),
+    [
+        (0, 0, 0, 0),
+        (1, 1, 0, 1),
+        (RECORD - 1, 1, 0, RECORD - 1),
+        (RECORD, 1, 1, 0),
+        (RECORD + 1, 2, 1, 1),
+        (2 * RECORD - 1, 2, 1, RECORD - 1),
+        (2 * RECORD, 2, 2, 0),
+        (1000 * RECORD + 65, 1001, 1000, 65),
+    ],
+)
+def test_records_in_a_run(records_size: int, count: int, whole: int, short: int) -> None:
+    geometry = ChunkGeometry(CHUNK, 64)
+    assert geometry.record_count(records_size) == count
+    assert geometry.whole_records(records_size) == whole
+    assert geometry.short_record(records_size) == short
+    assert geometry.record_start(whole) + short == records_size
+    assert geometry.record_offset(whole) == HEADER_SIZE + geometry.record_start(whole)
+
+
+@pytest.mark.parametrize(("plain_length", "size"), [(1, 65), (CHUNK - 1, RECORD - 1), (CHUNK, RECORD)])
+def test_the_record_of_a_chunk(plain_length: int, size: int) -> None:
+    geometry = ChunkGeometry(CHUNK, 64)
+    assert geometry.record_length(plain_length) == size == geometry.records_size(plain_length)
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "plain_size", "length"),
+    [
+        (0, 0, 0, 0),
+        (0, 0, 1, 1),
+        (0, 0, CHUNK - 1, CHUNK - 1),
+        (0, 0, CHUNK, CHUNK),
+        (0, 0, CHUNK + 1, CHUNK),
+        (0, 1, CHUNK + 1, CHUNK + 1),
+        (1, 1, CHUNK + 1, 1),
+        (1, 2, CHUNK, 0),
+        (2, 2, CHUNK, 0),
+        (1, 3, 10 * CHUNK, 3 * CHUNK),
+        (1, 9, 9 * CHUNK + 5, 8 * CHUNK + 5),
+    ],
+)
+def test_the_bytes_of_a_run(first: int, last: int, plain_size: int, length: int) -> None:
+    geometry = ChunkGeometry(CHUNK, 64)
+    assert geometry.run_length(first, last, plain_size) == length
+    assert length == sum(geometry.chunk_length(index, plain_size) for index in range(first, last + 1))
+
+
+@pytest.mark.parametrize(
+    ("cipher_offset", "chunk_index"),
+    [
+        (0, 0),
+        (HEADER_SIZE - 1, 0),
+        (HEADER_SIZE, 0),
+        (HEADER_SIZE + 1, 1),
+        (HEADER_SIZE + RECORD - 1, 1),
+        (HEADER_SIZE + RECORD, 1),
+        (HEADER_SIZE + RECORD + 1, 2),
+    ],
+)
+def test_the_first_record_behind_an_offset(cipher_offset: int, chunk_index: int) -> None:
+    geometry = ChunkGeometry(CHUNK, 64)
+    assert geometry.first_record_from(cipher_offset) == chunk_index
+    assert geometry.record_offset(chunk_index) >= cipher_offset
+
+
+@pytest.mark.parametrize(
+    ("size", "possible"),
+    [
+        *((size, False) for size in (-4096, 0, 2048, 4095, 4097, 12288, 2**20 - 1, 2**21)),
+        *((size, True) for size in (4096, 8192, 2**20)),
+    ],
+)
+def test_chunk_sizes(size: int, possible: bool) -> None:
+    assert is_chunk_size(size) is possible
+
+
+@pytest.mark.parametrize(("chunk_size", "log2"), [(4096, 12), (16384, 14), (2**20, 20)])
+def test_a_header_has_the_logarithm(chunk_size: int, log2: int) -> None:
+    assert ChunkGeometry(chunk_size, 64).log2_chunk_size == log2

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cryptfs.core.format.header import NO_FLAGS, NO_JOURNAL, FileHeader, HeaderFlag, claimed_file_id
 from cryptfs.core.geometry import HEADER_SIZE
-from cryptfs.core.header import NO_FLAGS, FileHeader, HeaderFlag
 from cryptfs.core.keys import Subkeys
 from cryptfs.errors import HeaderError
 
@@ -84,3 +84,26 @@ def test_sizes_are_not_in_clear() -> None:
     two = FileHeader(1, 14, FILE_ID, size=1).pack(KEYS, NONCE[::-1])
     assert one[:48] == two[:48]
     assert sum(a == b for a, b in zip(one[72:], two[72:], strict=True)) < 20
+
+
+@pytest.mark.parametrize(
+    ("before", "size", "after"),
+    [
+        (NO_FLAGS, 0, HeaderFlag.CLEAN),
+        (NO_FLAGS, 5, HeaderFlag.CLEAN),
+        (HeaderFlag.SPARSE, 0, HeaderFlag.CLEAN),
+        (HeaderFlag.SPARSE, 5, HeaderFlag.CLEAN | HeaderFlag.SPARSE),
+        (HeaderFlag.VOID | HeaderFlag.SPARSE, 5, HeaderFlag.CLEAN | HeaderFlag.SPARSE),
+        (HeaderFlag.VOID, 5, HeaderFlag.CLEAN),
+    ],
+)
+def test_a_header_that_is_closed_says_all_of_the_length(before: int, size: int, after: int) -> None:
+    old = FileHeader(1, 14, FILE_ID, 3, 9, 2, 7, before, bytes(range(16)), 11)
+    assert old.closed_at(size) == FileHeader(1, 14, FILE_ID, 3, size, size, 7, after, NO_JOURNAL, 0)
+    assert old.size == 9
+
+
+@pytest.mark.parametrize("length", [0, 15, 16, 47, 48, 255, 256])
+def test_the_file_id_can_be_read_without_a_key(length: int) -> None:
+    raw = FileHeader(1, 14, FILE_ID).pack(KEYS, NONCE)[:length]
+    assert claimed_file_id(raw) == (FILE_ID if length >= 48 else b"")

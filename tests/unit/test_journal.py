@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cryptfs.core.journal import (
+from cryptfs.core.format.journal import (
     HEAD_SIZE,
     MAX_CRASHED,
     MAX_PATH,

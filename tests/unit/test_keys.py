@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cryptfs.core.config import MIN_KDF_MEMORY, MIN_KDF_PASSES, NewSlot
 from cryptfs.core.keys import Subkeys, derive, file_content_key, passphrase_key
+from cryptfs.core.slots.kdf import MIN_KDF_MEMORY, MIN_KDF_PASSES
+from cryptfs.unlock.kind import NewKey
+from cryptfs.unlock.offer import Offer
 
 MASTERKEY = b"a masterkey of exactly 32 bytes!"
 
@@ -35,8 +37,8 @@ def test_no_secret_in_a_repr() -> None:
         for value in dataclasses.asdict(keys).values():
             assert repr(value)[2:8] not in shown
             assert value.hex()[:8] not in shown
-    slot = NewSlot(passphrase=b"hunter2", salt=bytes(16), nonce=bytes(24))
-    assert "hunter2" not in repr(slot)
+    for holder in (Offer(passphrase=b"hunter2", key_file=b"hunter2"), NewKey("passphrase", {}, b"hunter2")):
+        assert "hunter2" not in repr(holder)
 
 
 @pytest.mark.parametrize("size", [0, 16, 31, 33, 64])

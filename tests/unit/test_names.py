@@ -7,7 +7,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from cryptfs.core.keys import Subkeys
-from cryptfs.core.names import (
+from cryptfs.core.names.names import (
     INTERNAL_PREFIX,
     LONG_PREFIX,
     MAX_NAME_SIZE,

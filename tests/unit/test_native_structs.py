@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cryptfs.mount.native import structs
-from cryptfs.mount.native.structs import Cap, Notification, Op, SetAttr
-from tests.unit.native_kernel import fake_stat
+from cryptfs.mount.native.structs import Cap, Notification, SetAttr
+from cryptfs.mount.opcodes import Op
+from tests.mount.native_kernel import fake_stat
 
 SIZES = {
     "IN_HEADER": 40,  # fuse_in_header
@@ -47,7 +48,8 @@ SIZES = {
     "WRITE_OUT": 8,  # fuse_write_out
     "STATFS_OUT": 80,  # fuse_kstatfs, all of fuse_statfs_out
     "FSYNC_IN": 16,  # fuse_fsync_in
-    "SETXATTR_IN": 8,  # FUSE_COMPAT_SETXATTR_IN_SIZE: SETXATTR_EXT is not negotiated
+    "SETXATTR_IN": 8,  # FUSE_COMPAT_SETXATTR_IN_SIZE: if SETXATTR_EXT is not negotiated
+    "SETXATTR_IN_EXT": 16,  # fuse_setxattr_in
     "GETXATTR_IN": 8,  # fuse_getxattr_in
     "GETXATTR_OUT": 8,  # fuse_getxattr_out
     "ACCESS_IN": 8,  # fuse_access_in
@@ -75,7 +77,8 @@ OPCODES = {
 CAPABILITIES = {
     "ASYNC_READ": 0, "ATOMIC_O_TRUNC": 3, "BIG_WRITES": 5, "DONT_MASK": 6, "DO_READDIRPLUS": 13,
     "READDIRPLUS_AUTO": 14, "ASYNC_DIO": 15, "WRITEBACK_CACHE": 16, "PARALLEL_DIROPS": 18, "POSIX_ACL": 20,
-    "MAX_PAGES": 22, "CACHE_SYMLINKS": 23, "HANDLE_KILLPRIV_V2": 28, "INIT_EXT": 30,
+    "EXPORT_SUPPORT": 4, "NO_EXPORT_SUPPORT": 38, "MAX_PAGES": 22, "CACHE_SYMLINKS": 23,
+    "HANDLE_KILLPRIV_V2": 28, "SETXATTR_EXT": 29, "INIT_EXT": 30,
 }  # fmt: skip
 
 SET_ATTRIBUTES = {
@@ -106,7 +109,7 @@ def test_numbers_that_the_kernel_knows() -> None:
     assert (structs.OPEN_KILL_SUIDGID, structs.WRITE_CACHE, structs.WRITE_KILL_SUIDGID) == (1, 1, 4)
     assert (Notification.INVAL_INODE, Notification.PRUNE) == (2, 9)
     assert structs.PRUNE_MINOR == 45
-    assert (structs.FOPEN_KEEP_CACHE, structs.FOPEN_CACHE_DIR, structs.FSYNC_FDATASYNC) == (2, 8, 1)
+    assert (structs.FOPEN_KEEP_CACHE, structs.FSYNC_FDATASYNC) == (2, 1)
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cryptfs.core.aead import Kind, open_small, seal_small
-from cryptfs.core.dirrecord import RECORD_SIZE, pack_directory_record, unpack_directory_record
-from cryptfs.core.keys import Subkeys
-from cryptfs.core.names import encode_text
-from cryptfs.core.smallvalues import (
+from cryptfs.core.format.smallvalues import (
     MAX_STORED_TARGET,
     link_aad,
     open_target,
@@ -19,6 +16,9 @@ from cryptfs.core.smallvalues import (
     unbound_link_aad,
     xattr_aad,
 )
+from cryptfs.core.keys import Subkeys
+from cryptfs.core.names.dirrecord import RECORD_SIZE, pack_directory_record, unpack_directory_record
+from cryptfs.core.names.names import encode_text
 from cryptfs.errors import DirectoryRecordError, NameError_, NameTooLongError
 
 KEYS = Subkeys.from_masterkey(b"m" * 32)

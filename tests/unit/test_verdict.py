@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from cryptfs.core.format.header import NO_FLAGS, FileHeader, HeaderFlag
+from cryptfs.core.format.verdict import Length, Verdict, verdict
 from cryptfs.core.geometry import HEADER_SIZE, ChunkGeometry
-from cryptfs.core.header import NO_FLAGS, FileHeader, HeaderFlag
-from cryptfs.core.verdict import Length, Verdict, verdict
 
 CHUNK = 4096
 OVERHEAD = 64

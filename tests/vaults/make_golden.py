@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from cryptfs.core.aead import SUITES
-from cryptfs.core.config import MIN_KDF_MEMORY
+from cryptfs.core.slots.kdf import MIN_KDF_MEMORY
 from cryptfs.storage.vaultdir import LOCK_NAME
-from cryptfs.vfs.directory import Directory
-from cryptfs.vfs.tree import VaultTree
+from cryptfs.vfs.tree.directory import Directory
+from cryptfs.vfs.tree.tree import VaultTree
 from cryptfs.vfs.vault import Vault
 
 PASSPHRASE = b"golden vault, \xc3\xa4 not secret"

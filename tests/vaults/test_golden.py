@@ -6,13 +6,15 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
 
 from cryptfs.core.aead import SUITES
-from cryptfs.core.config import CONFIG_NAME
-from cryptfs.core.header import HeaderFlag
+from cryptfs.core.format.header import HeaderFlag
+from cryptfs.core.slots.checks import CONFIG_NAME
+from cryptfs.vfs.upgrade import upgrade
 from cryptfs.vfs.vault import Vault
 from tests.vaults.make_golden import CHUNK_SIZES, MANIFEST, PASSPHRASE, VERSION, content, describe, fill
 
@@ -111,3 +113,14 @@ def test_the_script_still_makes_such_vaults(tmp_path: Path) -> None:
         assert file.state.header is not None
         assert file.state.header.flags == HeaderFlag.CLEAN | HeaderFlag.SPARSE
         vault.tree.release(file)
+
+
+def test_an_upgrade_keeps_everything(golden: Path) -> None:
+    expected = json.loads((golden / MANIFEST).read_text())
+    assert upgrade(golden / "vault", [PASSPHRASE]).left == ()
+    with Vault.unlock(golden / "vault", PASSPHRASE) as vault:
+        assert describe(vault.tree, vault.tree.root) == expected
+        names = [entry.name for entry in vault.tree.list(vault.tree.root) if stat.S_ISDIR(entry.kind)]
+        vault.tree.rename(vault.tree.root, names[0], vault.tree.root, b"moved")
+        vault.tree.rename(vault.tree.root, b"moved", vault.tree.root, names[0])
+        assert describe(vault.tree, vault.tree.root) == expected

@@ -22,6 +22,10 @@ from nacl.pwhash import argon2id
 CIPHERS = {"aegis-256": (1, 32, 32), "xchacha20-poly1305": (2, 24, 16)}  # id, nonce bytes, tag bytes
 CHUNK, HEADER, LINK, LINK_UNBOUND, XATTR_OF_FILE, XATTR_OF_DIRECTORY, SLOT = range(1, 8)
 JOURNAL_RECORD, JOURNAL_HEAD, SESSIONS = range(8, 11)
+SLOT_VERSION_2 = 12
+RECOVERY_SECRET, RECOVERY_RECORD = 13, 14
+WORDS, SHARES = 1, 2
+OLD_MASTERKEY = 16
 WRITE, SHRINK, PUNCH = 1, 2, 3
 CLEAN, SPARSE, VOID, HOST = 1, 2, 4, 8
 XATTR_CONTEXT = b"cryptfs:xattrs\0\0"
@@ -174,6 +178,28 @@ def directory_record(dir_id: bytes, *, version: int = 1, masterkey: bytes = MAST
     return body + keyed(subkey("dirs", masterkey), "dirmac", body)
 
 
+def place(dir_id: bytes, name: bytes) -> bytes:
+    """Where a directory stands, section 6."""
+    return dir_id + seal_name(name, dir_id)[:16]
+
+
+def bound_record(
+    dir_id: bytes,
+    places: list[bytes],
+    host: bytes = b"",
+    *,
+    version: int = 2,
+    count: int | None = None,
+    zeros: bytes = bytes(6),
+    more_zeros: bytes = bytes(20),
+    masterkey: bytes = MASTERKEY,
+) -> bytes:
+    """A directory record that names places, section 6; the rest replaces what belongs there."""
+    body = b"CRYPTDIR" + bytes((version, len(places) if count is None else count)) + zeros + dir_id
+    body += host.ljust(12, b"\0") + more_zeros + b"".join(places).ljust(64, b"\0")
+    return body + keyed(subkey("dirs", masterkey), "dirbind", body)
+
+
 def link_aad(dir_id: bytes, name: bytes) -> bytes:
     """AAD of the target of a link called `name`."""
     return bytes((LINK, 1)) + dir_id + seal_name(name, dir_id)[:16]
@@ -197,8 +223,13 @@ def slot_key(passphrase: bytes, salt: bytes, memory: int, passes: int) -> bytes:
 
 
 def make_slot(config: dict[str, Any], slot_id: int, passphrase: bytes, label: str) -> dict[str, Any]:
-    """A key slot at the lowest allowed cost, section 9."""
+    """A passphrase slot at the lowest allowed cost, section 9."""
     salt = fixed(f"salt of slot {slot_id}", 16)
+    if config["version"] == 2:
+        params = {"kdf": "argon2id", "memory": 64 << 20, "passes": 3, "salt": salt.hex()}
+        return seal_slot(
+            config, slot_id, "passphrase", label, params, slot_key(passphrase, salt, 64 << 20, 3)
+        )
     kdf = {"memory": 64 << 20, "name": "argon2id", "passes": 3, "salt": salt.hex()}
     key = slot_key(passphrase, salt, 64 << 20, 3)
     static_names = ("chunk_size", "cipher", "features", "format", "vault_id", "version")
@@ -215,10 +246,88 @@ def make_slot(config: dict[str, Any], slot_id: int, passphrase: bytes, label: st
     }
 
 
+def seal_slot(
+    config: dict[str, Any],
+    slot_id: int,
+    kind: str,
+    label: str,
+    params: dict[str, Any],
+    key: bytes,
+    masterkey: bytes = MASTERKEY,
+) -> dict[str, Any]:
+    """A key slot of version 2 from its slot key."""
+    suite = bytes((CIPHERS[config["cipher"]][0], config["chunk_size"].bit_length() - 1))
+    aad = struct.pack("<BBHI", SLOT_VERSION_2, 1, 0, slot_id) + bytes.fromhex(config["vault_id"]) + suite
+    aad += bytes(5) + bytes((len(kind),)) + kind.encode() + canonical(params)
+    return {
+        "commitment": keyed(key, "commit").hex(),
+        "id": slot_id,
+        "kind": kind,
+        "label": label,
+        "params": params,
+        "wrapped": seal_small(keyed(key, "wrap"), masterkey, aad).hex(),
+    }
+
+
+def seal_old_masterkey(old: bytes, new: bytes, vault_id: bytes) -> bytes:
+    """The old masterkey under the new one, section 14.7."""
+    return seal_small(keyed(new, "rekey"), old, bytes((OLD_MASTERKEY, 1)) + vault_id)
+
+
+def key_file(secret: bytes) -> bytes:
+    """A key file that cryptfs made, section 9."""
+    return f"cryptfs-key-1:{secret.hex()}:{keyed(secret, 'keycheck', size=8).hex()}\n".encode()
+
+
 def config_mac(config: dict[str, Any]) -> str:
     """The mac of a config under the masterkey of the vectors, in hex."""
     body = canonical({name: value for name, value in config.items() if name != "mac"})
     return keyed(subkey("config"), "confmac", body).hex()
+
+
+def recovery_body(
+    features: list[str],
+    *,
+    cipher: str = "aegis-256",
+    chunk_size: int = 16384,
+    config_version: int = 2,
+    generation: int = 1,
+    old: bytes = bytes(32),
+    zeros: bytes = bytes(4),
+    count: int | None = None,
+    masterkey: bytes = MASTERKEY,
+) -> bytes:
+    """The body of a recovery record, section 9; count replaces the right one."""
+    suite = (CIPHERS[cipher][0], chunk_size.bit_length() - 1)
+    number = len(features) if count is None else count
+    raw = masterkey + old + bytes((*suite, config_version, number)) + zeros + struct.pack("<Q", generation)
+    return raw + b"".join(bytes((len(name),)) + name.encode() for name in features)
+
+
+def recovery_record(
+    secrets: list[tuple[bytes, tuple[int, int, int], bytes]],
+    body: bytes,
+    vault_id: bytes,
+    *,
+    magic: bytes = b"CRYPTREC",
+    version: int = 1,
+    count: int | None = None,
+    zeros: bytes = bytes(6),
+    entry_zeros: bytes = bytes(5),
+    masterkey: bytes = MASTERKEY,
+) -> bytes:
+    """A recovery record, section 9. secrets: recovery_id, kind with k and n, and the secret, of each."""
+    record_key = fixed(f"record key for {body.hex()} and {len(secrets)}", 32)
+    number = len(secrets) if count is None else count
+    head = magic + bytes((version, number)) + zeros + vault_id
+    clear = head
+    for recovery_id, numbers, secret in secrets:
+        entry = recovery_id + bytes(numbers) + entry_zeros + keyed(secret, "recommit")
+        clear += entry
+        clear += seal_small(subkey("recsec", masterkey), secret, bytes((RECOVERY_SECRET, 1)) + head + entry)
+        aad = bytes((RECOVERY_RECORD, 1, 0)) + head + entry
+        clear += seal_small(keyed(secret, "recwrap"), record_key, aad)
+    return clear + seal_small(record_key, body, bytes((RECOVERY_RECORD, 1, 1)) + clear)
 
 
 def journal_head(

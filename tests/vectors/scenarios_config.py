@@ -25,6 +25,8 @@ def make_config(cipher: str, slots: int = 1, features: Sequence[str] = ()) -> Co
         "vault_id": ref.fixed("vault_id", 16).hex(),
         "version": 1,
     }
+    if "slots" in features:
+        config |= {"recovery": [], "version": 2}
     config["slots"] = [
         ref.make_slot(config, n, (PASSPHRASE + " " * n).encode(), f"slot {n}, blåbær") for n in range(slots)
     ]
@@ -56,6 +58,17 @@ def config_scenarios() -> Scenarios:
         masterkey=ref.MASTERKEY,
         slot_id=0,
     )
+    for name, features in (
+        ("bound-dirs", ["bound-dirs", "machine-state"]),
+        ("upgrading", ["bound-dirs", "machine-state", "upgrading"]),
+    ):
+        found[name] = good(
+            "A vault with several features.",
+            "unlock",
+            _inputs(make_config("aegis-256", features=features)),
+            masterkey=ref.MASTERKEY,
+            slot_id=0,
+        )
     two = make_config("aegis-256", slots=2)
     found["second-slot"] = good(
         "The passphrase of the second of two slots.",
@@ -186,6 +199,12 @@ def _damaged() -> Scenarios:
         "feature-twice": damaged(
             "A feature that is named twice.", _set("features", ["machine-state"] * 2), "twice"
         ),
+        "feature-alone": damaged(
+            "A feature without the one that it needs.", _set("features", ["bound-dirs"]), "machine-state"
+        ),
+        "upgrading-alone": damaged(
+            "An upgrade that adds nothing.", _set("features", ["machine-state", "upgrading"]), "bound-dirs"
+        ),
         "missing-field": damaged("No vault_id.", lambda config: config.pop("vault_id")),
         "missing-mac": damaged("No mac.", lambda config: config.pop("mac")),
         "mistyped-field": damaged("A number as text.", _set("chunk_size", "16384")),
@@ -212,11 +231,11 @@ def _unsupported() -> Scenarios:
         return _refused(about, change, "UnsupportedFormatError", why)
 
     def later(config: Config) -> None:
-        config.update({"version": 2, "new_field": {}})
+        config.update({"version": 3, "new_field": {}})
         del config["chunk_size"]
 
     return {
-        "later-version": unknown("Format 2, whose fields are others.", later, "version 2"),
+        "later-version": unknown("Format 3, whose fields are others.", later, "version 3"),
         "unknown-feature": unknown(
             "A feature that is named.", _set("features", ["case-folding"]), "case-folding"
         ),

@@ -192,7 +192,7 @@ def _ignored() -> Scenarios:
         inputs = _vault(journal, files={_NAME: raw}, last=last)
         return _replayed(about, inputs, {_NAME: SHORT}, crashed=not over, last=max(last, 7))
 
-    write = _write(1, 0, _NEW)
+    write, cut = _write(1, 0, _NEW), _sealed(0, SHORT[:10])
     return {
         "below-the-floor": kept("A record below the floor.", _journal(write), journal_floor=2),
         "other-epoch": kept("A record from before a truncate to zero.", _journal(write), epoch=1),
@@ -204,6 +204,16 @@ def _ignored() -> Scenarios:
         "gap": kept(
             "The record before is missing: it was never synced, so this one was not promised, either.",
             _journal(_write(2, 0, _NEW, previous=1)),
+        ),
+        "shrink-not-announced": kept(
+            "A shrink below size_min: the header that announces it is not on disk, so nothing was cut.",
+            _journal({"seq": 1, "operation": ref.SHRINK, "first": 0, "size": 10, "payload": cut}),
+        ),
+        "growth-under-clean": kept(
+            "A growth under a CLEAN header: the one that announces it is not on disk.",
+            _journal(_write(1, 0, _WHOLE)),
+            size=len(SHORT),
+            flags=ref.CLEAN,
         ),
         "beyond-the-end": kept(
             "A chunk that the file does not reach to: what comes before it is not on disk.",

@@ -144,6 +144,98 @@ def directory_scenarios() -> Scenarios:
     }
 
 
+_PARENT, _NAME, _NEW_NAME = ref.OTHER_DIR_ID, b"photos", b"pictures"
+_BOUND = ["bound-dirs", "machine-state"]
+_HOST = bytes(range(101, 113))
+
+
+def _accepting(
+    raw: bytes, features: list[str], name: bytes = _NAME, parent: bytes = _PARENT
+) -> dict[str, Any]:
+    return {
+        "masterkey": ref.MASTERKEY,
+        "features": features,
+        "raw": raw,
+        "parent_dir_id": parent,
+        "name": name,
+    }
+
+
+def _accepted(about: str, raw: bytes, features: list[str], name: bytes = _NAME) -> Vector:
+    inputs = _accepting(raw, features, name)
+    return good(about, "accept_directory", inputs, dir_id=ref.DIR_ID)
+
+
+def _not_accepted(
+    about: str, raw: bytes, why: str, features: list[str] | None = None, **where: bytes
+) -> Vector:
+    inputs = _accepting(raw, _BOUND if features is None else features, **where)
+    return bad(about, "accept_directory", inputs, "DirectoryRecordError", why)
+
+
+def bound_directory_scenarios() -> Scenarios:
+    """Directory records of version 2, and where each version counts."""
+    here, there = ref.place(_PARENT, _NAME), ref.place(_PARENT, _NEW_NAME)
+    one = ref.bound_record(ref.DIR_ID, [here])
+    two = ref.bound_record(ref.DIR_ID, [here, there], _HOST)
+    first = ref.directory_record(ref.DIR_ID)
+    upgrading = [*_BOUND, "upgrading"]
+    impossible = {
+        "bound-no-place": ref.bound_record(ref.DIR_ID, [], count=0),
+        "bound-three-places": ref.bound_record(ref.DIR_ID, [here, there], _HOST, count=3),
+        "bound-one-of-two-places": ref.bound_record(ref.DIR_ID, [here, there], _HOST, count=1),
+        "bound-two-equal-places": ref.bound_record(ref.DIR_ID, [here, here], _HOST),
+        "bound-host-with-one-place": ref.bound_record(ref.DIR_ID, [here], _HOST),
+        "bound-reserved": ref.bound_record(ref.DIR_ID, [here], zeros=b"\0\0\0\0\0\1"),
+        "bound-reserved-too": ref.bound_record(ref.DIR_ID, [here], more_zeros=b"\1" + bytes(19)),
+    }
+    return {
+        "bound-ok": good(
+            "A record of version 2.",
+            "open_bound_record",
+            {"masterkey": ref.MASTERKEY, "raw": one},
+            dir_id=ref.DIR_ID,
+            places=[here.hex()],
+            host=b"",
+        ),
+        "bound-moving": good(
+            "A record of version 2 during a rename.",
+            "open_bound_record",
+            {"masterkey": ref.MASTERKEY, "raw": two},
+            dir_id=ref.DIR_ID,
+            places=[here.hex(), there.hex()],
+            host=_HOST,
+        ),
+        "bound-accepted": _accepted("The place is the one in the record.", one, _BOUND),
+        "bound-accepted-at-the-old-place": _accepted("Before the rename.", two, _BOUND),
+        "bound-accepted-at-the-new-place": _accepted("After the rename.", two, _BOUND, _NEW_NAME),
+        "bound-accepted-while-upgrading": _accepted("During an upgrade.", one, upgrading),
+        "first-accepted-while-upgrading": _accepted("Version 1 during an upgrade.", first, upgrading),
+        "first-accepted-without-the-feature": _accepted("Version 1 as in 0.1.", first, []),
+        "first-in-a-bound-vault": _not_accepted("Version 1, where all are bound.", first, "belongs"),
+        "bound-without-the-feature": _not_accepted("Version 2 by an older config.", one, "version 2", []),
+        "bound-other-name": _not_accepted("At another name.", one, "another place", name=_NEW_NAME),
+        "bound-other-parent": _not_accepted("In another parent.", one, "another place", parent=ref.DIR_ID),
+        "bound-other-name-while-upgrading": _not_accepted(
+            "At another name, during an upgrade.", one, "another place", upgrading, name=_NEW_NAME
+        ),
+        "bound-third-name": _not_accepted("At neither name.", two, "another place", name=b"elsewhere"),
+        "bound-flipped-place": _not_accepted("A bit of the place.", ref.flip(one, 70), "authenticate"),
+        "bound-flipped-host": _not_accepted("A bit of the host.", ref.flip(two, 32), "authenticate"),
+        "bound-flipped-mac": _not_accepted("A bit of the mac.", ref.flip(one, -1), "authenticate"),
+        "bound-cut": _not_accepted("The last byte is missing.", one[:-1], "159 bytes"),
+        "bound-version-3": _not_accepted(
+            "Version 3 under a valid mac.", ref.bound_record(ref.DIR_ID, [here], version=3), "version"
+        ),
+        "bound-other-vault": _not_accepted(
+            "A record under another masterkey.",
+            ref.bound_record(ref.DIR_ID, [here], masterkey=bytes(32)),
+            "authenticate",
+        ),
+        **{name: _not_accepted("Under a valid mac.", raw, "impossible") for name, raw in impossible.items()},
+    }
+
+
 _LINK = b"shortcut"
 _TARGET = b"../papers/thesis.tex"
 

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
-from cryptfs.core.config import authenticate
+from cryptfs.core.slots.config import authenticate
 from cryptfs.vfs.vault import Vault
-from cryptfs.vfs.witness import Change, Finding, Totals, Verification, snapshot
+from cryptfs.witness.verification import Change, Difference, Totals, Verification, snapshot
 from tests.support import BareVault
 
 
@@ -51,7 +51,7 @@ class Witnessed:
         self.manifest = out.getvalue()
         return totals
 
-    def run(self, manifest: bytes | None = None) -> tuple[list[Finding], Counter[Change], Totals]:
+    def run(self, manifest: bytes | None = None) -> tuple[list[Difference], Counter[Change], Totals]:
         file = io.BytesIO(self.manifest if manifest is None else manifest)
         with self.look() as look:
             verification = Verification(look, file, lambda _: None)

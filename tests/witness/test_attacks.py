@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from cryptfs.core.header import NO_JOURNAL
-from cryptfs.core.names import SIDECAR_SUFFIX
+from cryptfs.core.format.header import NO_JOURNAL
+from cryptfs.core.geometry import HEADER_SIZE
+from cryptfs.core.names.names import SIDECAR_SUFFIX
 from cryptfs.errors import HeaderError
-from cryptfs.vfs.redo import Durability
-from cryptfs.vfs.witness import Change
+from cryptfs.vfs.content.redo import Durability
+from cryptfs.witness.verification import Change
 from tests.support import KIB, BareVault, pattern
 from tests.witness.scene import Witnessed
 
@@ -49,6 +50,18 @@ def test_nothing(scene: Witnessed) -> None:
 
 
 # ---- rolled back
+
+
+def test_older_header_and_the_file_cut_to_its_length(scene: Witnessed) -> None:
+    """Together they look like the version of then, whose first chunks are the same."""
+    path = scene.vault.backing(b"a")
+    scene.vault.tree.truncate(scene.vault.root, b"a", 2 * CHUNK)
+    shorter = path.read_bytes()
+    with scene.vault.opened(b"a") as file:
+        file.append(pattern(CHUNK, 5))
+    scene.snapshot()
+    path.write_bytes(shorter[:HEADER_SIZE] + path.read_bytes()[HEADER_SIZE : len(shorter)])
+    assert alarms(scene) == {("rolled-back", b"a")}
 
 
 def test_older_version_of_a_file(scene: Witnessed) -> None:
@@ -118,7 +131,7 @@ def test_older_version_of_one_chunk(scene: Witnessed) -> None:
     raw[place] = old[place]
     scene.vault.backing(b"a").write_bytes(raw)
     assert scene.vault.get(b"a") == pattern(SIZE, 1)  # the vault itself cannot know
-    assert scene.findings() == {("replaced", b"a"): "generation 2, but other content than that had"}
+    assert scene.findings() == {("replaced", b"a"): "generation 2, but with other content"}
 
 
 def test_chunk_turned_into_a_hole(scene: Witnessed) -> None:
@@ -182,6 +195,21 @@ def test_two_files_exchanged(scene: Witnessed) -> None:
     assert findings == {("moved", b"a", b"b"), ("moved", b"b", b"a")}
 
 
+def test_two_directories_exchanged(scene: Witnessed) -> None:
+    """Told, but no alarm. In a vault of version 0.1 no mount notices it."""
+    vault = scene.vault
+    vault.put(b"inside", b"1", vault.make_directory(b"e"))
+    scene.snapshot()
+    one, two = vault.backing(b"d"), vault.backing(b"e")
+    between = one.with_name("between")
+    one.rename(between)
+    two.rename(one)
+    between.rename(two)
+    findings = {(each.change.value, each.path, each.was) for each in scene.run()[0]}
+    assert findings == {("moved", b"d", b"e"), ("moved", b"e", b"d")}
+    assert vault.get(b"inside", vault.tree.directory(vault.root, b"d")) == b"1"
+
+
 def test_one_file_copied_over_another(scene: Witnessed) -> None:
     """An alarm: a copy made on a mount has a file_id of its own."""
     scene.snapshot()
@@ -220,10 +248,18 @@ def test_emptied(scene: Witnessed) -> None:
     """An empty file without a header is another file. A truncate on a mount keeps the header."""
     scene.snapshot()
     os.truncate(scene.vault.backing(b"a"), 0)
-    assert scene.findings() == {("renewed", b"a"): "an empty file stands there"}
+    assert scene.findings() == {("renewed", b"a"): "it is an empty file now"}
     scene.snapshot()
     scene.vault.put(b"b", b"")
     assert scene.run()[1] == {Change.CHANGED: 1}
+
+
+def test_a_fifo_in_place_of_a_file(scene: Witnessed) -> None:
+    """Another object has its name."""
+    scene.snapshot()
+    scene.vault.backing(b"a").unlink()
+    os.mkfifo(scene.vault.backing(b"a"))
+    assert scene.changes() == {("renewed", b"a")}
 
 
 def test_whole_directory_deleted(scene: Witnessed) -> None:

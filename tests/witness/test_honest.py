@@ -15,11 +15,11 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 
 from cryptfs.errors import IntegrityError
 from cryptfs.storage.libc import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, RENAME_EXCHANGE
-from cryptfs.vfs import ranges
-from cryptfs.vfs.directory import Directory
-from cryptfs.vfs.openfile import OpenFile
-from cryptfs.vfs.redo import Durability
-from cryptfs.vfs.witness import Change
+from cryptfs.vfs.content import ranges
+from cryptfs.vfs.content.openfile import OpenFile
+from cryptfs.vfs.content.redo import Durability
+from cryptfs.vfs.tree.directory import Directory
+from cryptfs.witness.verification import Change
 from tests.support import KIB, BareVault, pattern
 from tests.witness.scene import Witnessed
 

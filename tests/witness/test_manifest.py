@@ -9,14 +9,14 @@ from random import Random
 
 import pytest
 
-from cryptfs.core.manifest import digest_state
+from cryptfs.core.format.manifest import digest_state
 from cryptfs.errors import ManifestError
 from cryptfs.storage.libc import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, fallocate
-from cryptfs.vfs import observation
-from cryptfs.vfs.context import FileContext
-from cryptfs.vfs.records import digest_of_records
-from cryptfs.vfs.spill import Sorter
-from cryptfs.vfs.witness import Change
+from cryptfs.vfs.content.context import FileContext
+from cryptfs.witness import observation
+from cryptfs.witness.digests import digest_of_records
+from cryptfs.witness.spill import Sorter
+from cryptfs.witness.verification import Change
 from tests.support import CIPHERS, KIB, MIB, BareVault, pattern
 from tests.witness.scene import Witnessed
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import array
-import ctypes
 import errno
 import os
 import shutil
@@ -13,22 +12,21 @@ import subprocess
 from pathlib import Path
 
 from cryptfs.errors import MountError
-from cryptfs.mount.options import MountOptions, escape_value
+from cryptfs.mount.options import UNKNOWN_TO_LIBFUSE, MountOptions, escape_value
+from cryptfs.storage.libc import mount
 
 DEVICE = Path("/dev/fuse")
 _TYPE = "fuse.cryptfs"
 _FLAGS = {
-    "ro": 1, "nosuid": 2, "nodev": 4, "noexec": 8, "sync": 16, "dirsync": 128, "noatime": 1024,
-    "nodiratime": 2048,
+    "ro": 1, "nosuid": 2, "nodev": 4, "noexec": 8, "sync": 16, "dirsync": 128, "nosymfollow": 256,
+    "noatime": 1024, "nodiratime": 2048,
 }  # fmt: skip
-_CLEARS = {"suid": "nosuid", "dev": "nodev", "exec": "noexec", "async": "sync"}
+_CLEARS = {"suid": "nosuid", "dev": "nodev", "exec": "noexec", "async": "sync", "symfollow": "nosymfollow"}
 _DEFAULTS = ("nosuid", "nodev")
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def wanted_flags(options: MountOptions) -> set[str]:
-    """Names of the mount(2) flags: nosuid and nodev unless root says otherwise, and what was asked for."""
+    """Names of the mount(2) flags: nosuid and nodev unless root says otherwise, and the requested ones."""
     wanted = set(_DEFAULTS)
     for name in options.extra:
         if name in _CLEARS:
@@ -44,7 +42,7 @@ def open_mount(source: str, mountpoint: Path, options: MountOptions) -> int:
     """Mount and return the descriptor to serve.
 
     Args:   source: shown in mountinfo.   mountpoint: absolute.
-    Raises: MountError: what is missing or refused, and what to do.
+    Raises: MountError: says what is missing or refused, and what to do.
     """
     if os.geteuid() == 0:
         return _mount_directly(source, mountpoint, options)
@@ -68,13 +66,11 @@ def _mount_directly(source: str, mountpoint: Path, options: MountOptions) -> int
     if options.kernel_checks_permissions:
         data += ",default_permissions"
     flags = sum(_FLAGS[name] for name in wanted_flags(options))
-    done = _libc.mount(
-        os.fsencode(source), os.fsencode(mountpoint), _TYPE.encode(), ctypes.c_ulong(flags), data.encode()
-    )
-    if done != 0:
-        code = ctypes.get_errno()
+    try:
+        mount(source, mountpoint, _TYPE, flags, data)
+    except OSError as error:
         os.close(fd)
-        raise MountError(f"{mountpoint}: the kernel refused to mount: {os.strerror(code)}")
+        raise MountError(f"{mountpoint}: the kernel refused to mount: {error.strerror}") from None
     return fd
 
 
@@ -83,7 +79,8 @@ def _mount_with_helper(source: str, mountpoint: Path, options: MountOptions) -> 
     helper = shutil.which("fusermount3") or shutil.which("fusermount")
     if helper is None:
         raise MountError("mounting as an ordinary user needs fusermount3; install it: apt-get install fuse3")
-    wanted = [*sorted(wanted_flags(options)), f"fsname={escape_value(source)}", "subtype=cryptfs"]
+    flags = wanted_flags(options) - UNKNOWN_TO_LIBFUSE
+    wanted = [*sorted(flags), f"fsname={escape_value(source)}", "subtype=cryptfs"]
     if options.allow_other:
         wanted.append("allow_other")
     if options.kernel_checks_permissions:

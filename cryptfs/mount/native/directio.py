@@ -1,14 +1,14 @@
-"""Asynchronous direct I/O beside the page cache: the pages that Linux forgets to drop.
+"""Asynchronous direct I/O beside the page cache: Linux forgets to drop pages.
 
 Before a direct write Linux drops the pages of its range; after an asynchronous one it does not (with
-FUSE_ASYNC_DIO). A page that somebody read in between holds what was there before, for good. So the
-engine drops them once the data is in its place, before it answers the write: a read that starts after the
-write has returned sees what it wrote. A page that is being read then is locked; the notification waits for
-its answer, which another thread gives.
+FUSE_ASYNC_DIO). If somebody reads a page in between, it keeps the old content for good. So the engine drops
+the pages once the data is in its place, before it answers the write: a read that starts after the write has
+returned sees the new data. During a read its page is locked; the notification waits for the answer to that
+read, and another thread gives it.
 
-Most files that are written past the page cache have nothing in it. After some direct writes, with nothing
-through the page cache in between, all pages of a file are dropped once, and its writes cost nothing more
-until there is a page again: every page begins with a request that comes by here.
+Most files with direct writes have nothing in the page cache. After some direct writes without a request of
+the page cache in between, the engine drops all pages of a file once. Then its writes cost nothing more until
+it has a page again: every page begins with a request that PageTracker sees.
 """
 
 from __future__ import annotations
@@ -19,15 +19,11 @@ from collections.abc import Callable
 from queue import SimpleQueue
 
 from cryptfs.mount.native import structs
-from cryptfs.mount.native.handlers import Later, Notify
+from cryptfs.mount.native.request import Notify, Work
 from cryptfs.mount.native.structs import Notification
 
-QUIET_WRITES = 16  # direct writes without a request of the page cache between, after which all pages go
-_MAX_FILES = 4096  # that are remembered; with more all are forgotten, which costs each a few notifications
-
-
-class Dropping(Later):
-    """The answer of a direct write, after the pages of its range were dropped; for PageDropper."""
+QUIET_WRITES = 16  # direct writes without a request of the page cache between; then all pages go
+_MAX_FILES = 4096  # with more, the tracker forgets all, which costs each a few notifications
 
 
 class _Quiet:
@@ -40,18 +36,18 @@ class _Quiet:
 
 
 class PageTracker:
-    """Which files of a mount may have pages in the kernel's cache, as far as direct writes want to know.
+    """Which files of a mount may have pages in the kernel's cache, as far as direct writes need to know.
 
-    A file of which nothing is known may have some.
+    An unknown file may have some.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._without: set[int] = set()  # nodes that have no pages
-        self._quiet: dict[int, _Quiet] = {}  # by node; all that are in `_without`, too
+        self._quiet: dict[int, _Quiet] = {}  # by node; also for all in `_without`
 
     def cached(self, nodeid: int) -> None:
-        """Before a request of the page cache is served: the file has pages from here on."""
+        """Before a request of the page cache: the file has pages from now on."""
         if nodeid in self._quiet:
             with self._lock:
                 self._quiet.pop(nodeid, None)
@@ -61,14 +57,14 @@ class PageTracker:
         """After a direct write reached its place: whether there is nothing to drop."""
         return nodeid in self._without
 
-    def dropping(self, nodeid: int, offset: int, size: int, notify: Notify) -> Dropping:
-        """The answer of a direct write of `size` bytes to a file that may have pages."""
+    def dropping(self, nodeid: int, offset: int, size: int, notify: Notify) -> Work:
+        """The work before the answer to a direct write of `size` bytes, for a file that may have pages."""
 
         def work() -> bytes:
             self._drop(nodeid, offset, size, notify)
             return structs.WRITE_OUT.pack(size, 0)
 
-        return Dropping(work)
+        return work
 
     def _drop(self, nodeid: int, offset: int, size: int, notify: Notify) -> None:
         with self._lock:
@@ -83,33 +79,33 @@ class PageTracker:
             notify(Notification.INVAL_INODE, structs.INVAL_INODE_OUT.pack(nodeid, *where))
         if everything:
             with self._lock:
-                if self._quiet.get(nodeid) is quiet:  # else a page came while they were dropped
+                if self._quiet.get(nodeid) is quiet:  # else a page came during the drop
                     self._without.add(nodeid)
 
 
-Answer = Callable[[int, Later], None]
+Answer = Callable[[int, Work], None]
 
 
 class PageDropper:
     """The thread that drops pages and answers the writes that wait for it, one at a time.
 
-    Not one of those that read the device: a page that is being read is locked until one of these answers.
+    It is not a thread that reads the device: during a read its page is locked until one of those answers.
 
-    Args: answer: does the work of a Dropping and replies to the request with that number.
+    Args: answer: does the work and replies to the request with that number.
     """
 
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
-        self._queue: SimpleQueue[tuple[int, Dropping] | None] = SimpleQueue()
+        self._queue: SimpleQueue[tuple[int, Work] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="cryptfs-pages", daemon=True)
 
     def start(self) -> None:
         """Before the first request."""
         self._thread.start()
 
-    def put(self, unique: int, dropping: Dropping) -> None:
-        """Answer a write when its pages are dropped."""
-        self._queue.put((unique, dropping))
+    def put(self, unique: int, work: Work) -> None:
+        """Answer a write once its pages are dropped."""
+        self._queue.put((unique, work))
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:

@@ -1,15 +1,12 @@
-"""Inodes: what the kernel calls a node by number, and where its backing file is.
+"""Inodes: the kernel knows a node by a number; this table knows its backing file.
 
-The kernel knows inodes, the vault has names. A node remembers one name of its file, which is kept right
-through renames, and is found by the backing inode, so that all names of a file share one node. A file
-that loses the name that is known here gets a descriptor instead.
+The vault has names. A node remembers one name of its file, also through renames. The table finds it by the
+backing inode, so that all names of a file share one node. Without that name the node gets a descriptor.
 
-Others change the vault, too, and the filesystem gives a freed inode number to the next file. So every way
-from a node to its backing file makes sure that it is the file that was meant (vfs/identity.py). A node whose
-place has another file by now, or whose file has other content, is retired: requests to it say ESTALE. The
-kernel then looks the name up again and learns of a new node; handles that are open go on.
-
-Numbers are never used twice, so the generation is always 0.
+Others change the vault as well, and the filesystem gives a freed inode number to the next file. So every way
+from a node to its backing file verifies that it is the right one (vfs/tree/identity.py). If another file has
+the node's place, or its file has other content, the table retires the node: requests to it get ESTALE. The
+kernel then looks the name up again and learns of a new node; open handles go on.
 """
 
 from __future__ import annotations
@@ -18,25 +15,30 @@ import contextlib
 import errno
 import os
 import stat
-import sys
 import threading
-from collections import deque
-from collections.abc import Callable
 
 from cryptfs.errors import IntegrityError
-from cryptfs.mount.native.node import INODE, Displaced, HeldFile, Node, NodeKey
+from cryptfs.mount.native.node import (
+    Displaced,
+    Node,
+    NodeKey,
+    Numbers,
+    OpenDirectories,
+    Renumbered,
+    Sameness,
+    SizeWatch,
+    file_key,
+    key_of,
+)
 from cryptfs.mount.native.structs import ROOT_ID
 from cryptfs.storage.backing import HELD_FILE_FLAGS
 from cryptfs.storage.libc import statx_birth_time
-from cryptfs.vfs.attributes import Attributes
-from cryptfs.vfs.directory import SELF, Directory, Place
-from cryptfs.vfs.filestate import FileState
-from cryptfs.vfs.identity import is_regular, stale
-from cryptfs.vfs.overtaking import is_overtaken
-from cryptfs.vfs.tree import VaultTree
+from cryptfs.vfs.content.filestate import FileState
+from cryptfs.vfs.tree.attributes import Attributes
+from cryptfs.vfs.tree.directory import SELF, Directory, HeldFile, Place
+from cryptfs.vfs.tree.identity import is_regular, stale
+from cryptfs.vfs.tree.tree import VaultTree
 
-MAX_OPEN_DIRECTORIES = 1024
-MAX_KEPT_NUMBERS = 256  # of symlinks made anew; the oldest take their new number then
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 
 
@@ -49,125 +51,96 @@ class NodeTable:
         self.lock = threading.Lock()
         st = os.fstat(tree.root.fd)
         self._device = st.st_dev
+        self._sameness = Sameness(tree, self.directory, st.st_dev, self.lock)
+        self.open_state = self._sameness.open_state
         root = Node(ROOT_ID, st.st_ino, None, SELF)
         root.lookups = 1
         root.directory = tree.root
         self.root = root
         self._by_id: dict[int, Node] = {ROOT_ID: root}
         self._by_key: dict[NodeKey, Node] = {root.key: root}
-        self._next_id = ROOT_ID + 1
-        self._open_directories: dict[int, Node] = {}
-        self._renumbered: deque[Node] = deque()
-        self.opened_directories = 0  # how often, since the mount began
-        self._full_at = sys.maxsize
-        self._on_full: Callable[[], None] | None = None
+        self.numbers = Numbers()
+        self._open_directories = OpenDirectories()
+        self._renumbered = Renumbered()
+        self.watch = SizeWatch()
         tree.files.on_left = self._left
 
     def __len__(self) -> int:
         return len(self._by_id)
 
+    @property
+    def opened_directories(self) -> int:
+        """How often a directory was opened, since the mount began."""
+        return self._open_directories.count
+
     def get(self, nodeid: int) -> Node:
-        """The node of a request. Raises: OSError: ESTALE, which the kernel never provokes."""
+        """The node of a request. Raises: OSError: ESTALE; the kernel never provokes it."""
         node = self._by_id.get(nodeid)
         if node is None:
             raise stale()
         return node
 
     def find(self, st: os.stat_result) -> Node | None:
-        """The node of a backing file, where one is kept."""
+        """The node of a backing file, or None."""
         return self._by_key.get(self._key(st))
 
     def file_key(self, node: Node) -> tuple[int, int]:
         """Device and inode of a node's backing file."""
-        key = node.key
-        return (self._device, key) if key <= INODE else (key >> 64, key & INODE)
+        return file_key(node.key, self._device)
 
     def _key(self, st: os.stat_result) -> NodeKey:
-        return st.st_ino if st.st_dev == self._device else st.st_dev << 64 | st.st_ino
+        return key_of(st, self._device)
 
     def made(self, st: os.stat_result) -> None:
-        """A file was made here just now: a node with its number is of one that others have removed."""
+        """We have just made a file: an older node with its number is of a file that others have removed."""
         node = self._by_key.get(self._key(st))
         if node is not None:
             self.retire(node)
 
     def remember(self, parent: Node, name: bytes, found: Attributes) -> Node:
-        """The node of an entry that the kernel is about to be told of; counts as a lookup."""
+        """The node of an entry, for the reply that tells the kernel of it; counts as a lookup."""
         st = found.st
-        key = st.st_ino if st.st_dev == self._device else st.st_dev << 64 | st.st_ino
+        key = st.st_ino if st.st_dev == self._device else st.st_dev << 64 | st.st_ino  # as key_of
         node = self._by_key.get(key)
-        if (
-            node is not None
-            and (st.st_ctime_ns != node.ctime or found.size != node.size)
-            and not self._is_still(node, parent, name, found)
-        ):
+        if node is not None and (
+            ((st.st_ctime_ns != node.ctime or found.size != node.size)
+             and not self._sameness.is_still(node, parent, name, found))
+            or self._sameness.is_of_another_name(node, parent, name, st)
+            or (stat.S_ISDIR(st.st_mode) and not self._sameness.belongs(node, parent, name))
+        ):  # fmt: skip
             self.retire(node)
         with self.lock:
             node = self._by_key.get(key)
             if node is None:
-                node = Node(self._next_id, key, parent, name)
+                node = Node(self.numbers.of(parent, name, st, self._by_id), key, parent, name)
                 node.saw(found)
-                self._next_id += 1
                 parent.children += 1
                 self._by_id[node.nodeid] = node
                 self._by_key[key] = node
             else:
-                if node.parent is not parent or node.name != name or node.held is not None:
+                if node.held is not None or node.is_elsewhere(parent, name):
                     self._place(node, parent, name)
-                if node.lookups == 0:  # was kept for its children's sake
+                if node.lookups == 0:  # only its children have kept it
                     self._by_id[node.nodeid] = node
             node.lookups += 1
-        if len(self._by_id) > self._full_at:
-            self._full()
+        if len(self._by_id) > self.watch.limit:
+            self.watch.full()
+        return node
+
+    def adopt(self, nodeid: int, held: HeldFile, directory: Directory | None) -> Node:
+        """The node of a file that a handle leads to, without a place. Raises: OSError: ESTALE."""
+        key = self._key(held.st)
+        with self.lock:
+            node = self._by_key.get(key)
+            if node is None:
+                node = self._by_key[key] = Node(nodeid, key, None, SELF)
+                node.held, node.directory = held, directory
+            if node.nodeid != nodeid:
+                raise stale()
+            self._by_id[nodeid] = node
         return node
 
     # ---- whether it is still the same
-
-    def _is_still(self, node: Node, parent: Node, name: bytes, found: Attributes) -> bool:
-        """Whether an entry with a node's inode number is its file, and has what the kernel knows of it."""
-        if node.directory is not None or node.held is not None or node is self.root:
-            return True  # it is open, so nobody else can have its number
-        st = found.st
-        regular = is_regular(st)
-        state = self.open_state(node) if regular else None
-        if self._was_moved(node, parent, name, st) and not (state is not None and state.handles):
-            return False
-        if state is not None and self._tree.files.share(state):  # nobody closes its descriptor meanwhile
-            try:
-                return not is_overtaken(state, st)
-            finally:
-                with contextlib.suppress(OSError):  # told to nobody, as at any last close
-                    self._tree.files.release(state)
-        if self._exclusive:
-            return not regular or found.size == node.size
-        directory = self.directory(parent)
-        try:
-            held_fd = os.open(directory.entry_name(name), HELD_FILE_FLAGS, dir_fd=directory.fd)
-        except OSError:
-            return False  # it went meanwhile
-        try:
-            st = os.fstat(held_fd)
-            if self._key(st) != node.key or not node.is_object(held_fd, st):
-                return False
-            if not regular:
-                node.ctime, node.size = st.st_ctime_ns, found.size
-                return True
-            return self._tree.identity.has_content(node, held_fd, st)
-        finally:
-            os.close(held_fd)
-
-    def _was_moved(self, node: Node, parent: Node, name: bytes, st: os.stat_result) -> bool:
-        """Whether somebody else has moved a file here, so that its old name is none of its."""
-        single = st.st_nlink == 1 and not (self._exclusive or stat.S_ISDIR(st.st_mode))
-        return single and (node.parent is not parent or node.name != name)
-
-    def open_state(self, node: Node) -> FileState | None:
-        """What is open here of a node's file; not of one that has got its inode number since."""
-        files = self._tree.files
-        state = files.find_key(self.file_key(node))
-        if state is None or self._exclusive or node.is_born(files.birth_of(state)):
-            return state
-        return None
 
     def _hold_open(self, node: Node) -> int:
         state = self.open_state(node)
@@ -177,25 +150,27 @@ class NodeTable:
         return held_fd
 
     def retire(self, node: Node) -> None:
-        """Another file has its place, or other content: only what is open leads to the old one now."""
+        """Another file has its place, or other content: now only open descriptors lead to the old one."""
         with self.lock:
             if self._by_key.get(node.key) is node:
                 del self._by_key[node.key]
             node.stale = True
 
     def require_meant(self, node: Node | None, parent: Node, name: bytes, held: HeldFile) -> None:
-        """Before an entry goes or moves: a request only names it, and means what the kernel was told.
+        """Before an entry goes or moves: verify that the name still means the file that the kernel knows.
 
-        Of a file with several names any will do: no content goes with it.
+        If the file has several names, any of them will do: no content goes with it.
 
-        Args:   held: the file that is there. node: the one that the kernel knows under this name.
-        Raises: OSError: ESTALE: that is something else by now.
+        Args:   held: the present file. node: the one that the kernel knows under this name.
+        Raises: OSError: ESTALE: the present file is another one.
         """
+        if node is not None and self._sameness.is_of_another_name(node, parent, name, held.st):
+            raise stale()
         if self._exclusive:
             return
         if node is None:
             raise stale()
-        elsewhere = node.held is None and (node.parent is not parent or node.name != name)
+        elsewhere = node.held is None and node.is_elsewhere(parent, name)
         if elsewhere and (held.st.st_nlink == 1 or stat.S_ISDIR(held.st.st_mode)):
             raise stale()
         if node.directory is None and node.held is None and not node.is_object(held.fd, held.st):
@@ -203,12 +178,14 @@ class NodeTable:
             raise stale()
 
     def _left(self, state: FileState) -> None:
-        """A file that was written to here was closed: what it was left like is what the kernel knows."""
+        """After the close of a file that was written to here: the kernel knows its final state."""
         if not state.was_changed or state.overtaken:
             return
-        inode, device = state.key[1], state.key[0]
+        device, inode = state.key
         node = self._by_key.get(inode if device == self._device else device << 64 | inode)
-        if node is not None and (self._exclusive or node.is_born(statx_birth_time(state.fd, ""))):
+        if node is not None and (
+            self._exclusive or state.whereabouts.known is node or node.is_born(statx_birth_time(state.fd, ""))
+        ):
             node.ctime, node.mtime, _ = state.left
             node.size, node.version = state.size, state.version
 
@@ -219,7 +196,7 @@ class NodeTable:
         node.parent, node.name, node.held = parent, name, None
 
     def _leave(self, node: Node) -> None:
-        """A node goes, or goes elsewhere: its parent may have been kept for its sake alone."""
+        """A node goes, or moves away: perhaps it alone has kept its parent."""
         parent = node.parent
         while parent is not None:
             parent.children -= 1
@@ -231,7 +208,7 @@ class NodeTable:
     def _drop(self, node: Node) -> None:
         if self._by_key.get(node.key) is node:
             del self._by_key[node.key]
-        self._open_directories.pop(node.nodeid, None)
+        self._open_directories.forget(node)
         node.directory = node.held = node.first = None
 
     def forget(self, nodeid: int, lookups: int) -> None:
@@ -253,20 +230,8 @@ class NodeTable:
             else:
                 self._leave(node)
 
-    # ---- how many there are
-
-    def watch_size(self, limit: int, on_full: Callable[[], None]) -> None:
-        """Have `on_full` called, once, when there are more nodes than `limit`."""
-        self._on_full, self._full_at = on_full, limit
-
-    def _full(self) -> None:
-        with self.lock:
-            on_full, self._on_full, self._full_at = self._on_full, None, sys.maxsize
-        if on_full is not None:
-            on_full()
-
     def oldest_first(self) -> list[Node]:
-        """What the kernel knows now but the root, in the order in which it was told."""
+        """All nodes that the kernel knows now, except the root, in the order in which it learned of them."""
         with self.lock:
             return list(self._by_id.values())[1:]
 
@@ -278,10 +243,10 @@ class NodeTable:
         if found is not None:
             if self._exclusive or node.held is not None or self._tree.opener.is_current(found):
                 return found
-            with self.lock:  # it has another record: its names are others now
+            with self.lock:  # it has another record: so its names are others now
                 node.directory = found = None
-                self._open_directories.pop(node.nodeid, None)
-        # Down from the first that is open; not by recursion: there can be thousands.
+                self._open_directories.forget(node)
+        # From the first open one down; not by recursion: there can be thousands.
         closed = []
         at = node
         while found is None:
@@ -295,16 +260,8 @@ class NodeTable:
             found = self._tree.directory(found, at.name)
             self._require_same_directory(at, found)
             with self.lock:
-                if len(self._open_directories) >= MAX_OPEN_DIRECTORIES:
-                    self._close_oldest()
-                at.directory = found
-                self.opened_directories += 1
-                self._open_directories[at.nodeid] = at
+                self._open_directories.opened(at, found)
         return found
-
-    def _close_oldest(self) -> None:
-        for nodeid in list(self._open_directories)[: MAX_OPEN_DIRECTORIES // 2]:
-            self._open_directories.pop(nodeid).directory = None
 
     def _require_same_directory(self, node: Node, found: Directory) -> None:
         if not self._exclusive:
@@ -313,18 +270,8 @@ class NodeTable:
                 self.retire(node)
                 raise stale()
 
-    def is_present(self, node: Node) -> bool:
-        """Whether a directory is there; False where somebody else has removed it."""
-        directory = node.directory
-        return node.held is not None or directory is None or os.fstat(directory.fd).st_nlink > 0
-
-    def require_present(self, node: Node) -> None:
-        """Raises: OSError: ESTALE where a directory was removed by somebody else."""
-        if not self.is_present(node):
-            raise stale()
-
     def place(self, node: Node) -> tuple[Directory, bytes]:
-        """Where a node's file is. Raises: OSError: ESTALE where it has no place any more."""
+        """The place of a node's file. Raises: OSError: ESTALE: it has none now."""
         if node.parent is None:
             return self._tree.root, SELF
         if node.held is not None or node.stale:
@@ -334,12 +281,12 @@ class NodeTable:
     def file_of(self, node: Node) -> Place:
         """A node's file, surely that one: an open directory, or the file by a descriptor.
 
-        Raises: OSError: ESTALE where its place has another one, and nobody has it open.
+        Raises: OSError: ESTALE: another file has its place, and nobody has it open.
         """
         held, directory = node.held, node.directory
         if held is None and self._exclusive:
             return self.place(node)
-        # A directory that was removed has lost its record: what it is called in there is known here only.
+        # A removed directory has lost its record: only this object knows its entries' names.
         return (directory, SELF) if directory is not None else (held or self.reach(node), SELF)
 
     def reach(self, node: Node) -> HeldFile:
@@ -348,7 +295,7 @@ class NodeTable:
             directory, name = self.place(node)
             entry_name = directory.entry_name(name)
             fd = os.open(entry_name, HELD_FILE_FLAGS, dir_fd=directory.fd)
-            held = HeldFile(fd, directory.path_of(entry_name))
+            held = HeldFile(fd, directory.path_of(entry_name), (directory, name))
             if self._key(held.st) == node.key and node.is_object(held.fd, held.st):
                 return held
         except OSError as error:
@@ -357,7 +304,7 @@ class NodeTable:
         return HeldFile(self._hold_open(node))
 
     def attributes(self, node: Node) -> Attributes:
-        """Attributes now. Raises: OSError: ESTALE where another file has its place, or other content."""
+        """Attributes now. Raises: OSError: ESTALE: another file has its place, or it has other content."""
         open_node = node.held or node.directory
         if open_node is not None:
             return self._tree.stat_descriptor(open_node.fd)
@@ -371,7 +318,7 @@ class NodeTable:
             return self._attributes_open(node)
         if found.st.st_ctime_ns != node.ctime or found.size != node.size:
             assert node.parent is not None  # the root is open
-            if not self._is_still(node, node.parent, node.name, found):
+            if not self._sameness.is_still(node, node.parent, node.name, found):
                 self.retire(node)
                 return self._attributes_open(node)
             if is_regular(found.st):
@@ -379,7 +326,7 @@ class NodeTable:
         return found
 
     def _attributes_open(self, node: Node) -> Attributes:
-        """Of a file that has lost its place to another one: while somebody has it open, it is there."""
+        """Of a file that has lost its place to another one: it exists while somebody has it open."""
         held_fd = self._hold_open(node)
         try:
             return self._tree.stat_descriptor(held_fd)
@@ -389,56 +336,51 @@ class NodeTable:
     # ---- changes
 
     def hold(self, directory: Directory, name: bytes) -> tuple[Node | None, HeldFile]:
-        """The node of an entry, where the kernel knows it, and the entry's file held."""
+        """The node of an entry, if the kernel knows it, and the entry's file, held."""
         held = HeldFile(os.open(directory.entry_name(name), HELD_FILE_FLAGS, dir_fd=directory.fd))
         return self.find(held.st), held
 
     def displaced(self, node: Node | None, held: HeldFile) -> Displaced:
-        """While its place changes, what comes for a node goes to the file itself; then see lost or moved."""
+        """While its place changes, requests to a node go to the file itself; then call lost or moved."""
         if node is None or node.held is not None:
             return Displaced(None, held)
         if node.directory is None and stat.S_ISDIR(held.st.st_mode):
             with contextlib.suppress(OSError, IntegrityError):
-                self.directory(node)  # for what comes for its entries meanwhile
+                self.directory(node)  # for requests to its entries meanwhile
         return Displaced(node, held)
 
     def lost(self, node: Node | None, held: HeldFile) -> None:
         """After a name went: the node keeps its file by the descriptor."""
         if node is None:
             return
-        # The only name was removed: the kernel makes no other of the same file meanwhile.
+        # Its only name is gone: the kernel makes no other of the same file meanwhile.
         held.gone = held.st.st_nlink == 1 or os.fstat(held.fd).st_nlink == 0
         with self.lock:
-            self._open_directories.pop(node.nodeid, None)  # a directory stays open: it has no place
+            self._open_directories.forget(node)  # a directory stays open: it has no place
             if held.gone or node.directory is not None:
                 self._by_key.pop(node.key, None)
             if node.lookups > 0:
                 node.held = held
 
     def moved(self, node: Node | None, parent: Node, name: bytes, st: os.stat_result, old: HeldFile) -> None:
-        """After a rename or link: the node's place, and its new backing inode if it was made anew.
+        """After a rename or link: set the node's place, and its new backing inode if the rename made one.
 
         Args: st: of the file in its new place.   old: the file as it was before.
         """
         if node is None:
             return
+        if node.directory is not None and parent.directory is not None:
+            node.directory.moved(parent.directory, name)
         with self.lock:
             self._place(node, parent, name)
             key = self._key(st)
             if key != node.key:
-                node.birth, node.ctime = -st.st_ctime_ns, 0
+                node.birth, node.ctime, node.anywhere = -st.st_ctime_ns, 0, False
                 self._by_key.pop(node.key, None)
                 node.key = key
                 self._by_key[key] = node
                 if node.first is None:
-                    self._keep_number(node, old)
-
-    def _keep_number(self, node: Node, old: HeldFile) -> None:
-        node.first = old
-        self._renumbered.append(node)
-        if len(self._renumbered) > MAX_KEPT_NUMBERS:
-            oldest = self._renumbered.popleft()
-            oldest.first, oldest.inode = None, oldest.key & INODE
+                    self._renumbered.keep_number(node, old)
 
     def close(self) -> None:
         """After the mount is gone."""

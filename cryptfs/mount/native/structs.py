@@ -1,67 +1,23 @@
 """The kernel's FUSE protocol as bytes: numbers and layouts of <linux/fuse.h>, versions 7.31 to 7.38.
 
-Native byte order and alignment, as the kernel is on the same machine. Requests are unpacked from a view
-that holds exactly what the kernel sent; a truncated one raises struct.error, which the session answers
-with EINVAL.
+Native byte order and alignment, as the kernel is on the same machine. Requests are unpacked from a view of
+exactly the bytes that the kernel sent; a truncated one raises struct.error, and the connection answers
+EINVAL.
 """
 
 from __future__ import annotations
 
 import os
 import struct
-from enum import IntEnum, IntFlag
+from enum import IntFlag
+
+from cryptfs.mount.opcodes import Op
 
 KERNEL_MAJOR = 7
 KERNEL_MINOR_MIN = 31
 KERNEL_MINOR_MAX = 38
 PRUNE_MINOR = 45
 ROOT_ID = 1
-
-
-class Op(IntEnum):
-    """Request opcodes that this engine knows by name."""
-
-    LOOKUP = 1
-    FORGET = 2
-    GETATTR = 3
-    SETATTR = 4
-    READLINK = 5
-    SYMLINK = 6
-    MKNOD = 8
-    MKDIR = 9
-    UNLINK = 10
-    RMDIR = 11
-    RENAME = 12
-    LINK = 13
-    OPEN = 14
-    READ = 15
-    WRITE = 16
-    STATFS = 17
-    RELEASE = 18
-    FSYNC = 20
-    SETXATTR = 21
-    GETXATTR = 22
-    LISTXATTR = 23
-    REMOVEXATTR = 24
-    FLUSH = 25
-    INIT = 26
-    OPENDIR = 27
-    READDIR = 28
-    RELEASEDIR = 29
-    FSYNCDIR = 30
-    ACCESS = 34
-    CREATE = 35
-    INTERRUPT = 36
-    DESTROY = 38
-    BATCH_FORGET = 42
-    FALLOCATE = 43
-    READDIRPLUS = 44
-    RENAME2 = 45
-    LSEEK = 46
-    COPY_FILE_RANGE = 47
-    SYNCFS = 50
-    TMPFILE = 51
-    STATX = 52
 
 
 BY_NAME = (
@@ -75,6 +31,7 @@ class Cap(IntFlag):
 
     ASYNC_READ = 1 << 0
     ATOMIC_O_TRUNC = 1 << 3
+    EXPORT_SUPPORT = 1 << 4
     BIG_WRITES = 1 << 5
     DONT_MASK = 1 << 6
     DO_READDIRPLUS = 1 << 13
@@ -86,11 +43,13 @@ class Cap(IntFlag):
     MAX_PAGES = 1 << 22
     CACHE_SYMLINKS = 1 << 23
     HANDLE_KILLPRIV_V2 = 1 << 28
+    SETXATTR_EXT = 1 << 29
     INIT_EXT = 1 << 30
+    NO_EXPORT_SUPPORT = 1 << 38
 
 
 class Notification:
-    """What a server tells the kernel unasked: in place of an error, in a reply to request 0."""
+    """Messages of a server without a request: in place of an error, in a reply to request 0."""
 
     INVAL_INODE = 2
     PRUNE = 9
@@ -113,12 +72,11 @@ class SetAttr:
 
 
 OPEN_KILL_SUIDGID = 1 << 0
-READ_LOCKOWNER = 1 << 1  # past the page cache, as for no other read
+READ_LOCKOWNER = 1 << 1  # past the page cache; no other read has it
 WRITE_CACHE = 1 << 0
-WRITE_LOCKOWNER = 1 << 1  # past the page cache, as for no other write
+WRITE_LOCKOWNER = 1 << 1  # past the page cache; no other write has it
 WRITE_KILL_SUIDGID = 1 << 2
 FOPEN_KEEP_CACHE = 1 << 1
-FOPEN_CACHE_DIR = 1 << 3
 FSYNC_FDATASYNC = 1 << 0
 
 IN_HEADER = struct.Struct("=IIQQIIIHH")  # len opcode unique nodeid uid gid pid extlen padding
@@ -154,6 +112,8 @@ WRITE_OUT = struct.Struct("=II")
 STATFS_OUT = struct.Struct("=QQQQQIIII24x")  # blocks bfree bavail files ffree bsize namelen frsize padding
 FSYNC_IN = struct.Struct("=QII")
 SETXATTR_IN = struct.Struct("=II")  # size flags; name and value follow
+SETXATTR_IN_EXT = struct.Struct("=IIII")  # with SETXATTR_EXT: size flags setxattr_flags padding; the same
+SETXATTR_ACL_KILL_SGID = 1 << 0
 GETXATTR_IN = struct.Struct("=II")  # size padding; name follows
 GETXATTR_OUT = struct.Struct("=II")
 ACCESS_IN = struct.Struct("=II")
@@ -161,7 +121,7 @@ FALLOCATE_IN = struct.Struct("=QQQII")  # fh offset length mode padding
 LSEEK_IN = struct.Struct("=QQII")
 LSEEK_OUT = struct.Struct("=Q")
 COPY_FILE_RANGE_IN = struct.Struct("=QQQQQQQ")  # fh_in off_in nodeid_out fh_out off_out len flags
-INVAL_INODE_OUT = struct.Struct("=Qqq")  # nodeid offset length; 0 is to the end
+INVAL_INODE_OUT = struct.Struct("=Qqq")  # nodeid offset length; 0 means to the end
 PRUNE_OUT = struct.Struct("=I12x")  # count; as many NODEIDs follow
 NODEID = struct.Struct("=Q")
 STATX_OUT = struct.Struct("=QII16x")  # attr_valid + nanoseconds, flags; STATX follows
@@ -186,7 +146,7 @@ def take_names(body: memoryview, offset: int, count: int) -> list[bytes]:
 
 
 def only_name(body: memoryview) -> bytes:
-    """The string that is all of a request. Raises: struct.error: it is empty or not terminated."""
+    """The string that fills a request. Raises: struct.error: it is empty or not terminated."""
     name = bytes(body)
     end = len(name) - 1
     if end < 1 or name.find(b"\0") != end:
@@ -201,7 +161,7 @@ def pack_dirent(inode: int, offset: int, kind: int, name: bytes) -> bytes:
 
 
 def pack_statx(st: os.stat_result, inode: int, size: int, birth_ns: int | None) -> bytes:
-    """fuse_statx. birth_ns: time of birth, or None where the backing filesystem keeps none."""
+    """fuse_statx. birth_ns: time of birth, or None if the backing filesystem keeps none."""
     mask = _STATX_BASIC | (0 if birth_ns is None else _STATX_BTIME)
     times = [divmod(ns or 0, 10**9) for ns in (st.st_atime_ns, birth_ns, st.st_ctime_ns, st.st_mtime_ns)]
     return STATX.pack(

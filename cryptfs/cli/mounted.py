@@ -1,0 +1,65 @@
+"""The mounts of this system, for commands without an argument and for completion."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import rich_click as click
+from click.shell_completion import CompletionItem
+
+from cryptfs.cli.exit_codes import UsageProblem
+from cryptfs.cli.params import PathParameter, shell_word, shown
+
+if TYPE_CHECKING:
+    from cryptfs.mount.mounts import Mount
+
+
+class Mountpoint(PathParameter):
+    """A path; completion proposes the mountpoints of vaults."""
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        found = [mount.mountpoint for mount in own_mounts() if mount.mountpoint.startswith(incomplete)]
+        return [CompletionItem(place) for place in found] or [CompletionItem(incomplete, type="dir")]
+
+
+MOUNTPOINT = Mountpoint()
+
+
+def own_mounts() -> list[Mount]:
+    """The cryptfs mounts of this user; for root all of them."""
+    from cryptfs.mount.mounts import read_mounts
+
+    user = os.geteuid()
+    return [mount for mount in read_mounts() if mount.is_cryptfs and user in (0, mount.owner)]
+
+
+def vault_of(mount: Mount) -> str:
+    """The vault of a mount, by its daemon; by its source, any text, if the daemon does not answer."""
+    from cryptfs.errors import MountError
+    from cryptfs.mount.statistics import ask_status
+
+    told: dict[str, Any] = {}
+    with contextlib.suppress(MountError):
+        told = ask_status(mount)
+    return str(told.get("vault", mount.source))
+
+
+def only_mountpoint(command: str) -> Path:
+    """The mountpoint of the only mount, for a command without an argument.
+
+    Raises: UsageProblem: there is none, or several, or root sees somebody else's; the text lists them.
+    """
+    found = own_mounts()
+    if len(found) == 1 and found[0].owner == os.geteuid():
+        return Path(found[0].mountpoint)
+    if not found:
+        raise UsageProblem("no vault of yours is mounted")
+    lines = [
+        f"  cryptfs {command} {shell_word(each.mountpoint)}    ({shown(vault_of(each))})" for each in found
+    ]
+    raise UsageProblem("say which mount:\n" + "\n".join(lines))

@@ -1,0 +1,1 @@
+"""The files of a vault, to the byte: headers, small values, journals, manifests."""

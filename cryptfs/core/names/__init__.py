@@ -1,0 +1,1 @@
+"""Names in a vault: cipher names, names of conflict copies, names of one machine's files."""

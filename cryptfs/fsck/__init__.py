@@ -1,0 +1,1 @@
+"""Check whether a vault is whole, and repair it."""

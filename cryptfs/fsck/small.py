@@ -1,0 +1,149 @@
+"""Checks small things: symlinks, extended attributes, access control lists, long targets of symlinks."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from array import array
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from cryptfs.core.acl import mode_from_acl, unpack_acl
+from cryptfs.core.aead import Kind, open_small
+from cryptfs.core.format.smallvalues import xattr_aad
+from cryptfs.core.names.names import DirectoryNames, siv_of
+from cryptfs.errors import NameError_
+from cryptfs.fsck.files import Problem
+from cryptfs.fsck.findings import FindingKind
+from cryptfs.vfs.content.context import FileContext
+from cryptfs.vfs.scan.walk import WalkedEntry
+from cryptfs.vfs.tree.directory import printable
+from cryptfs.vfs.tree.symlinks import long_target_id, read_target
+from cryptfs.vfs.tree.xattrs import ACL_ACCESS, ACL_NAMES, PREFIX, open_attribute
+
+_NO_XATTRS = (errno.ENODATA, errno.EOPNOTSUPP, errno.ENOENT, errno.EACCES, errno.EPERM)
+
+
+class Owner(NamedTuple):
+    """The owner to which xattrs are bound, a file or directory. id: b'' if it has none, or it is unknown."""
+
+    kind: Kind
+    id: bytes
+
+
+class BadXattr(NamedTuple):
+    """A backing attribute that does not verify, and why; stored is its value."""
+
+    backing_name: str
+    stored: bytes
+    problem: Problem
+
+
+def backing_xattrs(fd: int) -> Iterator[tuple[str, bytes]]:
+    """Our backing attributes on a descriptor's file, with their values."""
+    path = f"/proc/self/fd/{fd}"  # the descriptor may be an O_PATH one
+    try:
+        names = [name for name in os.listxattr(path) if name.startswith(PREFIX)]
+    except OSError as error:
+        if error.errno in _NO_XATTRS:
+            return
+        raise
+    for name in names:
+        try:
+            yield name, os.getxattr(path, name)
+        except OSError as error:
+            if error.errno not in _NO_XATTRS:
+                raise
+
+
+def check_xattrs(
+    context: FileContext, names: DirectoryNames, fd: int, owner: Owner, mode: int
+) -> list[BadXattr]:
+    """The attributes that do not verify. names: NameCipher.of_xattrs.   mode: of the file."""
+    found = []
+    for backing_name, stored in backing_xattrs(fd):
+        problem = _check_xattr(context, names, backing_name, stored, owner, mode)
+        if problem is not None:
+            found.append(BadXattr(backing_name, stored, problem))
+    return found
+
+
+def _check_xattr(
+    context: FileContext, names: DirectoryNames, backing_name: str, stored: bytes, owner: Owner, mode: int
+) -> Problem | None:
+    try:
+        attribute, sealed = open_attribute(names, backing_name, stored)
+    except NameError_ as error:
+        return Problem(FindingKind.XATTR, f"{printable(backing_name)}: {error.reason}")
+    value = open_small(context.keys.xattrs_key, sealed, xattr_aad(owner.kind, owner.id, attribute))
+    if value is None:
+        return Problem(FindingKind.XATTR, f"{printable(backing_name)}: the value does not authenticate")
+    if attribute not in ACL_NAMES:
+        return None
+    try:
+        acl = unpack_acl(value)
+    except ValueError as error:
+        return Problem(FindingKind.ACL, str(error))
+    if attribute == ACL_ACCESS and mode_from_acl(acl, mode) != mode:
+        wanted = stat.S_IMODE(mode_from_acl(acl, mode))
+        return Problem(FindingKind.ACL_MODE, f"mode {stat.S_IMODE(mode):04o}, list {wanted:04o}")
+    return None
+
+
+class LinkCheck:
+    """Checks symlinks, and remembers which long targets they name: eight bytes each."""
+
+    def __init__(self, context: FileContext, links_fd: int | None) -> None:
+        self._key = context.keys.links_key
+        self.links_fd = links_fd
+        self._named = array("Q")
+        self._sorted = True
+        self.complete = True  # whether every symlink was readable: then a target that none names is an orphan
+
+    def check(self, entry: WalkedEntry) -> Problem | None:
+        """The problem of a symlink, if any. If its directory has no record, this checks only the form."""
+        directory = entry.directory
+        text = os.readlink(entry.entry_name, dir_fd=directory.fd)
+        link_id = long_target_id(text)
+        if link_id is not None:
+            self._named.append(_digest(link_id))
+            self._sorted = False
+        if directory.dir_id is None or entry.cipher_name is None:
+            return None
+        try:
+            read_target(text, self.links_fd, self._key, directory.dir_id, siv_of(entry.cipher_name))
+        except NameError_ as error:
+            self.complete = False
+            return Problem(FindingKind.SYMLINK, error.reason)
+        return None
+
+    def removing(self, link_id: str) -> Callable[[object], str]:
+        """The repair that removes a long target without a symlink."""
+
+        def remove(_: object) -> str:
+            os.unlink(link_id, dir_fd=self.links_fd)
+            return "removed"
+
+        return remove
+
+    def close(self) -> None:
+        """The last use."""
+        if self.links_fd is not None:
+            os.close(self.links_fd)
+            self.links_fd = None
+
+    def is_named(self, link_id: str) -> bool:
+        """Whether one of the checked symlinks names this long target."""
+        if not self._sorted:
+            self._named = array("Q", sorted(self._named))
+            self._sorted = True
+        wanted = _digest(link_id)
+        place = bisect_left(self._named, wanted)
+        return place < len(self._named) and self._named[place] == wanted
+
+
+def _digest(link_id: str) -> int:
+    """The ids are random, so a piece of one tells them apart as well as any hash would."""
+    return int.from_bytes(link_id.encode("ascii")[:8].ljust(8, b"\0"), "little")

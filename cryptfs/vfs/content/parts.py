@@ -1,0 +1,135 @@
+"""The parts of a FileState that know nothing of the format: descriptors, marks of writes, a place."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+from typing import Protocol
+
+from cryptfs.storage.backing import O_NOATIME
+from cryptfs.storage.libc import os_error
+
+
+class Descriptor:
+    """The descriptor of a backing file, which gives way to one that can write.
+
+    keeps_atime: whether reads leave the time of access as it is.
+    """
+
+    def __init__(self, fd: int, *, writable: bool) -> None:
+        self.fd = fd
+        self.writable = writable
+        self.keeps_atime = False
+        self._retired_fds: list[int] = []
+
+    def adopt(self, fd: int, *, writable: bool) -> None:
+        """Take over a further descriptor of the file; uses it if it can write and the present one cannot.
+
+        The old one stays open, because a reader may be using it.
+        """
+        if writable and not self.writable:
+            self._retired_fds.append(self.fd)
+            self.fd, self.writable, self.keeps_atime = fd, True, False
+        else:
+            os.close(fd)
+
+    def keep_atime(self, keep: bool) -> None:
+        """Say before a read whether it is one of our own, which leaves the time of access as it is.
+
+        No lock: if such a read meets one for a program, the time moves as it does anyway, or one read later.
+        """
+        if keep != self.keeps_atime:
+            self.keeps_atime = keep
+            with contextlib.suppress(PermissionError):  # the file belongs to somebody else
+                fcntl.fcntl(self.fd, fcntl.F_SETFL, os.O_NONBLOCK | (O_NOATIME if keep else 0))
+
+    def close_descriptors(self) -> None:
+        """After the last handle has gone."""
+        for fd in (self.fd, *self._retired_fds):
+            os.close(fd)
+        self._retired_fds.clear()
+
+
+class WriteMarks:
+    """Counts the writes to a file, and which of them are synced. The caller holds the FileState's lock.
+
+    Writes before the file was opened may be on disk or not, so the count begins with one.
+    """
+
+    def __init__(self) -> None:
+        self._marks = 1
+        self._data_mark = 1
+        self._header_mark = 0
+        self._synced_mark = 0
+        self._told_mark = 1
+        self._sync_failed = False
+
+    def mark_data(self) -> None:
+        """The content of the backing file, or its length, is about to change."""
+        self._marks += 1
+        self._data_mark = self._marks
+
+    def mark_header(self) -> None:
+        """The header is about to be written."""
+        self._marks += 1
+        self._header_mark = self._marks
+
+    def require_synced(self) -> None:
+        """Before the journal's records of the file cease to count.
+
+        Raises: OSError: a sync failed since the file was empty. The kernel says so once and forgets the data;
+                a later sync that succeeds proves nothing.
+        """
+        if self._sync_failed:
+            raise os_error(errno.EIO)
+
+    @property
+    def header_is_durable(self) -> bool:
+        """Whether the header is on disk as the redo log needs it."""
+        return self._header_mark <= self._synced_mark
+
+    def mark_told(self) -> None:
+        """The header on disk agrees with the file now."""
+        self._told_mark = self._marks
+
+    @property
+    def was_changed(self) -> bool:
+        """Whether this process has written to the backing file."""
+        return self._marks > 1
+
+    @property
+    def changes(self) -> bool:
+        """Whether this process has written to it, and the header on disk does not say so yet."""
+        return self._marks != self._told_mark
+
+
+class HasDirId(Protocol):
+    """The directory that a name is in, as the files in it know it."""
+
+    @property
+    def dir_id(self) -> bytes:
+        """Which directory it is."""
+
+
+class Whereabouts:
+    """Where a file was opened, and whether it is still there.
+
+    place:        directory and name of a file that was opened for writing by its name; follows renames.
+    removed_here: whether this mount has removed its last name: then its content is not lost.
+    known:        who has opened or made it and keeps note of it; surely of this file, not of its number only.
+    being_kept:   a copy of its content to another file is under way.
+    kept_as:      the file that got the content after somebody else had removed this one.
+    kept_change:  the change_count at that time, or when its last writer closed it under its name.
+    """
+
+    __slots__ = ("being_kept", "kept_as", "kept_change", "known", "place", "removed_here")
+
+    def __init__(self) -> None:
+        self.place: tuple[HasDirId, bytes] | None = None
+        self.removed_here = False
+        self.known: object | None = None
+        self.being_kept = False
+        self.kept_as: object | None = None
+        self.kept_change = 0

@@ -1,0 +1,1 @@
+"""Recovery after a crash: replay the journal, and give unclosed files their length."""

@@ -1,0 +1,1 @@
+"""Reads the tree of ciphertext, authentic or not."""

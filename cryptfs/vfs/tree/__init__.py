@@ -1,0 +1,1 @@
+"""Where a name is: directories and entries, links, extended attributes, who may do what."""

@@ -1,0 +1,1 @@
+"""Disks that are full or refuse, and daemons that have too little of something."""

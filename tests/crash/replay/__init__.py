@@ -1,0 +1,1 @@
+"""The redo log, and what the next program does with what a dead one left."""

@@ -1,0 +1,170 @@
+"""Where `cryptfs` is started: closed streams, a shell's limits, mount(8), fstab, and programs that mount."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cryptfs.mount.mounts import mount_at
+from tests.e2e.conftest import ENGINES
+from tests.e2e.test_cli_mount import ENVIRONMENT, PROGRAM, Place, place
+
+__all__ = ["place"]
+
+pytestmark = [
+    pytest.mark.serial,
+    pytest.mark.skipif(not Path("/dev/fuse").exists(), reason="needs /dev/fuse"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+]
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> Iterator[str]:
+    return request.param  # type: ignore[no-any-return]
+
+
+def shell(place: Place, before: str, *args: object, after: str = "", **environment: str) -> tuple[int, bytes]:
+    """`cryptfs mount` from a shell, with words before and after it; exit code, and what it printed."""
+    options = ("--passfile", place.passfile, "--log-file", place.log_file, *args)
+    command = shlex.join([*PROGRAM, "mount", *map(str, options), str(place.vault), str(place.mountpoint)])
+    done = subprocess.run(
+        ["bash", "-c", f"{before} exec {command} {after}"],
+        env=ENVIRONMENT | environment,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert b"Traceback" not in done.stderr
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams(place: Place, closed: str) -> None:
+    """As cron and services start programs. No file of the vault gets the number of a stream."""
+    assert shell(place, "", after=closed)[0] == 0
+    (place.mountpoint / "file").write_bytes(b"content" * 1000)
+    assert (place.mountpoint / "file").read_bytes() == b"content" * 1000
+    streams = {os.readlink(f"/proc/{place.daemon()}/fd/{number}") for number in range(3)}
+    assert streams <= {"/dev/null", str(place.log_file)}
+    place.umount()
+    for command in (("info", place.vault), ("fsck", place.vault, "--passfile", place.passfile)):
+        words = shlex.join([*PROGRAM, *map(str, command)])
+        assert (
+            subprocess.run(["bash", "-c", f"{words} {closed}"], env=ENVIRONMENT, check=False).returncode == 0
+        )
+
+
+def test_a_limit_of_file_sizes_is_the_shells_own(place: Place, engine: str) -> None:
+    code, said = shell(place, "ulimit -S -f 1024; ulimit -S -t 900;", "--engine", engine)
+    assert (code, b"ulimit" in said) == (0, False)
+    content = os.urandom(3 << 20)
+    (place.mountpoint / "large").write_bytes(content)
+    place.umount()
+    shell(place, "")
+    assert (place.mountpoint / "large").read_bytes() == content
+    place.umount()
+
+
+def test_a_limit_that_stays_is_said(place: Place) -> None:
+    """An ordinary user cannot raise a hard limit; here root gives up the right to."""
+    without = "ulimit -f 1024; ulimit -t 900; exec setpriv --bounding-set -sys_resource"
+    options = ("--passfile", place.passfile, "--log-file", place.log_file, place.vault, place.mountpoint)
+    words = shlex.join([*PROGRAM, "mount", *map(str, options)])
+    done = subprocess.run(
+        ["bash", "-c", f"{without} {words}"], env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "this shell limits files to 1 MiB (ulimit -f), and so does the mount" in done.stderr
+    assert "processor time to 900 s (ulimit -t)" in done.stderr
+    with pytest.raises(OSError, match=r"File too large|Input/output error"):
+        (place.mountpoint / "large").write_bytes(bytes(3 << 20))
+    (place.mountpoint / "small").write_bytes(b"fits")
+    place.umount()
+
+
+def test_options_that_other_programs_give(place: Place, engine: str) -> None:
+    """SiriKali's line, and what every filesystem takes. umount waits, and info finds the mount."""
+    line = "rw,fsname=NAME@/path,subtype=NAME,lazytime,strictatime,nodiratime,silent,quiet,debug,nosymfollow"
+    told = place.mount("--engine", engine, "-o", line)
+    assert (told.stdout, told.stderr) == ("", "")
+    found = mount_at(place.mountpoint)
+    assert found is not None
+    assert (found.source, found.fs_type) == ("NAME@/path", "fuse.cryptfs")
+    (place.mountpoint / "file").write_bytes(b"x")
+    (place.mountpoint / "link").symlink_to("file")
+    with pytest.raises(OSError, match="symbolic links"):
+        (place.mountpoint / "link").read_bytes()
+    assert place.info()["mounts"] == [
+        {"mountpoint": str(place.mountpoint), "read_only": False, "stale": False}
+    ]
+    place.umount()
+    assert place.info()["held_by"] is None
+    for option, words in (("debug=1", "takes no value"), ("subtype", ""), ("colour", "unknown mount option")):
+        told = place.mount("-o", option, code=1 if words else 0)
+        assert words in told.stderr
+    place.umount()
+
+
+def test_debug_within_o(place: Place, tmp_path: Path) -> None:
+    """It shows the traceback of an error."""
+    command = [*PROGRAM, "mount", str(place.vault), str(tmp_path / "missing"), "-o", "debug"]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 10
+    assert "Traceback" in done.stderr
+
+
+def test_foreground_within_o(place: Place) -> None:
+    options = ("--passfile", place.passfile, "-o", "foreground", place.vault, place.mountpoint)
+    with subprocess.Popen([*PROGRAM, "mount", *options], env=ENVIRONMENT, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        assert b"is mounted on" in process.stderr.readline()
+        assert place.daemon() == process.pid
+        place.umount()
+        assert process.wait(20) == 0
+
+
+def test_a_mount_helper_is_silent(place: Place, tmp_path: Path) -> None:
+    helper = tmp_path / "mount.fuse.cryptfs"
+    helper.write_text(
+        f"#!{sys.executable}\nimport sys\nsys.path.insert(0, {ENVIRONMENT['PYTHONPATH']!r})\n"
+        "from cryptfs.cli.main import run\nrun()\n"
+    )
+    helper.chmod(0o755)
+    option = f"passfile={place.passfile},log_file={place.log_file}".replace(" ", "\\040")
+    for flags, silent in ((["-o", f"rw,{option}"], True), (["-v", "-o", option], False)):
+        words = [str(helper), str(place.vault), str(place.mountpoint), *flags]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert (done.stderr == "") is silent
+        place.umount()
+    assert place.mount("--quiet").stderr == ""
+    place.umount()
+
+
+def test_an_encoding_without_the_letter(tmp_path: Path) -> None:
+    """A path may have any letter, also where the terminal's encoding, or any encoding, lacks it."""
+    for name in ("Ünter 漢", os.fsdecode(b"raw\xff")):
+        for encoding in ("latin-1", "ascii", "utf-8"):
+            missing = tmp_path / name
+            done = subprocess.run(
+                [*PROGRAM, "info", missing],
+                env=ENVIRONMENT | {"PYTHONIOENCODING": encoding},
+                capture_output=True,
+                check=False,
+            )
+            assert done.returncode == 6, done.stderr
+            assert b"does not exist" in done.stderr
+
+
+def test_a_log_file_that_cannot_be_written(place: Place, tmp_path: Path) -> None:
+    """It is said before the passphrase is asked for."""
+    log_file = tmp_path / "no" / "log"
+    words = ("mount", place.vault, place.mountpoint, "--passfile", tmp_path / "none", "--log-file", log_file)
+    told = place.cryptfs(*words, code=11).stderr
+    assert told == f"cryptfs: {log_file}: cannot open the log file: No such file or directory\n"

@@ -1,0 +1,1 @@
+"""Tests of what surrounds the program: its documents, its layers, its package, the bench."""

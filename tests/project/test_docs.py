@@ -1,0 +1,127 @@
+"""The documents name only what exists."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+import pytest
+
+from cryptfs.cli.exit_codes import MEANINGS, ExitCode
+from cryptfs.cli.main import cli, every_command
+from tests.project.doc_names import broken_links, missing, names_of
+
+ROOT = Path(__file__).parents[2]
+CODE = names_of(ROOT / "cryptfs")
+DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
+CHECKED = [path for path in DOCUMENTS if path.name != "FORMAT.md"]  # its names are those of the format
+# Names of the vault, of the kernel and of programs; no code of ours.
+KNOWN = frozenset(
+    {
+        *(
+            "cryptfs.json",
+            "cryptfs.lock",
+            "cryptfs.dir",
+            "cryptfs.tmp",
+            "cryptfs.links",
+            "cryptfs.recovery",
+            "cryptfs.rekey",
+            "cryptfs.set",
+            "cryptfs.sessions",
+            "cryptfs.unsettled",
+            "fuse.cryptfs",
+            "size_min",
+        ),
+        *("CRYPTFS_PASSFILE", "CRYPTFS_KEYFILE", "cryptfs.passphrase", "cryptfs.keyfile"),
+        *("user_allow_other", "hard_remove", "cryptfs.mount"),
+        *("security.capability", "/etc/fstab", "/dev/fuse", "/sbin", "/proc/self/mountinfo"),
+    }
+)
+
+
+def ids(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", CHECKED, ids=ids)
+def test_every_name_and_file_exists(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    of_rooms = {name for files in rooms_in(text).values() for name in files}  # see the next test
+    found = missing(text, CODE, ROOT, KNOWN | of_rooms)
+    assert [name for name in found if not name.startswith("test_")] == []
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=ids)
+def test_every_link_leads_somewhere(path: Path) -> None:
+    assert broken_links(path) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "`OpenFile.raed`",
+        "`vfs/openfiles.py`",
+        "`scripts/nothing`",
+        "`NoSuchClass`",
+        "`no_such_function`",
+        "`NO_SUCH_CONSTANT`",
+        "`filestate.nothing`",
+        "`VaultTree.cipher_name`",
+    ],
+)
+def test_a_name_that_does_not_exist_is_found(text: str) -> None:
+    assert missing(text, CODE, ROOT, KNOWN) == [text.strip("`")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "`OpenFile.read_into`",
+        "`FileState.change_count`",
+        "`VaultTree.unlink`",  # of its base class
+        "`core/geometry.py`",
+        "`core/`",
+        "`FILLED_GAP`",
+        "`size`",
+        "`cryptfs mount`",
+        "```\nNoSuchClass\n```",
+    ],
+)
+def test_what_exists_or_is_no_name_passes(text: str) -> None:
+    assert missing(text, CODE, ROOT, KNOWN) == []
+
+
+def rooms_in(text: str) -> dict[str, list[str]]:
+    """The files that each paragraph of a room names: it begins with the room in bold."""
+    found = {}
+    for room, paragraph in re.findall(r"^\*\*`([a-z/]+)/`\*\*(.*?)(?=\n\n)", text, re.MULTILINE | re.DOTALL):
+        found[room] = re.findall(r"`(\w+\.py)`", paragraph)
+    return found
+
+
+def test_architecture_names_every_module_in_its_room() -> None:
+    text = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    real: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "cryptfs").rglob("*/*.py")):
+        if path.name != "__init__.py" and path.parent.name != "cli":
+            real.setdefault(str(path.parent.relative_to(ROOT / "cryptfs")), []).append(path.name)
+    named = rooms_in(text)
+    assert named.pop("cli") == []
+    assert {room: sorted(files) for room, files in named.items()} == real
+
+
+def test_readme_and_manual_use_options_that_exist() -> None:
+    text = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/MANUAL.md"))
+    existing = {"--help", "--quick", "--device", "--cap-add"}  # the last three are of other programs
+    for command in (cli, *every_command().values()):
+        for parameter in command.params:
+            if isinstance(parameter, click.Option):
+                existing |= {*parameter.opts, *parameter.secondary_opts}
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", text)) <= existing
+
+
+def test_the_manual_has_every_exit_code() -> None:
+    text = (ROOT / "docs" / "MANUAL.md").read_text(encoding="utf-8")
+    rows = {int(code): meaning for code, meaning in re.findall(r"^\| (\d+) \| (.+?) \|$", text, re.MULTILINE)}
+    assert rows == {int(code): MEANINGS[code] for code in ExitCode}

@@ -1,1 +1,0 @@
-"""Writers that die, and disks that refuse."""

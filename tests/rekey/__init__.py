@@ -1,0 +1,1 @@
+"""Tests of a change of the masterkey."""

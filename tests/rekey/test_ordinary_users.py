@@ -1,0 +1,116 @@
+"""A change of the masterkey by an ordinary user, also where modes forbid the owner to read or write."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cryptfs.vfs.vault import Vault
+from tests.crash.striking import Strike
+from tests.rekey.material import (
+    PASSPHRASE,
+    change_masterkey,
+    finish,
+    furnish_small,
+    make_directory,
+    make_vault,
+    put,
+)
+
+pytestmark = pytest.mark.serial
+
+USER = 65534
+
+
+def as_user(action: Callable[[], object]) -> None:
+    """Do something in a process of an ordinary user; it must end well."""
+    codecs.lookup("ascii")  # afterwards the interpreter's own files may be out of reach
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            if os.geteuid() == 0:
+                os.setgroups([])
+                os.setgid(USER)
+                os.setuid(USER)
+            action()
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.fixture
+def place() -> Path:
+    """A directory that any user may go through, and that is the user's."""
+    made = Path(tempfile.mkdtemp(prefix="rekey-user-"))
+    if os.geteuid() == 0:
+        os.chown(made, USER, USER)
+    made.chmod(0o755)
+    return made
+
+
+def seen(vault_dir: Path) -> dict[str, tuple[int, int, int]]:
+    """Modes, sizes and times of change by the number of names and size: the names are others afterwards."""
+    found = sorted(
+        (st.st_mode, st.st_nlink if not path.is_dir() else 0, st.st_mtime_ns)
+        for path in vault_dir.rglob("*")
+        if path.parent.name != "cryptfs.links"
+        if not path.name.startswith("cryptfs.") or path.name.startswith("cryptfs.long.")
+        for st in [path.lstat()]
+        if not path.name.endswith(".name")
+    )
+    return {str(number): each for number, each in enumerate(found)}
+
+
+def furnish_closed(vault_dir: Path) -> None:
+    make_vault(vault_dir)
+    furnish_small(vault_dir)
+    with Vault.unlock(vault_dir, PASSPHRASE) as vault:
+        root = vault.tree.root
+        for mode in (0o000, 0o200, 0o400, 0o111):
+            put(vault, root, b"file of mode %o" % mode, b"content")
+            below = make_directory(vault, root, b"directory of mode %o" % mode)
+            put(vault, below, b"inside", b"content")
+    with Vault.unlock(vault_dir, PASSPHRASE, read_only=True) as vault:
+        for mode in (0o000, 0o200, 0o400, 0o111):
+            for kind in (b"file", b"directory"):
+                name = vault.tree.root.entry_name(kind + b" of mode %o" % mode)
+                (vault_dir / name).chmod(mode)
+
+
+def test_modes_that_forbid_the_owner(place: Path) -> None:
+    vault_dir = place / "vault"
+    as_user(lambda: furnish_closed(vault_dir))
+    before = seen(vault_dir)
+    as_user(lambda: change_masterkey(vault_dir))
+    assert seen(vault_dir) == before
+    assert not list(vault_dir.rglob("cryptfs.rekey"))
+
+
+def test_killed_while_a_mode_is_lifted(place: Path) -> None:
+    """At each third call: in the end all modes and times are as before."""
+
+    class Killed(Strike):
+        def exception(self) -> BaseException:
+            os._exit(0)
+
+    def killed(call: int) -> None:
+        with Killed(at=call).without_syncs():
+            change_masterkey(vault_dir)
+
+    for call in range(20, 290, 9):
+        vault_dir = place / f"vault-{call}"
+        as_user(lambda: furnish_closed(vault_dir))  # noqa: B023
+        before = seen(vault_dir)
+        as_user(lambda: killed(call))  # noqa: B023
+        if list(vault_dir.glob("cryptfs.rekey")):
+            as_user(lambda: finish(vault_dir))  # noqa: B023
+        else:
+            continue
+        assert seen(vault_dir) == before, call

@@ -1,0 +1,1 @@
+"""The disk below the vault, as cryptfs.storage uses it."""

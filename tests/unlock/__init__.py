@@ -1,0 +1,1 @@
+"""Tests of unlock/: what a person has, and what it opens."""

@@ -1,0 +1,1 @@
+"""Vaults in a plain directory, without a mount."""
