@@ -152,8 +152,7 @@ _GROUPS = {
 @click.option(
     "--fast-wake/--no-fast-wake",
     default=None,
-    help="As root, in a small virtual machine: keep idle processors awake during bursts of requests.  "
-    "[default: yes]",
+    help="In a small virtual machine: keep idle processors awake during bursts of requests.  [default: yes]",
 )
 @click.option(
     "--entry-timeout",
