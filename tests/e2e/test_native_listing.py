@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import random
 import resource
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Pair, require_fuse
+from tests.e2e.listing import Stream
 from tests.e2e.mounting import Mounted, MountSpec, mounted
 
 pytestmark = pytest.mark.serial
@@ -20,44 +20,6 @@ pytestmark = pytest.mark.serial
 SPEC = MountSpec("native")
 ENTRIES = int(os.environ.get("CRYPTFS_LISTED_ENTRIES", "200000"))
 """1000000 takes ten minutes; the bounds below hold for it, too."""
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.opendir.restype = ctypes.c_void_p
-_libc.readdir64.restype = ctypes.c_void_p
-_libc.telldir.restype = ctypes.c_long
-for _function in (_libc.readdir64, _libc.telldir, _libc.closedir, _libc.rewinddir):
-    _function.argtypes = (ctypes.c_void_p,)
-_libc.seekdir.argtypes = (ctypes.c_void_p, ctypes.c_long)
-
-
-class Stream:
-    """opendir(3) with all that goes with it; Python has no seekdir."""
-
-    def __init__(self, path: Path) -> None:
-        self._stream = _libc.opendir(os.fsencode(path))
-        assert self._stream, os.strerror(ctypes.get_errno())
-
-    def read(self) -> bytes | None:
-        """The next name; None at the end."""
-        entry = _libc.readdir64(self._stream)
-        return ctypes.string_at(entry + 19) if entry else None  # d_name in struct dirent64
-
-    def rest(self) -> list[bytes]:
-        """All names from here on."""
-        return list(iter(self.read, None))
-
-    def tell(self) -> int:
-        place: int = _libc.telldir(self._stream)
-        return place
-
-    def seek(self, place: int) -> None:
-        _libc.seekdir(self._stream, place)
-
-    def rewind(self) -> None:
-        _libc.rewinddir(self._stream)
-
-    def close(self) -> None:
-        _libc.closedir(self._stream)
 
 
 @pytest.fixture(scope="module")

@@ -109,7 +109,7 @@ def test_numbers_that_the_kernel_knows() -> None:
     assert (structs.OPEN_KILL_SUIDGID, structs.WRITE_CACHE, structs.WRITE_KILL_SUIDGID) == (1, 1, 4)
     assert (Notification.INVAL_INODE, Notification.PRUNE) == (2, 9)
     assert structs.PRUNE_MINOR == 45
-    assert (structs.FOPEN_KEEP_CACHE, structs.FSYNC_FDATASYNC) == (2, 1)
+    assert (structs.FOPEN_KEEP_CACHE, structs.FOPEN_CACHE_DIR, structs.FSYNC_FDATASYNC) == (2, 8, 1)
 
 
 @pytest.mark.parametrize(

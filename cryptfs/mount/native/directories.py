@@ -163,6 +163,10 @@ class DirectoryHandlers:
         self._tree = context.tree
         self._nodes = context.nodes
         self._entry_out = context.replies.entry
+        # The kernel may answer the next listing by itself. It drops what it knows when it changes the directory,
+        # but cannot know what others change.
+        exclusive = context.tree.context.exclusive
+        self._open_flags = structs.FOPEN_CACHE_DIR | structs.FOPEN_KEEP_CACHE if exclusive else 0
         self.handles: Handles[DirectoryHandle] = Handles()
         self.table: Table = {
             Op.OPENDIR: self.opendir,
@@ -186,7 +190,7 @@ class DirectoryHandlers:
         handle = DirectoryHandle(self._tree, directory, node)
         fh = self._context.new_handle()
         self.handles[fh] = handle
-        return structs.OPEN_OUT.pack(fh, 0, 0)
+        return structs.OPEN_OUT.pack(fh, self._open_flags, 0)
 
     def readdir(self, request: Request) -> Payload:
         """Entries from an offset on."""

@@ -77,6 +77,7 @@ WRITE_CACHE = 1 << 0
 WRITE_LOCKOWNER = 1 << 1  # past the page cache; no other write has it
 WRITE_KILL_SUIDGID = 1 << 2
 FOPEN_KEEP_CACHE = 1 << 1
+FOPEN_CACHE_DIR = 1 << 3
 FSYNC_FDATASYNC = 1 << 0
 
 IN_HEADER = struct.Struct("=IIQQIIIHH")  # len opcode unique nodeid uid gid pid extlen padding
