@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cryptfs.mount import daemon
-from tests import support
+from tests import derived, support
 from tests.e2e.mounting import LogWatch
 from tests.support import BareVault, no_vault_left_open
 
@@ -27,6 +27,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Commands remember vaults in a place of the tests, not of the person who runs them."""
     config.stash[_state] = tempfile.mkdtemp(prefix="state-tests-")
     os.environ["XDG_STATE_HOME"] = config.stash[_state]
+    os.environ.setdefault(derived.DIRECTORY, config.stash[_state])  # the workers share that of the first
+    derived.begin()
     os.environ.pop("CRYPTFS_NO_PIN", None)
 
 
@@ -47,6 +49,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Before its fixtures, which may mount."""
+    derived.first_salt()
     support.has_company = item.get_closest_marker("waits") is not None
 
 

@@ -36,6 +36,11 @@ class PassphraseKind:
             yield slot, PassphraseCost.from_params(slot.params, slot.name).derive(offer.passphrase)
 
 
+def fresh_salt() -> bytes:
+    """16 random bytes."""
+    return os.urandom(ARGON2_SALT_SIZE)
+
+
 def new_cost(memory: int = DEFAULT_KDF_MEMORY, passes: int = DEFAULT_KDF_PASSES) -> PassphraseCost:
     """The cost of a new slot, with a fresh salt.
 
@@ -46,7 +51,7 @@ def new_cost(memory: int = DEFAULT_KDF_MEMORY, passes: int = DEFAULT_KDF_PASSES)
         check_costs(memory, passes, "the new key slot")
     except VaultConfigError as error:
         raise ValueError(str(error)) from None
-    return PassphraseCost(memory, passes, os.urandom(ARGON2_SALT_SIZE))
+    return PassphraseCost(memory, passes, fresh_salt())
 
 
 def new_passphrase(

@@ -17,7 +17,7 @@ from cryptfs.storage.vaultdir import LOCK_NAME
 from tests.cli.test_cli_commands import CHEAP, write_passfile
 from tests.commands import Run, runner
 
-pytestmark = pytest.mark.serial
+pytestmark = pytest.mark.waits
 
 ROOT = Path(__file__).parents[2]
 ESCAPE = "\x1b]0;title\x07\x1b[31m\x9b1m\u202e"

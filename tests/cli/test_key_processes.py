@@ -14,7 +14,7 @@ import pytest
 from cryptfs.vfs.vault import Vault, read_config
 from tests.cli.test_cli_processes import CRYPTFS, ENVIRONMENT, Terminal
 
-pytestmark = pytest.mark.serial
+pytestmark = pytest.mark.waits
 
 MEMORY = 64 << 20
 CHEAP = ("--kdf-memory", "64m")

@@ -14,15 +14,9 @@ import pytest
 
 from cryptfs.vfs.vault import Vault, read_config
 from tests.commands import Outcome, Run, runner
-from tests.unlock.conftest import quick_passphrase_key
 from tests.unlock.vaults import make_vault
 
 CHEAP = ("--kdf-memory", "64m")
-
-
-@pytest.fixture(autouse=True)
-def _deriving_takes_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cryptfs.core.slots.kdf.passphrase_key", quick_passphrase_key)
 
 
 @pytest.fixture

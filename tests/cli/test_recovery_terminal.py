@@ -13,7 +13,7 @@ from cryptfs.vfs.vault import Vault, read_config
 from tests.cli.test_cli_processes import CRYPTFS, ENVIRONMENT, Terminal
 from tests.support import MIB
 
-pytestmark = pytest.mark.serial
+pytestmark = pytest.mark.waits
 
 PASSPHRASE = b"typed one"
 _CELL = re.compile(rb"(\d+)\. ([a-z]+)")

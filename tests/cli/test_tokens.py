@@ -19,7 +19,7 @@ from cryptfs.unlock.token import enrol_fido2
 from tests.cli.test_cli_processes import ENVIRONMENT, Terminal
 from tests.softtoken import GONE, Behaviour, SoftToken
 
-pytestmark = pytest.mark.serial
+pytestmark = pytest.mark.waits
 
 # What a person is asked must go to the terminal, wherever stdin, stdout and stderr lead.
 SCRIPT = """

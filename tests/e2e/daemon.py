@@ -25,6 +25,7 @@ from cryptfs.mount.repeats import RepeatFilter
 from cryptfs.mount.resources import claim_resources
 from cryptfs.vfs.content.redo import Durability
 from cryptfs.vfs.vault import Vault
+from tests import derived
 
 
 def become(uid: int, gid: int) -> None:
@@ -50,6 +51,7 @@ def main(order: str) -> None:
         setattr(importlib.import_module(module), name, value)
     signal.signal(signal.SIGUSR1, say_nodes)
     faulthandler.register(signal.SIGUSR2)
+    derived.begin()
     engine = importlib.import_module(f"cryptfs.mount.{options.engine}.engine")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger().handlers[0].addFilter(RepeatFilter())  # as every mount has it

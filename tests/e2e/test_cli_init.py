@@ -16,7 +16,7 @@ from tests.e2e.conftest import ENGINES
 from tests.e2e.test_cli_mount import Place
 
 pytestmark = [
-    pytest.mark.serial,
+    pytest.mark.waits,
     pytest.mark.skipif(not Path("/dev/fuse").exists(), reason="needs /dev/fuse"),
     pytest.mark.skipif(bool(missing()), reason=missing() or "-"),
 ]

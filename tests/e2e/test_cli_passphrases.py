@@ -13,7 +13,7 @@ from tests.e2e.test_cli_mount import Place, place
 __all__ = ["place"]
 
 pytestmark = [
-    pytest.mark.serial,
+    pytest.mark.waits,
     pytest.mark.skipif(not Path("/dev/fuse").exists(), reason="needs /dev/fuse"),
 ]
 

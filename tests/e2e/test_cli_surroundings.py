@@ -18,7 +18,7 @@ from tests.e2e.test_cli_mount import ENVIRONMENT, PROGRAM, Place, place
 __all__ = ["place"]
 
 pytestmark = [
-    pytest.mark.serial,
+    pytest.mark.waits,
     pytest.mark.skipif(not Path("/dev/fuse").exists(), reason="needs /dev/fuse"),
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
 ]

@@ -17,7 +17,7 @@ from tests.e2e.test_users import NOBODY, OTHER, as_user
 from tests.e2e.trace import Record, Trace, first_difference, run_case
 
 pytestmark = [
-    pytest.mark.serial,
+    pytest.mark.waits,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root to act as several users"),
     pytest.mark.skipif(
         shutil.which("fusermount3") is None, reason="needs fusermount3: apt-get install fuse3"

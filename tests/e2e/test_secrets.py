@@ -27,7 +27,7 @@ from tests.e2e.users import OTHER, OWNER
 from tests.support import child_environment
 
 pytestmark = [
-    pytest.mark.serial,
+    pytest.mark.waits,
     pytest.mark.timeout(120),
     pytest.mark.skipif(not Path("/dev/fuse").exists(), reason="needs /dev/fuse"),
     pytest.mark.skipif(os.geteuid() != 0, reason="looking into other processes needs root"),

@@ -16,7 +16,7 @@ from tests.e2e.mounting import MountSpec, mounted
 from tests.e2e.trace import Cases, Record, Trace, first_difference, run_case
 
 pytestmark = [
-    pytest.mark.serial,
+    pytest.mark.waits,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root to act as several users"),
 ]
 

@@ -26,7 +26,7 @@ from tests.rekey.material import (
 )
 from tests.rekey.test_rekey import faults
 
-pytestmark = pytest.mark.serial
+pytestmark = pytest.mark.waits
 
 
 class Killed(Strike):

@@ -26,7 +26,7 @@ from tests.rekey.material import (
 from tests.rekey.test_rekey import faults
 from tests.support import KIB, MIB, child_environment, pattern
 
-pytestmark = pytest.mark.serial
+pytestmark = pytest.mark.waits
 
 KILLS = int(os.environ.get("CRYPTFS_REKEY_KILLS", "20"))
 SEED = int(os.environ.get("CRYPTFS_CRASH_SEED", "0"))

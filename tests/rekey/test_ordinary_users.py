@@ -22,7 +22,7 @@ from tests.rekey.material import (
     put,
 )
 
-pytestmark = pytest.mark.serial
+pytestmark = pytest.mark.waits
 
 USER = 65534
 

@@ -163,7 +163,7 @@ class DirectoryHandlers:
         self._tree = context.tree
         self._nodes = context.nodes
         self._entry_out = context.replies.entry
-        # The kernel may answer the next listing by itself. It drops what it knows when it changes the directory,
+        # The kernel may answer the next listing by itself. It drops its copy when it changes the directory,
         # but cannot know what others change.
         exclusive = context.tree.context.exclusive
         self._open_flags = structs.FOPEN_CACHE_DIR | structs.FOPEN_KEEP_CACHE if exclusive else 0

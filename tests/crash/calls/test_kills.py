@@ -10,7 +10,7 @@ from tests.crash.killing import Killing
 from tests.e2e.conftest import require_fuse
 from tests.e2e.mounting import MountSpec, mounted
 
-pytestmark = pytest.mark.serial
+pytestmark = pytest.mark.waits
 
 SEED = int(os.environ.get("CRYPTFS_CRASH_SEED", "0"))
 KILLS = int(os.environ.get("CRYPTFS_CRASH_KILLS", "50"))

@@ -19,7 +19,6 @@ from cryptfs.vfs.upgrade import upgrade
 from cryptfs.vfs.vault import Vault, read_config
 from tests.crash.striking import Strike
 from tests.support import MIB
-from tests.unlock.conftest import quick_passphrase_key
 from tests.unlock.vaults import (
     CONTENT,
     PASSPHRASE,
@@ -36,15 +35,10 @@ from tests.unlock.vaults import (
     words_offer,
 )
 
-pytestmark = pytest.mark.serial
+pytestmark = pytest.mark.waits
 
 WORDS, SHARES, NEW = new_words(), new_shares(), new_words()
 OFFERS = {WORDS: words_offer(WORDS), SHARES: shares_offer(SHARES), NEW: words_offer(NEW)}
-
-
-@pytest.fixture(autouse=True)
-def _deriving_takes_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cryptfs.core.slots.kdf.passphrase_key", quick_passphrase_key)
 
 
 class _Killed(Strike):

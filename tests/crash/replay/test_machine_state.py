@@ -18,7 +18,7 @@ from cryptfs.vfs.vault import Vault
 from tests.crash.replay.scenes import CHUNK, NAME, OLD, content, replaced
 from tests.support import KIB, MIB, crash_in, pattern, state_files
 
-pytestmark = pytest.mark.serial
+pytestmark = pytest.mark.waits
 
 PASSPHRASE = b"of one machine"
 NEW, NEWER = pattern(CHUNK, 2), pattern(CHUNK, 3)

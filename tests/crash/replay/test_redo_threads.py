@@ -37,7 +37,7 @@ from tests.crash.replay.scenes import (
 from tests.property.test_threads import run_together
 from tests.support import KIB, BareVault, open_descriptors, pattern
 
-pytestmark = pytest.mark.serial
+pytestmark = pytest.mark.waits
 
 PUNCH = FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE
 NEW, NEWER = pattern(CHUNK, 2), pattern(CHUNK, 3)

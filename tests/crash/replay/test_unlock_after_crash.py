@@ -16,7 +16,7 @@ from cryptfs.vfs.vault import Vault
 from tests.crash.replay.scenes import CHUNK, NAME, OLD, content, replaced
 from tests.support import KIB, MIB, crash_in, make_old_vault, pattern, state_files
 
-pytestmark = pytest.mark.serial
+pytestmark = pytest.mark.waits
 
 PASSPHRASE = b"of a vault that crashed"
 NEW = pattern(CHUNK, 2)

@@ -28,9 +28,8 @@ from tests.crash.replay import scenes
 from tests.crash.replay.scenes import CHUNK, NAME, OLD, copy_of, replaced
 from tests.crash.striking import Strike
 from tests.support import KIB, MIB, crash_in, make_old_vault, pattern, state_files
-from tests.unlock.conftest import quick_passphrase_key
 
-pytestmark = pytest.mark.serial
+pytestmark = pytest.mark.waits
 
 PASSPHRASE, SECOND = b"of an old vault", b"of its second slot"
 NEW = pattern(CHUNK, 2)
@@ -68,12 +67,6 @@ def unsettled(vault_dir: Path) -> bytes:
     crash_in(lambda: Vault.unlock(vault_dir, PASSPHRASE))
     assert state_files(vault_dir, "unsettled")
     return expected
-
-
-@pytest.fixture(autouse=True)
-def _deriving_takes_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each passphrase is derived once for each salt: a vault is unlocked some hundred times here."""
-    monkeypatch.setattr("cryptfs.core.slots.kdf.passphrase_key", quick_passphrase_key)
 
 
 @pytest.fixture
