@@ -280,8 +280,13 @@ def test_what_is_mounted_on_files_and_directories_stays(mount: Mounted) -> None:
 def test_a_kernel_that_cannot_be_asked() -> None:
     spec = MountSpec("native", constants=(*LIMITED, NEVER))
     with filled_mount(spec, FILES) as mount:
-        assert walk(mount) == FILES
-        assert mount.nodes() > FILES
+        most = 0
+        for _ in range(5):  # short of memory, the kernel forgets by itself
+            assert walk(mount) == FILES
+            most = max(most, mount.nodes())
+            if most > FILES:
+                break
+        assert most > FILES
         assert walk(mount) == FILES
 
 

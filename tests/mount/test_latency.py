@@ -90,8 +90,9 @@ def spinner(machine: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WakeLate
 
 
 def children() -> list[int]:
-    """Process ids of the children of this process."""
-    return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+    """Process ids of the spinners of this process. Other tests may have left children of another kind."""
+    pids = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return [int(pid) for pid in pids if b"cryptfs-awake" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def fields_of(pid: int) -> list[str]:
