@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 from cryptfs.errors import (
+    AbsentTokenError,
     ChunkError,
     CryptfsError,
     DirectoryRecordError,
@@ -67,6 +68,7 @@ else:
 __version__ = VERSION
 
 __all__ = [
+    "AbsentTokenError",
     "ChunkError",
     "CryptfsError",
     "DirectoryRecordError",

@@ -8,9 +8,11 @@
         DirectoryRecordError  a directory record
       VaultError              the vault as a whole; shown to a person, with what to do next
         NotAVaultError  UnsupportedFormatError  NoKeyError  VaultLockedError  ManifestError
-        TokenError  UnexpectedVaultError
+        UnexpectedVaultError
+        TokenError
+          AbsentTokenError
         WrongPassphraseError
-          MistypedWordsError  recovery words or shares that nobody can have been given
+          MistypedWordsError  recovery words or shares with a word or a checksum that is wrong
         VaultConfigError
           RecoveryRecordError
       MountError              the mountpoint or FUSE itself; shown to a person
@@ -102,6 +104,10 @@ class NoKeyError(VaultError):
 
 class TokenError(VaultError):
     """A FIDO2 token is missing, was not touched, or refuses; the message says which, and what to do."""
+
+
+class AbsentTokenError(TokenError):
+    """Every FIDO2 token that is plugged in answered, and none belongs to the key slots."""
 
 
 class VaultConfigError(VaultError):

@@ -104,6 +104,7 @@ EXIT_CODES: dict[type[BaseException], ExitCode] = {
     errors.MistypedWordsError: ExitCode.WRONG_PASSPHRASE,
     errors.NoKeyError: ExitCode.WRONG_PASSPHRASE,
     errors.TokenError: ExitCode.TOKEN,
+    errors.AbsentTokenError: ExitCode.TOKEN,
     errors.VaultConfigError: ExitCode.CONFIG_INVALID,
     errors.RecoveryRecordError: ExitCode.CONFIG_INVALID,
     errors.VaultLockedError: ExitCode.VAULT_LOCKED,

@@ -45,7 +45,7 @@ def plan_slots(config: VaultConfig, offers: Sequence[Offer]) -> SlotPlan:
     """Which slots can stay. Each costs the derivation of its key, and that of its new one.
 
     Args:   config: authenticated: its mac vouches for slots that are kept without a secret.
-    Raises: VaultConfigError: a slot is damaged.
+    Raises: TokenError: the token of a slot is here, or may be, and does not do its work.
     """
     kept, dropped = [], []
     for slot in config.slots:

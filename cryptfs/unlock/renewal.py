@@ -13,10 +13,10 @@ from typing import NamedTuple, Protocol, runtime_checkable
 from cryptfs.core.slots.config import VaultConfig
 from cryptfs.core.slots.kdf import PassphraseCost
 from cryptfs.core.slots.slot import PASSPHRASE, KeySlot, open_slot
-from cryptfs.errors import VaultConfigError
+from cryptfs.errors import AbsentTokenError, VaultConfigError
 from cryptfs.storage.libc import wipe
 from cryptfs.unlock.keyfile import KEY_FILE, PASSPHRASE_KEY_FILE, new_key_file, new_passphrase_key_file
-from cryptfs.unlock.kind import NewKey
+from cryptfs.unlock.kind import NewKey, SlotKind
 from cryptfs.unlock.kinds import kind_of
 from cryptfs.unlock.offer import Offer
 from cryptfs.unlock.passphrase import new_passphrase
@@ -50,7 +50,7 @@ def renewal_with(
     """The slot renewed by the first offer that opens it; None if none does.
 
     Args:   max_memory: bytes that deriving a key may take.
-    Raises: VaultConfigError: the slot is damaged.
+    Raises: TokenError: the slot's token is here, or may be, and does not do its work.
     """
     kind = kind_of(slot)
     if kind is None:
@@ -62,19 +62,27 @@ def renewal_with(
     for offer in offers:
         if not kind.is_offered(offer):
             continue
-        with contextlib.closing(offer.spellings()) as spellings:
+        with contextlib.suppress(AbsentTokenError), contextlib.closing(offer.spellings()) as spellings:
             for spelling, _ in spellings:
-                for _, slot_key in kind.slot_keys([slot], spelling, config.slot_context.vault_id):
-                    masterkey = open_slot(config.slot_context, slot, slot_key)
-                    if masterkey is None:
-                        wipe(slot_key)
-                        continue
-                    wipe(masterkey)
-                    alone = renewal_alone(config, slot)
-                    if alone is not None:
-                        wipe(slot_key)
-                        return Renewal(slot, alone.new, offer)
-                    return Renewal(slot, _renewed(slot, spelling, slot_key), offer)
+                new = _opened_and_renewed(config, kind, slot, spelling)
+                if new is not None:
+                    return Renewal(slot, new, offer)
+    return None
+
+
+def _opened_and_renewed(config: VaultConfig, kind: SlotKind, slot: KeySlot, offer: Offer) -> NewKey | None:
+    """The slot's new key, if an offer opens the slot as it is spelled."""
+    for _, slot_key in kind.slot_keys([slot], offer, config.slot_context.vault_id):
+        masterkey = open_slot(config.slot_context, slot, slot_key)
+        if masterkey is None:
+            wipe(slot_key)
+            continue
+        wipe(masterkey)
+        alone = renewal_alone(config, slot)
+        if alone is None:
+            return _renewed(slot, offer, slot_key)
+        wipe(slot_key)
+        return alone.new
     return None
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from cryptfs.core.keys import derive
 from cryptfs.core.slots.checks import from_hex
 from cryptfs.core.slots.slot import KeySlot, Params
-from cryptfs.errors import TokenError, VaultConfigError
+from cryptfs.errors import AbsentTokenError, TokenError, VaultConfigError
 from cryptfs.storage.libc import wipe
 from cryptfs.unlock.carriers.asker import TokenAsker
 from cryptfs.unlock.kind import NewKey
@@ -129,7 +129,7 @@ def _needing_the_package() -> Iterator[None]:
 def _owner(slots: Sequence[KeySlot], plugged: Plugged) -> tuple[KeySlot, Token]:
     """The first of the slots whose credential a token has. Asks silently.
 
-    Raises: TokenError: none has any of them.
+    Raises: AbsentTokenError: none has any of them.   TokenError: a token that may have one gives no answer.
     """
     tokens = list(plugged.tokens)
     silent = list(plugged.unusable)
@@ -144,7 +144,7 @@ def _owner(slots: Sequence[KeySlot], plugged: Plugged) -> tuple[KeySlot, Token]:
     strangers = [f"{token.name} does not belong to this vault" for token in tokens]
     found = "; ".join([*strangers, *silent]) or "no FIDO2 token is plugged in"
     wanted = ", or of ".join(f"key slot {slot.id}{f' ({slot.label})' * bool(slot.label)}" for slot in slots)
-    raise TokenError(f"{found}. Plug in the token of {wanted}")
+    raise (TokenError if silent else AbsentTokenError)(f"{found}. Plug in the token of {wanted}")
 
 
 def _slot_key(token: Token, params: TokenParams, asker: TokenAsker) -> bytes:

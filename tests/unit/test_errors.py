@@ -41,7 +41,7 @@ def test_docstring_draws_the_tree() -> None:
 
 def test_the_tree_is_whole() -> None:
     tree = real_tree()
-    assert len(tree) == 21
+    assert len(tree) == 22
     assert [name for name, parent in tree.items() if parent == "Exception"] == ["CryptfsError"]
     assert all(issubclass(getattr(errors, name), CryptfsError) for name in tree)
 

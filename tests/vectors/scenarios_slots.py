@@ -284,6 +284,7 @@ def _token_refusals() -> Scenarios:
         "fido2-another-token": refused(
             "A token that made another credential.",
             "does not belong to this vault",
+            "AbsentTokenError",
             token=_token(credential=other),
         ),
         "fido2-another-secret": refused(
