@@ -25,10 +25,8 @@ if TYPE_CHECKING:
     from cryptfs.unlock.offer import Offer
     from cryptfs.unlock.recovering import HeldSecret
 
-WORD_COUNT = 24
 _COLUMNS = 4
 _ASKED_BACK = 2
-_MAX_SHARES = 16
 
 _Used = TypeVar("_Used")
 
@@ -136,7 +134,7 @@ def with_recovery(recovery: RecoverySource, use: Callable[[Offer], _Used]) -> _U
 
 def _typed_words() -> bytes:
     """24 words from the terminal, on one line or several; a line with an unknown word is asked for again."""
-    from cryptfs.unlock.carriers.words import parse_words
+    from cryptfs.unlock.carriers.words import WORD_COUNT, parse_words
 
     return " ".join(_typed("Recovery words", WORD_COUNT, parse_words)).encode()
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import stat
 from collections.abc import Iterator
 
 from cryptfs.core.names.dirrecord import DirectoryRecord, open_directory_record
+from cryptfs.core.names.host import own_part
 from cryptfs.core.names.names import SIDECAR_SUFFIX, siv_of
 from cryptfs.errors import DirectoryRecordError, HeaderError, IntegrityError, NameError_
 from cryptfs.rekey.aside import Aside
@@ -29,8 +29,6 @@ from cryptfs.storage.records import read_record
 from cryptfs.storage.removal import remove_directory
 from cryptfs.vfs.scan.roles import Role, role_of
 from cryptfs.vfs.tree.symlinks import long_target_id, read_target
-
-_TEMPORARY = re.compile(rf"cryptfs\.tmp\.(?:[A-Za-z0-9_-]{{16}}\.)?{re.escape(TEMP_MARK)}.*", re.ASCII)
 
 
 class TreePass:
@@ -344,7 +342,7 @@ class TreePass:
     def _leftover(self, directory: Dir, name: str, st: os.stat_result) -> None:
         """A temporary entry: one of a change of the masterkey goes, another one by what it holds."""
         is_directory = stat.S_ISDIR(st.st_mode)
-        if not _TEMPORARY.fullmatch(name):
+        if not own_part(name).startswith(TEMP_MARK):
             if not is_leftover(name, st, self._both.owner):
                 return
             if self._has_header(directory, name, st):

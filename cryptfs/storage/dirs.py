@@ -20,7 +20,9 @@ from cryptfs.core.names.host import StateNames, is_of_some_host
 from cryptfs.core.names.litter import OF_THE_DISK, is_litter
 from cryptfs.core.names.names import (
     INTERNAL_PREFIX,
-    LONG_PREFIX,
+    INTERNAL_STEM,
+    LONG_ENTRY_SIZE,
+    LONG_STEM,
     MAX_NAME_SIZE,
     SIDECAR_SUFFIX,
     TEMP_PREFIX,
@@ -34,9 +36,6 @@ from cryptfs.storage.durability import PendingSync
 from cryptfs.storage.libc import RENAME_NOREPLACE, keeping_mtime, os_error, renameat2
 
 MAX_CIPHER_NAME = 363  # a plaintext name of 255 bytes, padded to 256
-_LONG_STEM = LONG_PREFIX.removesuffix(".")
-_STEM = INTERNAL_PREFIX.removesuffix(".")
-_LONG_LENGTH = len(LONG_PREFIX) + 43
 _COPIES_SECONDS = 1.0
 OTHERS_KEEP = 86_400.0  # seconds before the unfinished files of other machines may be removed
 
@@ -56,7 +55,7 @@ def entry_name_of(cipher_name: str) -> str:
 
 def is_long(entry_name: str) -> bool:
     """Whether an entry has its cipher name in a sidecar, its own or, for a conflict copy, its original's."""
-    return entry_name.startswith(_LONG_STEM)
+    return entry_name.startswith(LONG_STEM)
 
 
 def could_be_entry(entry_name: str) -> bool:
@@ -66,13 +65,13 @@ def could_be_entry(entry_name: str) -> bool:
 
 def holds_plaintext(entry_name: str) -> bool:
     """Whether an entry represents one of the plaintext: a cipher name, a long one, a conflict copy of one."""
-    if not entry_name.startswith(_STEM):
+    if not entry_name.startswith(INTERNAL_STEM):
         return not is_litter(entry_name) and entry_name != OF_THE_DISK
     if not entry_name.startswith(INTERNAL_PREFIX):
         return not is_copy_of_internal(entry_name)
     if not is_long(entry_name) or entry_name.endswith(SIDECAR_SUFFIX):
         return False
-    return len(entry_name) == _LONG_LENGTH or not is_copy_of_internal(entry_name)
+    return len(entry_name) == LONG_ENTRY_SIZE or not is_copy_of_internal(entry_name)
 
 
 def temp_name(owner: StateNames) -> str:

@@ -28,7 +28,7 @@ AT_EMPTY_PATH = 0x1000
 UMOUNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 _AT_STATX_DONT_SYNC = 0x4000
-_STATX_BTIME = 0x800
+STATX_BTIME = 0x800
 _STATX_SIZE = 256
 _BTIME = struct.Struct("=80xqI")  # stx_btime in struct statx: seconds, nanoseconds
 _DEVICE = struct.Struct("=136xII")  # stx_dev_major, stx_dev_minor
@@ -153,8 +153,8 @@ def filesystem_type(fd: int) -> int:
 
 def statx_birth_time(dir_fd: int, name: str) -> int | None:
     """stx_btime in nanoseconds of an entry ('' for the descriptor itself); None where there is none."""
-    found = _statx_of(dir_fd, os.fsencode(name), AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH, _STATX_BTIME)
-    if not int.from_bytes(found[:4], sys.byteorder) & _STATX_BTIME:
+    found = _statx_of(dir_fd, os.fsencode(name), AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH, STATX_BTIME)
+    if not int.from_bytes(found[:4], sys.byteorder) & STATX_BTIME:
         return None
     seconds, nanoseconds = _BTIME.unpack_from(found)
     return int(seconds) * 10**9 + int(nanoseconds)

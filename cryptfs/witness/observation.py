@@ -38,11 +38,11 @@ from cryptfs.vfs.content.foundlength import found_length
 from cryptfs.vfs.scan.roles import Role
 from cryptfs.vfs.scan.walk import WalkedDirectory, WalkedEntry, Walker
 from cryptfs.vfs.tree.symlinks import long_target_id, open_links_directory, read_long_target
+from cryptfs.vfs.tree.xattrs import PREFIX
 from cryptfs.witness.digests import digest_of_records
 from cryptfs.witness.spill import Sorter
 
 _TRIES = 3  # tries to read a file that keeps changing
-_XATTR_PREFIX = "user.cryptfs."
 _IDENTITY = struct.Struct("<QQ?")
 
 Directories = dict[bytes, tuple[bytes, bytes]]
@@ -221,7 +221,7 @@ class Observation:
     def _xattrs(self, target: int | str) -> bytes:
         """Digest of the backing attributes."""
         try:
-            names = sorted(name for name in os.listxattr(target) if name.startswith(_XATTR_PREFIX))
+            names = sorted(name for name in os.listxattr(target) if name.startswith(PREFIX))
         except OSError:
             return NO_DIGEST
         if not names:

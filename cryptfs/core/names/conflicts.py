@@ -19,7 +19,10 @@ from typing import NamedTuple
 from cryptfs.core.names.dirrecord import RECORD_NAME
 from cryptfs.core.names.names import (
     INTERNAL_PREFIX,
+    INTERNAL_STEM,
+    LONG_ENTRY_SIZE,
     LONG_PREFIX,
+    LONG_STEM,
     MAX_NAME_SIZE,
     MAX_PADDED_SIZE,
     PAD_STEP,
@@ -30,11 +33,6 @@ from cryptfs.core.names.names import (
 CONFLICT_WORD = b"onflict"
 """Every shown name of a conflict copy has it."""
 
-_INTERNAL_STEM = INTERNAL_PREFIX.removesuffix(".")
-_LONG_LENGTH = len(LONG_PREFIX) + 43
-_LONG_STEM = LONG_PREFIX.removesuffix(
-    "."
-)  # the hash looks like an extension: many clients put the suffix before it
 _CIPHER_LENGTHS = tuple(
     length
     for padded in range(PAD_STEP, MAX_PADDED_SIZE + 1, PAD_STEP)
@@ -78,7 +76,7 @@ _SHOWN_WORDS = [
     )
     for words in _IN_OTHER_WORDS
 ]
-_LONG_SPLIT = re.compile(re.escape(_LONG_STEM) + r"(.+)(\.[A-Za-z0-9_-]{43})", re.DOTALL)
+_LONG_SPLIT = re.compile(re.escape(LONG_STEM) + r"(.+)(\.[A-Za-z0-9_-]{43})", re.DOTALL)
 
 
 class Copy(NamedTuple):
@@ -104,9 +102,9 @@ def copies_of_entry(entry_name: str) -> list[Copy]:
     if entry_name.startswith(INTERNAL_PREFIX):
         split = _LONG_SPLIT.fullmatch(entry_name)
         if split is not None and _shown(split[1]) is not None:
-            found.append(Copy(_LONG_STEM + split[2], split[1]))
-        elif entry_name.startswith(LONG_PREFIX) and _shown(entry_name[_LONG_LENGTH:]) is not None:
-            found.append(Copy(entry_name[:_LONG_LENGTH], entry_name[_LONG_LENGTH:]))
+            found.append(Copy(LONG_STEM + split[2], split[1]))
+        elif entry_name.startswith(LONG_PREFIX) and _shown(entry_name[LONG_ENTRY_SIZE:]) is not None:
+            found.append(Copy(entry_name[:LONG_ENTRY_SIZE], entry_name[LONG_ENTRY_SIZE:]))
         return found
     for length in _CIPHER_LENGTHS:
         if length < len(entry_name) and _shown(entry_name[length:]) is not None:
@@ -118,18 +116,18 @@ def entries_of_copy(entry_name: str, suffix: str) -> list[str]:
     """The possible names of an entry's conflict copy in the backing directory."""
     found = [entry_name + suffix]
     if entry_name.startswith(LONG_PREFIX):
-        found.append(_LONG_STEM + suffix + "." + entry_name.removeprefix(LONG_PREFIX))
+        found.append(LONG_STEM + suffix + "." + entry_name.removeprefix(LONG_PREFIX))
     return [each for each in found if len(each) <= MAX_NAME_SIZE]
 
 
 def is_copy_of_internal(entry_name: str) -> bool:
     """Whether an entry is a conflict copy of an internal file, such as a directory record."""
-    if not entry_name.startswith(_INTERNAL_STEM):
+    if not entry_name.startswith(INTERNAL_STEM):
         return False
     stem, dot, extension = entry_name.rpartition(".")
-    if dot and extension.isalnum() and _shown(stem.removeprefix(_INTERNAL_STEM)) is not None:
+    if dot and extension.isalnum() and _shown(stem.removeprefix(INTERNAL_STEM)) is not None:
         return True
-    for own in (RECORD_NAME, entry_name[:_LONG_LENGTH] + SIDECAR_SUFFIX):
+    for own in (RECORD_NAME, entry_name[:LONG_ENTRY_SIZE] + SIDECAR_SUFFIX):
         stem, _, extension = own.rpartition(".")
         for start, ending in ((stem, "." + extension), (own, "")):
             middle = entry_name.removeprefix(start).removesuffix(ending)

@@ -25,9 +25,10 @@ NO_MACHINE_ID = b"0" * MACHINE_ID_SIZE
 MARK_SIZE = 8
 _HOST_DIGEST = 12
 _PLACE = struct.Struct("<QQ")
-_TEMPORARY = re.compile(r"cryptfs\.tmp\.[A-Za-z0-9_-]{16}\.", re.ASCII)
-_ASIDE = re.compile(r"cryptfs\.host\.[A-Za-z0-9_-]{16}\.aside\.[A-Za-z0-9_-]{24}", re.ASCII)
-_NAME = re.compile(r"cryptfs\.host\.([A-Za-z0-9_-]{16})\.(journal\.[ab]|sessions|unsettled|lock)", re.ASCII)
+_HOST = r"([A-Za-z0-9_-]{16})\."
+_TEMPORARY = re.compile(re.escape(TEMP_PREFIX) + _HOST, re.ASCII)
+_ASIDE = re.compile(re.escape(HOST_PREFIX) + _HOST + r"aside\.[A-Za-z0-9_-]{24}", re.ASCII)
+_NAME = re.compile(re.escape(HOST_PREFIX) + _HOST + r"(journal\.[ab]|sessions|unsettled|lock)", re.ASCII)
 
 
 def host_id(machine_id: bytes, vault_id: bytes, inode: int, birth_ns: int) -> str:
@@ -118,6 +119,12 @@ def is_aside(entry_name: str) -> bool:
 def is_of_some_host(entry_name: str) -> bool:
     """Whether a temporary name names its machine; those of 0.1 do not."""
     return _TEMPORARY.match(entry_name) is not None
+
+
+def own_part(temporary: str) -> str:
+    """What a temporary name has behind its prefix and, if it names one, its machine."""
+    match = _TEMPORARY.match(temporary)
+    return temporary[match.end() :] if match is not None else temporary.removeprefix(TEMP_PREFIX)
 
 
 def state_of_name(entry_name: str) -> StateNames | None:

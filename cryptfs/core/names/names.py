@@ -24,6 +24,10 @@ PAD_STEP = 16
 MAX_PADDED_SIZE = 256
 INTERNAL_PREFIX = "cryptfs."  # '.' is not in the alphabet of cipher names
 LONG_PREFIX = "cryptfs.long."
+LONG_ENTRY_SIZE = len(LONG_PREFIX) + 43  # letters: the prefix, and 32 bytes in base64url
+# Without the last '.': a sync client may put the suffix of a conflict copy there.
+INTERNAL_STEM = INTERNAL_PREFIX.removesuffix(".")
+LONG_STEM = LONG_PREFIX.removesuffix(".")
 SIDECAR_SUFFIX = ".name"
 TEMP_PREFIX = "cryptfs.tmp."
 REKEY_NAME = "cryptfs.rekey"  # directory in the root, while the masterkey is being changed

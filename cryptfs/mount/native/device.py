@@ -12,11 +12,11 @@ import subprocess
 from pathlib import Path
 
 from cryptfs.errors import MountError
+from cryptfs.mount.mounts import FUSE_TYPE
 from cryptfs.mount.options import UNKNOWN_TO_LIBFUSE, MountOptions, escape_value
 from cryptfs.storage.libc import mount
 
 DEVICE = Path("/dev/fuse")
-_TYPE = "fuse.cryptfs"
 _FLAGS = {
     "ro": 1, "nosuid": 2, "nodev": 4, "noexec": 8, "sync": 16, "dirsync": 128, "nosymfollow": 256,
     "noatime": 1024, "nodiratime": 2048,
@@ -67,7 +67,7 @@ def _mount_directly(source: str, mountpoint: Path, options: MountOptions) -> int
         data += ",default_permissions"
     flags = sum(_FLAGS[name] for name in wanted_flags(options))
     try:
-        mount(source, mountpoint, _TYPE, flags, data)
+        mount(source, mountpoint, FUSE_TYPE, flags, data)
     except OSError as error:
         os.close(fd)
         raise MountError(f"{mountpoint}: the kernel refused to mount: {error.strerror}") from None

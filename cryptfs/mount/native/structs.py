@@ -12,6 +12,7 @@ import struct
 from enum import IntFlag
 
 from cryptfs.mount.opcodes import Op
+from cryptfs.storage.libc import STATX_BTIME
 
 KERNEL_MAJOR = 7
 KERNEL_MINOR_MIN = 31
@@ -132,7 +133,6 @@ DIRENT = struct.Struct("=QQII")  # ino off namelen type; the name follows, padde
 
 _DIRENT_ALIGN = 8
 _STATX_BASIC = 0x7FF
-_STATX_BTIME = 0x800
 
 
 def take_names(body: memoryview, offset: int, count: int) -> list[bytes]:
@@ -163,7 +163,7 @@ def pack_dirent(inode: int, offset: int, kind: int, name: bytes) -> bytes:
 
 def pack_statx(st: os.stat_result, inode: int, size: int, birth_ns: int | None) -> bytes:
     """fuse_statx. birth_ns: time of birth, or None if the backing filesystem keeps none."""
-    mask = _STATX_BASIC | (0 if birth_ns is None else _STATX_BTIME)
+    mask = _STATX_BASIC | (0 if birth_ns is None else STATX_BTIME)
     times = [divmod(ns or 0, 10**9) for ns in (st.st_atime_ns, birth_ns, st.st_ctime_ns, st.st_mtime_ns)]
     return STATX.pack(
         mask, st.st_blksize, 0, st.st_nlink, st.st_uid, st.st_gid, st.st_mode, inode, size, st.st_blocks, 0,
