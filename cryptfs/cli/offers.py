@@ -26,7 +26,7 @@ from cryptfs.cli.prompt import (
     PassphraseSource,
     forget,
     harden,
-    read_secret,
+    read_secret_file,
     read_secret_text,
     with_passphrase,
 )
@@ -388,17 +388,7 @@ def read_key_file(place: Path) -> bytes:
     """
     from cryptfs.unlock.keyfile import MAX_FILE_SIZE
 
-    try:
-        descriptor = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            mode = os.fstat(descriptor).st_mode
-            content = read_secret(descriptor, shown(place), most=MAX_FILE_SIZE, what="key file")
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise PassphraseUnreadableError(
-            f"{shown(place)}: cannot read the key file: {error.strerror}"
-        ) from None
+    content, mode = read_secret_file(place, "key file", MAX_FILE_SIZE)
     if not content:
         raise PassphraseUnreadableError(f"{shown(place)}: the key file is empty")
     if stat.S_ISREG(mode) and mode & stat.S_IROTH and content.startswith(b"cryptfs-key-"):

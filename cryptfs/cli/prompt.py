@@ -220,17 +220,7 @@ def _from_file(passfile: Path) -> bytes:
     """The file's bytes up to its first line break."""
     if str(passfile) == "-":
         return _from_stdin()
-    try:
-        descriptor = os.open(passfile, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            mode = os.fstat(descriptor).st_mode
-            raw = read_secret(descriptor, str(passfile))
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise PassphraseUnreadableError(
-            f"{shown(passfile)}: cannot read the passphrase file: {error.strerror}"
-        ) from None
+    raw, mode = read_secret_file(passfile, "passphrase file")
     _warn_if_others_read(passfile, mode)
     line, _, rest = raw.partition(b"\n")
     if rest.strip():
@@ -238,6 +228,22 @@ def _from_file(passfile: Path) -> bytes:
     passphrase = line.removesuffix(b"\r")
     forget(*(each for each in (raw, line, rest) if each is not passphrase))
     return passphrase
+
+
+def read_secret_file(place: Path, what: str, most: int = MAX_PASSPHRASE_SIZE) -> tuple[bytes, int]:
+    """All bytes of a file, to be wiped after use, and its mode.
+
+    Args:   what: for messages: "key file".   most: bytes.
+    Raises: PassphraseUnreadableError: it cannot be read, or has more.
+    """
+    try:
+        descriptor = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return read_secret(descriptor, shown(place), most=most, what=what), os.fstat(descriptor).st_mode
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise PassphraseUnreadableError(f"{shown(place)}: cannot read the {what}: {error.strerror}") from None
 
 
 def read_secret_text(place: Path, what: str) -> bytes:
@@ -251,15 +257,7 @@ def read_secret_text(place: Path, what: str) -> bytes:
         if sys.stdin is None:
             raise PassphraseUnreadableError("stdin is closed")
         return read_secret(sys.stdin.fileno(), "stdin")
-    try:
-        descriptor = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            mode = os.fstat(descriptor).st_mode
-            raw = read_secret(descriptor, str(place))
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise PassphraseUnreadableError(f"{shown(place)}: cannot read the {what}: {error.strerror}") from None
+    raw, mode = read_secret_file(place, what)
     _warn_if_others_read(place, mode)
     return raw
 
