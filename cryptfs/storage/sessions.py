@@ -1,5 +1,4 @@
-"""The list of sessions of one machine: ended ones, and crashed ones; and the mark after a crash that files
-wait to be settled.
+"""The list of one machine's sessions, ended and crashed, and the mark that files wait to be settled.
 
 Source: docs/FORMAT.md, section 10.
 """

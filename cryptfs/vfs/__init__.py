@@ -1,1 +1,1 @@
-"""The plaintext filesystem: nodes, open files, the data path. Knows nothing of FUSE."""
+"""The plaintext filesystem: names, open files, the data path. Knows nothing of FUSE."""

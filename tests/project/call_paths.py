@@ -1,4 +1,4 @@
-"""Which functions of cryptfs a read and a write go through: traced, as docs/ARCHITECTURE.md draws them.
+"""The functions that a name, a read and a write go through: traced, as docs/ARCHITECTURE.md draws them.
 
 `python -m tests.project.call_paths` prints the whole trees.
 """
@@ -70,7 +70,7 @@ def traced(work: Callable[[], object]) -> Call:
 
 
 def real_trees(scratch: Path) -> dict[str, Call]:
-    """What a read, a write of new chunks and an overwrite of 4 KiB go through, on a file that is in use."""
+    """The calls of two looks at a name, and of a read, a write of new chunks and an overwrite of 4 KiB."""
     vault = BareVault(scratch / "vault", chunk_size=CHUNK, durability=Durability.POWER)
     vault.put(b"old", bytes(4 * CHUNK))
     vault.reopen()
@@ -81,6 +81,10 @@ def real_trees(scratch: Path) -> dict[str, Call]:
     with vault.opened(b"old", os.O_RDWR) as file:
         file.write(0, b"first")
         trees["overwrite"] = traced(lambda: file.write(20_000, bytes(4 * KIB)))
+    vault.tree.make_directory(vault.tree.root, b"directory", 0o755)
+    vault.tree.root.forget_names()
+    trees["stat"] = traced(lambda: vault.tree.stat(vault.tree.root, b"old"))
+    trees["directory"] = traced(lambda: vault.tree.directory(vault.tree.root, b"directory"))
     with vault.opened(b"new", os.O_RDONLY) as file:
         out = memoryview(bytearray(50_000))
         file.read_into(0, out)

@@ -1,11 +1,13 @@
 """The rooms of cryptfs and their imports: finds what points upward, and circles.
 
-`python -m tests.project.layers` prints the rooms, how many files each has, and what each imports.
+`python -m tests.project.layers` prints the rooms, how many files each has, and what each imports;
+`python -m tests.project.layers vfs/tree` prints the files of a room, each with its docstring's first line.
 """
 
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -216,8 +218,22 @@ def drawn(package_dir: Path) -> str:
     return "\n".join(lines)
 
 
+def first_lines(package_dir: Path, room: str) -> list[str]:
+    """The files of a room, as in 'vfs/tree', each with the first line of its docstring."""
+    paths = sorted(path for path in (package_dir / room).glob("*.py") if path.stem != "__init__")
+    return [f"{path.name:18} {_docstring(path).partition(chr(10))[0]}" for path in paths]
+
+
+def _docstring(path: Path) -> str:
+    return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+
+
 if __name__ == "__main__":
     where = Path(cryptfs.__file__).parent
+    for each in sys.argv[1:]:
+        print(*first_lines(where, each), sep="\n")
+    if sys.argv[1:]:
+        sys.exit()
     print(drawn(where))
     for group in circles(where):
         print("circle:", *group)

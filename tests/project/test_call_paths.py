@@ -1,4 +1,4 @@
-"""docs/ARCHITECTURE.md draws the way of a read and of a write as it is."""
+"""docs/ARCHITECTURE.md draws the way of a name, of a read and of a write as it is."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Call]:
     return real_trees(tmp_path_factory.mktemp("calls"))
 
 
-@pytest.mark.parametrize("title", ["read", "new chunks", "overwrite"])
+@pytest.mark.parametrize("title", ["stat", "directory", "read", "new chunks", "overwrite"])
 def test_it_is_drawn_as_it_is(real: dict[str, Call], title: str) -> None:
     assert unlike(drawn_trees(TEXT)[title], real[title]) == []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from cryptfs.cli.exit_codes import MEANINGS, ExitCode
 from cryptfs.cli.main import cli, every_command
 from tests.project.doc_names import broken_links, missing, names_of
+from tests.project.layers import first_lines, rooms
 
 ROOT = Path(__file__).parents[2]
 CODE = names_of(ROOT / "cryptfs")
@@ -93,22 +95,40 @@ def test_what_exists_or_is_no_name_passes(text: str) -> None:
 
 
 def rooms_in(text: str) -> dict[str, list[str]]:
-    """The files that each paragraph of a room names: it begins with the room in bold."""
-    found = {}
-    for room, paragraph in re.findall(r"^\*\*`([a-z/]+)/`\*\*(.*?)(?=\n\n)", text, re.MULTILINE | re.DOTALL):
-        found[room] = re.findall(r"`(\w+\.py)`", paragraph)
-    return found
+    """The files that the table of rooms names in each room."""
+    rows = re.findall(r"^\| `([a-z/]+)/` \|([^|]*)\|", text, re.MULTILINE)
+    return {room: re.findall(r"`(\w+\.py)`", first) for room, first in rows}
 
 
-def test_architecture_names_every_module_in_its_room() -> None:
+def test_architecture_names_every_room_and_its_files() -> None:
     text = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
-    real: dict[str, list[str]] = {}
-    for path in sorted((ROOT / "cryptfs").rglob("*/*.py")):
-        if path.name != "__init__.py" and path.parent.name != "cli":
-            real.setdefault(str(path.parent.relative_to(ROOT / "cryptfs")), []).append(path.name)
-    named = rooms_in(text)
-    assert named.pop("cli") == []
-    assert {room: sorted(files) for room, files in named.items()} == real
+    named, real = rooms_in(text), rooms(ROOT / "cryptfs")
+    assert named.keys() == {room.replace(".", "/") for room in real} - {"unlock/carriers"}  # drawn above it
+    assert {f"{room}/{file}" for room, files in named.items() for file in files} <= {
+        f"{room.replace('.', '/')}/{name}.py" for room, files in real.items() for name in files
+    }
+
+
+@pytest.mark.parametrize("room", sorted(rooms(ROOT / "cryptfs")))
+def test_the_first_line_of_every_file_is_a_sentence(room: str) -> None:
+    """It stands for the file in the list of the room."""
+    lines = first_lines(ROOT / "cryptfs", room.replace(".", "/"))
+    assert len(lines) == len(rooms(ROOT / "cryptfs")[room])
+    assert [line for line in lines if not line.endswith(".")] == []
+
+
+def test_architecture_names_every_lock() -> None:
+    text = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    table = text.partition("## 6. Locks")[2].partition("\n## ")[0]
+    made = re.compile(r"threading\.R?Lock\(|=threading\.R?Lock")
+    owners = {
+        owner.name
+        for path in sorted((ROOT / "cryptfs").rglob("*.py"))
+        for owner in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(owner, ast.ClassDef) and made.search(ast.unparse(owner))
+    }
+    assert "FileState" in owners
+    assert [name for name in sorted(owners) if f"`{name}" not in table] == []
 
 
 def test_readme_and_manual_use_options_that_exist() -> None:

@@ -122,7 +122,7 @@ def is_of_some_host(entry_name: str) -> bool:
 
 
 def own_part(temporary: str) -> str:
-    """What a temporary name has behind its prefix and, if it names one, its machine."""
+    """The part of a temporary name behind its prefix and, if it names one, its machine."""
     match = _TEMPORARY.match(temporary)
     return temporary[match.end() :] if match is not None else temporary.removeprefix(TEMP_PREFIX)
 

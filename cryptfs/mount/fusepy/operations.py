@@ -1,4 +1,4 @@
-"""The FUSE operations of the path-based engine: path -> node, a few lines an operation.
+"""The FUSE operations of the path-based engine: path -> place, a few lines an operation.
 
 A protocol adapter only: the vfs has the substance of each operation. The shims of engine.py call these from
 libfuse's threads, several at a time. Paths are text of one character a byte (latin-1), or None for an

@@ -1,4 +1,4 @@
-"""From a path to a node, for an engine that gets paths.
+"""From a path to a place, for an engine that gets paths.
 
 The resolver keeps the directories on the way open, so that a path costs one look into a dictionary. Others
 also move, replace and remove directories: if it found one some time ago, it looks at it again before using

@@ -1,4 +1,4 @@
-"""The plaintext tree: nodes (a directory and a name in it), not paths.
+"""The plaintext tree, by places (a directory and a name in it), not by paths.
 
 VaultTree looks up, lists and opens; its base class in entries.py makes, moves and removes entries.
 Every operation is on a Directory, held open by a descriptor, and a plaintext name in it, or SELF for the
