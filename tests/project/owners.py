@@ -1,29 +1,56 @@
-"""Who sets the fields of a FileState: an assignment to another module's field is found."""
+"""Who sets the fields of a FileState, constructors apart: one module each."""
 
 from __future__ import annotations
 
 import ast
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
-PARTS = ("vfs/content/filestate.py", "vfs/content/parts.py")
-"""FileState and what it is made of: where a field is set unless somebody else owns it."""
-
-OWNERS = {
-    "handles": "vfs/content/filetable.py",
-    "writers": "vfs/content/filetable.py",
-    "birth": "vfs/content/filetable.py",
-    "may_have_capability": "vfs/tree/privileges.py",
+PARTS = {
+    "vfs/content/filestate.py": ("FileState",),
+    "vfs/content/parts.py": ("Descriptor", "WriteMarks"),
 }
+"""FileState and what it is made of."""
 
 
 def fields_of(package_dir: Path) -> set[str]:
     """The fields that FileState and its bases have."""
     found = set()
     for part in PARTS:
-        for node in ast.walk(ast.parse((package_dir / part).read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ClassDef) and node.name in ("FileState", "Descriptor", "WriteMarks"):
-                found |= {name for name, _, owner in _assigned(node) if owner == "self"}
+        for node in _classes(package_dir, part):
+            found |= {name for name, _, owner in _assigned(node) if owner == "self"}
     return found
+
+
+def setters(package_dir: Path) -> dict[str, dict[str, list[int]]]:
+    """For each field the modules that set it, with the lines."""
+    fields = fields_of(package_dir)
+    found: dict[str, dict[str, list[int]]] = {name: defaultdict(list) for name in fields}
+    for place, name, line in _settings(package_dir):
+        if name in fields:
+            found[name][place].append(line)
+    return found
+
+
+def _settings(package_dir: Path) -> Iterator[tuple[str, str, int]]:
+    """Module, name and line of each assignment to a field of something that is a FileState by its name."""
+    for path in sorted(package_dir.rglob("*.py")):
+        place = str(path.relative_to(package_dir))
+        for name, line, owner in _assigned(ast.parse(path.read_text(encoding="utf-8"))):
+            if owner.split(".")[-1] in ("state", "_state"):
+                yield place, name, line
+        for node in _classes(package_dir, place) if place in PARTS else ():
+            for method in node.body:
+                if isinstance(method, ast.FunctionDef) and method.name != "__init__":
+                    yield from (
+                        (place, name, line) for name, line, owner in _assigned(method) if owner == "self"
+                    )
+
+
+def _classes(package_dir: Path, part: str) -> list[ast.ClassDef]:
+    tree = ast.parse((package_dir / part).read_text(encoding="utf-8"))
+    return [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name in PARTS[part]]
 
 
 def _assigned(tree: ast.AST) -> list[tuple[str, int, str]]:
@@ -35,13 +62,10 @@ def _assigned(tree: ast.AST) -> list[tuple[str, int, str]]:
     return found
 
 
-def strangers(package_dir: Path) -> list[str]:
-    """One line for each assignment to a field of a FileState outside of the module that owns it."""
-    fields, found = fields_of(package_dir), []
-    for path in sorted(package_dir.rglob("*.py")):
-        place = str(path.relative_to(package_dir))
-        for name, line, owner in _assigned(ast.parse(path.read_text(encoding="utf-8"))):
-            is_state = owner.split(".")[-1] in ("state", "_state")
-            if is_state and name in fields and place != OWNERS.get(name):
-                found.append(f"{place}:{line}: {owner}.{name}")
-    return found
+def shared(package_dir: Path) -> list[str]:
+    """One line for each field that several modules set."""
+    return [
+        f"{name}: {', '.join(f'{place}:{lines[0]}' for place, lines in sorted(places.items()))}"
+        for name, places in sorted(setters(package_dir).items())
+        if len(places) > 1
+    ]

@@ -102,7 +102,7 @@ class FileState(Descriptor, WriteMarks):
     def emptied(self) -> None:
         """The header on disk says that the file is empty, and has another key: no damage counts now."""
         self.size, self.damage, self.durable_size, self.synced = 0, None, 0, False
-        self._sync_failed = False
+        self.forget_failed_sync()
 
     def note_sync(self) -> None:
         """From now on a loss of power may not take the content."""
@@ -122,9 +122,9 @@ class FileState(Descriptor, WriteMarks):
         """The file is not as its header says; None: it is, since foreign bytes at its end are cut off."""
         self.inherited = found
 
-    def note_created(self, *, keeps_atime: bool) -> None:
-        """This mount has just made the file. keeps_atime: whether its descriptor does."""
-        self.may_have_capability, self.keeps_atime = False, keeps_atime
+    def note_capability(self, *, may_be_there: bool) -> None:
+        """Whether the file may have a security.capability now."""
+        self.may_have_capability = may_be_there
 
     # ---- the content of the disk
 
@@ -148,12 +148,11 @@ class FileState(Descriptor, WriteMarks):
             elif mark > self._synced_mark:
                 os.fdatasync(self.fd)
         except OSError:
-            self._sync_failed = True
+            self.note_failed_sync()
             raise
         with self.lock:
-            if self._sync_failed:
-                return  # this sync proves nothing
-            self._synced_mark = max(self._synced_mark, mark)
+            if not self.note_synced(mark):
+                return
             redo = self.context.redo
             if self._data_mark <= mark and (redo is None or self.key not in redo.grown):
                 self.durable_size = self.size  # else somebody wrote meanwhile, or the file is shorter
@@ -379,7 +378,7 @@ class FileState(Descriptor, WriteMarks):
             return
         self._floor_due = max(self._floor_due, floor)
         mtime = os.fstat(self.fd).st_mtime_ns
-        self._marks += 1
+        self.mark_floor()
         self._put_header(self.fd, header.changed(journal_floor=floor))
         restore_mtime(self.fd, mtime)
         self.note_left()

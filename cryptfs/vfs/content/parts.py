@@ -45,6 +45,10 @@ class Descriptor:
             with contextlib.suppress(PermissionError):  # the file belongs to somebody else
                 fcntl.fcntl(self.fd, fcntl.F_SETFL, os.O_NONBLOCK | (O_NOATIME if keep else 0))
 
+    def made_here(self, *, keeps_atime: bool) -> None:
+        """This mount has just made the file. keeps_atime: whether its descriptor does."""
+        self.keeps_atime = keeps_atime
+
     def close_descriptors(self) -> None:
         """After the last handle has gone."""
         for fd in (self.fd, *self._retired_fds):
@@ -75,6 +79,25 @@ class WriteMarks:
         """The header is about to be written."""
         self._marks += 1
         self._header_mark = self._marks
+
+    def mark_floor(self) -> None:
+        """The header is about to say that records do not count: a replay alone needs this on disk."""
+        self._marks += 1
+
+    def note_synced(self, mark: int) -> bool:
+        """After a sync: whether all writes up to a mark are on disk. After a failed sync nobody knows."""
+        if self._sync_failed:
+            return False  # this sync proves nothing
+        self._synced_mark = max(self._synced_mark, mark)
+        return True
+
+    def note_failed_sync(self) -> None:
+        """The kernel has told of an error; see require_synced."""
+        self._sync_failed = True
+
+    def forget_failed_sync(self) -> None:
+        """The file is empty, so no sync owes it anything."""
+        self._sync_failed = False
 
     def require_synced(self) -> None:
         """Before the journal's records of the file cease to count.

@@ -125,7 +125,7 @@ class Privileges:
         if kill:
             _drop_set_id_bits(state.fd)
         if state.may_have_capability:
-            state.may_have_capability = False
+            state.note_capability(may_be_there=False)
             if self._xattrs is not None:
                 self._xattrs.drop(Unnamed(state.fd), SELF, CAPABILITY)
 
@@ -140,7 +140,7 @@ class Privileges:
     def attribute_was_set(state: FileState | None, attribute: bytes) -> None:
         """After an xattr of a file was set. state: as in has_no_capability."""
         if state is not None and attribute == CAPABILITY:
-            state.may_have_capability = True
+            state.note_capability(may_be_there=True)
 
 
 def _give_internal_files(place: Place) -> None:

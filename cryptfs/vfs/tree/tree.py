@@ -303,7 +303,8 @@ class VaultTree(EntryOperations):
                 os.unlink(entry_name, dir_fd=directory.fd)
                 raise
         file = self._handle(directory, name, fd, st, writable=True)
-        file.state.note_created(keeps_atime=bool(O_NOATIME))
+        file.state.made_here(keeps_atime=bool(O_NOATIME))
+        file.state.note_capability(may_be_there=False)
         return file, plain_attributes(st, self.context)
 
     def _handle(
