@@ -12,7 +12,7 @@
         TokenError
           AbsentTokenError
         WrongPassphraseError
-          MistypedWordsError  recovery words or shares with a word or a checksum that is wrong
+          MistypedWordsError  recovery words or shares with a mistake in them
         VaultConfigError
           RecoveryRecordError
       MountError              the mountpoint or FUSE itself; shown to a person

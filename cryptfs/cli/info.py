@@ -76,7 +76,7 @@ def _size(value: object) -> str:
 
 
 def _with_shown_paths(found: dict[str, Any]) -> dict[str, Any]:
-    """What describe found, fit for JSON: a path may be no text."""
+    """What describe found, fit for JSON: a path may have bytes that are not text."""
     mounts = [mount | {"mountpoint": shown(mount["mountpoint"])} for mount in found["mounts"]]
     holder = found["held_by"]
     if holder is not None:

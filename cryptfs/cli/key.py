@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from cryptfs.unlock.table import SlotTable
 
 STILL_OPENS = (
-    "Copies of cryptfs.json of before still open with it: in backups, in snapshots, and in the versions that "
-    "a cloud keeps. To end that: cryptfs rekey."
+    "It still opens older copies of cryptfs.json: in backups, in snapshots, and in the versions that a cloud "
+    "keeps. To end that: cryptfs rekey."
 )
 
 
@@ -39,8 +39,8 @@ STILL_OPENS = (
 def key(ctx: click.Context) -> None:
     """List, add, remove, name and try the key slots of a vault.
 
-    A key slot is one way to open the vault: a passphrase, a key file, or both together. Each slot opens all
-    of the vault. Works while the vault is mounted.
+    A key slot is one way to open the vault: a passphrase, a key file, both together, a FIDO2 token, or an age
+    identity. Each slot opens all of the vault. Works while the vault is mounted.
     """
     help_if_alone(ctx)
 
@@ -87,8 +87,8 @@ def remove(vault: Path, slot_id: int, force: bool, as_json: bool, source: OfferS
 
     You open VAULT by another key slot, so that there is a way in afterwards. The last slot cannot be removed.
 
-    Copies of the vault's config of before still open by the removed slot: in backups, snapshots and the
-    versions that a cloud keeps. Only cryptfs rekey ends that.
+    The removed slot still opens older copies of the vault's config: in backups, snapshots and the versions
+    that a cloud keeps. Only cryptfs rekey ends that.
     """
     config = config_of(vault)
     find_slot(config, slot_id)

@@ -285,7 +285,7 @@ def _existing(file: Path, with_passphrase: bool) -> Iterator[bytes]:
     with key_file_of(file) as content:
         if not with_passphrase and not is_made_here(content):
             raise UsageProblem(
-                f"{shown(file)} is another file than cryptfs makes as a key file, or it is damaged. Make one "
+                f"{shown(file)} is not a key file that cryptfs made, or it is damaged. Make one "
                 "with --generate, or use this one beside a passphrase with --with-passphrase"
             )
         yield content

@@ -344,9 +344,7 @@ def _with_hint(error: Exception, source: OfferSource, config: VaultConfig, offer
         return error
     kinds = {slot.kind for slot in config.slots if source.slot_id in (None, slot.id)}
     if offer.key_file is not None and KEY_FILE in kinds and not is_made_here(offer.key_file):
-        return NoKeyError(
-            f"{source.names(offer)} is another file than cryptfs makes as a key file, or it is damaged"
-        )
+        return NoKeyError(f"{source.names(offer)} is not a key file that cryptfs made, or it is damaged")
     options = sorted({_OPTION_OF[kind] for kind in kinds if kind in _OPTION_OF})
     return NoKeyError(f"{error} ({', '.join(options)})") if options else error
 

@@ -32,7 +32,7 @@ def note(text: str) -> None:
 
 
 def answer_json(fields: dict[str, Any], *, indent: int | None = 2) -> None:
-    """The answer as JSON on stdout. Paths in it must be `shown`: else one may be no text."""
+    """The answer as JSON on stdout. Paths in it must be `shown`: one may have bytes that are not text."""
     click.echo(json.dumps({"schema": SCHEMA, **fields}, indent=indent, ensure_ascii=False))
 
 

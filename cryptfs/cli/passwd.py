@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from cryptfs.unlock.table import SlotTable
 
 LEAKED = (
-    "If the old passphrase leaked, this does not help: it still opens copies of cryptfs.json of before, in "
+    "If the old passphrase leaked, this does not help: it still opens older copies of cryptfs.json, in "
     "backups, snapshots and clouds. To end that: cryptfs rekey."
 )
 
@@ -74,8 +74,8 @@ def passwd(
     the files stay as they are.
 
     If a passphrase leaked, passwd is not enough: an old copy of the vault's config still opens with the old
-    passphrase, until cryptfs rekey changes the masterkey. Recovery words or shares, in place of the old
-    passphrase, replace the only passphrase of VAULT.
+    passphrase, until cryptfs rekey changes the masterkey. If you open
+    VAULT by recovery words or shares, its only passphrase changes.
     """
     config = config_of(vault)
     require_writable(vault)

@@ -210,7 +210,7 @@ def read_secret(
                 if not got or (line and buffer[done - 1] == ord("\n")):
                     break
             if done > most:
-                raise PassphraseUnreadableError(f"{where}: more than {most} bytes is no {what}")
+                raise PassphraseUnreadableError(f"{where}: the {what} may have at most {most} bytes")
             return bytes(view[:done])
     finally:
         buffer[:done] = bytes(done)

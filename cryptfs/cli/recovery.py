@@ -90,7 +90,7 @@ def _say_done(vault: Path, held: HeldSecret, ended: list[str]) -> None:
 def _say_ended(ended: list[str]) -> None:
     if ended:
         note(
-            f"{', '.join(ended)} open it no more. Copies of the vault from before still open by them; only "
+            f"{', '.join(ended)} no longer open it. Older copies of the vault still open by them; only "
             "another masterkey ends that (cryptfs rekey)."
         )
 
@@ -255,7 +255,7 @@ def list_(vault: Path, as_json: bool) -> None:
 @unlock_options
 @debug_option
 def remove(vault: Path, recovery_id: str, force: bool, source: OfferSource) -> None:
-    """Let recovery words or shares open VAULT no more. ID: the beginning of their id.
+    """Remove recovery words or shares from VAULT. ID: the beginning of their id.
 
     With the last ones the file cryptfs.recovery goes: then a lost config cannot be rebuilt.
     """
@@ -269,7 +269,7 @@ def remove(vault: Path, recovery_id: str, force: bool, source: OfferSource) -> N
             names.append(table.remove(recovery_id))
             if table.opened.recovery is not None and table.opened.recovery.name == names[0] and not force:
                 raise VaultError(
-                    f"{names[0]} are what opened the vault now; open it by something else, so that you know "
+                    f"you opened the vault by {names[0]}. Open it by something else, so that you know "
                     "another way in, or use --force"
                 )
 

@@ -183,8 +183,8 @@ def require_place(output: Path | None) -> None:
     """
     if output is None and not (sys.stdout is not None and sys.stdout.isatty()):
         raise UsageProblem(
-            "stdout is no terminal, and somebody who reads it would have the vault; use --output to get them "
-            "into a file of mode 600"
+            "stdout is not a terminal, and anybody who reads it could open the vault. Use --output FILE: it "
+            "makes a file that only you can read"
         )
 
 
@@ -249,7 +249,10 @@ def _ask_back(words: Sequence[str], count: int) -> None:
     """
     if not stdin_is_terminal():
         return
-    note("Write them on paper and keep it safe: they are not shown again, and who has them has the vault.")
+    note(
+        "Write them on paper and keep it safe: they are not shown again, and anybody who has them can open "
+        "the vault."
+    )
     for place in sorted(random.SystemRandom().sample(range(len(words)), count)):
         for left in range(TRIES - 1, -1, -1):
             with line_of(f"To be sure, type word {place + 1}") as line:

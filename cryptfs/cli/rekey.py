@@ -228,10 +228,13 @@ def _confirm(plan: SlotPlan, recovery: int, *, drop_slots: bool) -> None:
     Raises: UsageProblem: nobody is there to ask.   click.Abort: the answer is no.
     """
     if recovery:
-        note("The recovery words and shares of the vault will open it no more; new ones are made afterwards.")
+        note(
+            "The recovery words and shares of the vault will no longer open it. At a terminal, cryptfs makes "
+            "new ones at the end, unless --no-recovery."
+        )
     if not plan.dropped:
         return
-    note("These key slots go, since what opens them was not given:")
+    note("These key slots go, since you did not give their keys:")
     for slot in plan.dropped:
         label = f" {slot.label!r}" if slot.label else ""
         note(f"  {slot.id}  {slot.kind}{label}")
@@ -239,7 +242,7 @@ def _confirm(plan: SlotPlan, recovery: int, *, drop_slots: bool) -> None:
         return
     if not (sys.stdin is not None and sys.stdin.isatty()):
         raise UsageProblem(
-            "give what opens them with --slot-passfile or --slot-keyfile, or let them go with --drop-slots; "
+            "give their keys with --slot-passfile or --slot-keyfile, or let them go with --drop-slots; "
             "nothing was changed"
         )
     click.confirm("Go on without them?", abort=True, err=True)
@@ -305,7 +308,7 @@ def _say(vault: Path, report: Report) -> None:
         f"{report.size / 10**6:,.1f} MB."
     )
     note(
-        "Its identity is another one now, and other machines ask about it once. To see it: "
+        "It has a new identity, and other machines refuse it until you give --accept there once. To see it: "
         f"cryptfs key test {shell_word(vault)}"
     )
     note(

@@ -33,7 +33,7 @@ def ask(mountpoint: Path) -> dict[str, Any]:
 
 
 def _with_shown_paths(found: dict[str, Any]) -> dict[str, Any]:
-    """What ask found, fit for JSON: a path may be no text."""
+    """What ask found, fit for JSON: a path may have bytes that are not text."""
     return found | {name: shown(found[name]) for name in ("mountpoint", "vault")}
 
 

@@ -36,8 +36,8 @@ def config_of(vault_dir: Path, *, rekeying: bool = False) -> VaultConfig:
         config = read_config(vault_dir)
         if config.is_rekeying and not rekeying:
             raise VaultError(
-                f"the masterkey of {shown(vault_dir)} is being changed, and that was interrupted or is still "
-                f"running. To finish it: cryptfs rekey {shell_word(vault_dir)}"
+                f"a change of the masterkey of {shown(vault_dir)} was interrupted, or is still running. To "
+                f"finish it: cryptfs rekey {shell_word(vault_dir)}"
             )
         return config
     except NotAVaultError:

@@ -11,7 +11,7 @@ back takes longer than the work itself. There are two means, for virtual machine
   leaves the program on the processor of the engine, and both take turns there without a wake-up. Ordinary
   users may do that. It is stopped while it is not needed, and ends with this process.
 
-Both only while there are many requests.
+Each works only while there are many requests.
 
 Source: the kernel's Documentation/power/pm_qos_interface.rst and virt/guest-halt-polling.rst;
 docs/decisions/0013 has the measurements.

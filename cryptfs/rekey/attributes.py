@@ -90,7 +90,7 @@ def copy_xattrs(both: BothKeys, source_fd: int, target_fd: int, owner: Attribute
 
 
 def copy_attributes(st: os.stat_result, fd: int, mode: int | None = None) -> None:
-    """AttributeOwner, mode and times of a file for its new one. mode: in place of the one in st."""
+    """Owner, mode and times of a file for its new one. mode: in place of the one in st."""
     made = os.fstat(fd)
     if (st.st_uid, st.st_gid) != (made.st_uid, made.st_gid):
         with contextlib.suppress(PermissionError):

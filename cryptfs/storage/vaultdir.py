@@ -130,7 +130,7 @@ def replace_file(vault_fd: int, name: str, content: bytes, owner: StateNames) ->
 
 
 def remove_unfinished_configs(vault_fd: int) -> None:
-    """Remove configs that a killed writer left beside the config: they hold slots of before.
+    """Remove configs that a killed writer left beside the config: they hold older slots.
 
     Only while changing_config keeps other writers away.
     """

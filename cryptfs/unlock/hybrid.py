@@ -1,8 +1,9 @@
 """Slots of kind `hpke`: a random slot key, sealed for a hybrid public key of age.
 
-Whom the slot is for need not be there when it is made, and a server can open a vault without a passphrase.
-The slot key is sealed by HPKE with ML-KEM-768 and X25519 together, so that both would have to be broken.
-The package cryptography, an extra, does that, and draws the randomness for it; nothing else loads it.
+Somebody can make the slot for another person, with that person's public key alone, and a server can open a
+vault without a passphrase. HPKE seals the slot key with ML-KEM-768 and X25519 together: an attacker has to
+break both. The package cryptography, an extra, does that, and draws the randomness for it; nothing else loads
+it.
 
 Anybody can make such a slot: it proves nothing about who made the vault. Source: docs/FORMAT.md, section 9.
 """

@@ -1,7 +1,7 @@
 """Slots that need a file: of kind `key-file` it alone, of kind `passphrase-key-file` beside a passphrase.
 
-Alone it takes only a file that cryptfs made: 32 random bytes and a checksum, one line of ASCII. A photo or a
-song somebody else could have as well, or guess. Beside a passphrase any file will do.
+Alone it takes only a file that cryptfs made: 32 random bytes and a checksum, one line of ASCII. Somebody else
+could have the same photo or song, or guess it. Beside a passphrase any file will do.
 Source: docs/FORMAT.md, section 9.
 """
 

@@ -68,7 +68,7 @@ def opened_record(offer: Offer, records: Sequence[bytes], vault_id: bytes | None
     try:
         if not records:
             raise NoKeyError(
-                f"the vault has no {RECOVERY_NAME}, without which recovery words and shares open nothing"
+                f"the vault has no {RECOVERY_NAME}; without it recovery words and shares open nothing"
             )
         return _opened(secrets, records, vault_id)
     finally:
@@ -93,4 +93,4 @@ def _opened(secrets: Sequence[bytes], records: Sequence[bytes], vault_id: bytes 
             problem = problem or error
     if problem is not None and not known:
         raise problem
-    raise WrongPassphraseError(f"they are not those of this vault, which takes {', or '.join(known)}")
+    raise WrongPassphraseError(f"they are not those of this vault; it takes {', or '.join(known)}")

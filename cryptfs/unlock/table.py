@@ -126,7 +126,7 @@ class SlotTable:
         gone = self.slot(slot_id)
         if len(self.config.slots) == 1:
             raise VaultError(
-                f"key slot {slot_id} is the last one, without which nobody could open the vault; add another "
+                f"key slot {slot_id} is the last one; without it nobody could open the vault. Add another "
                 "one first"
             )
         self._set([slot for slot in self.config.slots if slot.id != slot_id])
@@ -166,11 +166,11 @@ class SlotTable:
         if slot_id is None and len(found) == 1:
             return found[0]
         if slot_id is None:
-            has = f"has {len(found)} passphrases; say which one" if found else "has no passphrase; add one"
-            raise VaultError(f"{self.opened.by} opened the vault, which {has}")
+            has = f"{len(found)} passphrases; say which one" if found else "no passphrase; add one"
+            raise VaultError(f"{self.opened.by} opened the vault. It has {has}")
         slot = self.slot(slot_id)
         if slot.kind != PASSPHRASE:
-            raise VaultError(f"key slot {slot_id} has no passphrase to be changed")
+            raise VaultError(f"key slot {slot_id} has no passphrase to change")
         return slot
 
     def _set(self, slots: list[KeySlot]) -> None:

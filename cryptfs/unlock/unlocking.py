@@ -60,8 +60,8 @@ def refuse_rekeying(config: VaultConfig) -> None:
     """Raises: VaultError: the masterkey is being changed, and nothing else may open the vault meanwhile."""
     if config.is_rekeying:
         raise VaultError(
-            "the masterkey of this vault is being changed, and that was interrupted or is still running. To "
-            "finish it: cryptfs rekey VAULT"
+            "a change of the masterkey of this vault was interrupted, or is still running. To finish it: "
+            "cryptfs rekey VAULT"
         )
 
 
@@ -88,7 +88,7 @@ def open_vault(
     Raises: UnexpectedVaultError: it is not that one; the masterkey is wiped.
             WrongPassphraseError: no slot accepts it.   NoKeyError: no slot takes what was offered.
             TokenError: a FIDO2 token was offered, and nothing opened the vault.
-            MistypedWordsError: recovery words or a share nobody can have been given.
+            MistypedWordsError: recovery words, or a share, with a mistake in them.
             VaultConfigError: a slot or the recovery record is damaged, or none that it may open can be used
                               here; or the config was changed.
             VaultError: the masterkey is being changed.

@@ -30,6 +30,6 @@ def require_cipher(config: VaultConfig) -> None:
     """
     if not config.suite.is_offered:
         raise UnsupportedFormatError(
-            f"the libsodium of this machine does not have {config.cipher}, with which the vault's files are "
-            "sealed; install PyNaCl 1.6 or newer: pip install --upgrade pynacl"
+            f"the libsodium of this machine lacks {config.cipher}, the cipher of the vault. "
+            "Install PyNaCl 1.6 or newer: pip install --upgrade pynacl"
         )

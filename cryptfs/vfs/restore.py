@@ -266,8 +266,8 @@ def _refuse_config(vault_fd: int, vault_dir: Path, keys: Subkeys, *, proven: boo
         )
     if not proven:
         raise VaultError(
-            f"{shown(vault_dir / CONFIG_NAME)} is of another masterkey, or was changed, and the vault has "
-            "nothing that tells. With --force it is replaced"
+            f"{shown(vault_dir / CONFIG_NAME)} is of another masterkey, or was changed, and nothing in "
+            "the vault says which. With --force it is replaced"
         )
 
 

@@ -372,7 +372,7 @@ def test_without_aegis(tmp_path: Path, passfile: Path, run: Run, monkeypatch: py
     for words in (("fsck", tmp_path / "aegis"), ("mount", tmp_path / "aegis", tmp_path / "m")):
         told = run(*words, "--passfile", passfile)
         assert told.code == 27
-        assert "install PyNaCl 1.6 or newer" in told.err
+        assert "Install PyNaCl 1.6 or newer" in told.err
     assert run("info", tmp_path / "aegis").code == 0
 
 

@@ -123,7 +123,7 @@ def test_no_key_file_in_the_vault(keys: Keys, place_of: str) -> None:
 
 def test_files_that_are_no_key(keys: Keys) -> None:
     wrong: tuple[tuple[tuple[object, ...], str], ...] = (
-        ((keys.place / "photo",), "photo is another file than cryptfs makes as a key file"),
+        ((keys.place / "photo",), "photo is not a key file that cryptfs made"),
         ((keys.place / "missing",), "does not exist. To make it: cryptfs key add keyfile VAULT --generate"),
         (("--generate", keys.place / "missing" / "key"), "cannot be written: No such file or directory"),
         ((keys.place / "photo", "--new-passfile", keys.place / "p1"), "needs --with-passphrase"),
@@ -179,7 +179,7 @@ def test_a_slot_that_is_removed_opens_nothing_and_leaves_nothing(keys: Keys) -> 
     told = keys("remove", 1)
     assert (told.code, told.out) == (0, "")
     assert f"Removed key slot 1 (passphrase, ana) from {keys.vault}." in told.err
-    assert "Copies of cryptfs.json of before still open with it" in told.err
+    assert "It still opens older copies of cryptfs.json" in told.err
     assert "cryptfs rekey" in told.err
     assert not keys.opens(*keys.passfile(1))
     assert keys.opens(*keys.passfile(0))

@@ -140,7 +140,7 @@ def test_a_key_file_that_opens_nothing_is_no_reason_to_ask(place: Path, run: Run
     assert told.err == (f"cryptfs: the key file opens no key slot of this vault (from {place}/another key)\n")
     told = run("fsck", vault, "--keyfile", place / "photo")
     assert (told.code, asked) == (12, [])
-    assert "photo is another file than cryptfs makes as a key file, or it is damaged" in told.err
+    assert "photo is not a key file that cryptfs made, or it is damaged" in told.err
 
 
 def test_a_slot_that_needs_both(place: Path, run: Run, asked: list[str]) -> None:
@@ -299,7 +299,7 @@ def test_a_pipe_is_read_and_a_terminal_is_asked(
     [
         ("missing", None, "cannot read the key file: No such file or directory"),
         ("empty", b"", "the key file is empty"),
-        ("large", bytes(1024 * 1024 + 1), "more than 1048576 bytes is no key file"),
+        ("large", bytes(1024 * 1024 + 1), "the key file may have at most 1048576 bytes"),
     ],
 )
 def test_key_files_that_cannot_be_read(

@@ -109,7 +109,7 @@ def test_what_a_person_is_told(run: Run, vault: Path) -> None:
     first = make_words(run, vault)
     said = run("recovery", "words", vault, "--output", vault.parent / "w2", "--words-file", first)
     assert said.out == ""
-    assert "open it no more. Copies of the vault from before still open by them" in said.err
+    assert "no longer open it. Older copies of the vault still open by them" in said.err
     assert "cryptfs rekey" in said.err
     assert f"cryptfs recovery export {vault} FILE" in said.err
 
@@ -257,7 +257,7 @@ def test_no_terminal(run: Run, vault: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for command in (("words", vault), ("shares", vault, "--needed", "2", "--of", "3")):
         done = run("recovery", *command, *by_passphrase(vault))
         assert (done.code, done.out) == (1, "")
-        assert "stdout is no terminal" in done.err and "--output" in done.err
+        assert "stdout is not a terminal" in done.err and "--output" in done.err
     assert read_config(vault).recovery == []
     (vault / "cryptfs.json").rename(vault.parent / "config")
     done = restore(run, vault)

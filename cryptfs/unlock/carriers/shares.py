@@ -46,7 +46,7 @@ def parse_share(text: bytes, number: int = 1) -> Share:
     """One share, whose checksum is right.
 
     Args:   number: of this share among those offered, for messages.
-    Raises: MistypedWordsError: it is none of a vault.
+    Raises: MistypedWordsError: it is not a share of a vault.
     """
     from shamir_mnemonic import MnemonicError, Share
     from shamir_mnemonic.wordlist import WORDLIST
@@ -67,14 +67,14 @@ def parse_share(text: bytes, number: int = 1) -> Share:
         or share.member_threshold < MIN_SHARES
         or share.iteration_exponent > _MAX_EXPONENT
     ):
-        raise MistypedWordsError(f"{what} belongs to another kind of backup, and to no vault")
+        raise MistypedWordsError(f"{what} belongs to another kind of backup, not to a vault")
     return share
 
 
 def combine(texts: Sequence[bytes]) -> bytes:
     """The 32 bytes of the recovery secret; more shares than needed may be given, and one twice.
 
-    Raises: MistypedWordsError: one is no share, they belong to different sets, or they are too few.
+    Raises: MistypedWordsError: one is not a share, they belong to different sets, or they are too few.
     """
     from shamir_mnemonic import MnemonicError
     from shamir_mnemonic.shamir import ShareGroup, recover_ems
@@ -99,5 +99,5 @@ def combine(texts: Sequence[bytes]) -> bytes:
     except MnemonicError:
         raise MistypedWordsError("the shares do not fit together: one is of another set") from None
     if len(secret) != KEY_SIZE:
-        raise MistypedWordsError("the shares belong to another kind of backup, and to no vault")
+        raise MistypedWordsError("the shares belong to another kind of backup, not to a vault")
     return secret

@@ -90,9 +90,9 @@ def known_words(text: bytes, wordlist: Sequence[str], what: str) -> list[str]:
 
 
 def _typed(text: bytes, what: str) -> list[str]:
-    """What a person typed, word by word, in small letters; without numbers and what is invisible."""
+    """What a person typed, word by word, in small letters; without numbers and invisible letters."""
     if len(text) > MAX_TEXT_SIZE:
-        raise MistypedWordsError(f"{what}: more than {MAX_TEXT_SIZE} bytes are none")
+        raise MistypedWordsError(f"{what}: the text has more than {MAX_TEXT_SIZE} bytes")
     try:
         plain = unicodedata.normalize("NFKD", text.decode()).casefold()
     except UnicodeDecodeError:

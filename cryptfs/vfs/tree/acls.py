@@ -83,7 +83,7 @@ class Acls:
         *,
         kill_sgid: bool = False,
     ) -> None:
-        """setxattr(2) of an ACL. An access ACL also sets the mode; one that says no more is not kept.
+        """setxattr(2) of an ACL. An access ACL also sets the mode; one that says no more than the mode goes.
 
         Args:   kill_sgid: the setgid bit goes with it, as at a chmod by somebody outside of the group.
         Raises: OSError: EINVAL: no ACL; EACCES: a default ACL, and the entry is not a directory.
@@ -146,7 +146,10 @@ class Acls:
 
 
 def _whatever_the_mode(directory: Directory | Unnamed, name: bytes, action: Callable[[], T]) -> T:
-    """An ACL needs no right to its file, but the backing attribute does: its owner gets it for a moment."""
+    """Do something with an ACL: that needs no right to the file, but its backing attribute needs one.
+
+    So the file's owner gets all rights for a moment.
+    """
     try:
         return action()
     except PermissionError as error:
