@@ -108,8 +108,8 @@ BELOW_A_MOUNT = {
     "words or shares that a person took out, with the record of then put back": "as the row above",
     "the config deleted, with a recovery record of another vault or another masterkey beside it": "without a "
     "config there is no mount",
-    "the config deleted, with the recovery record of before an upgrade put back": "as the row above",
-    "the config deleted, and the recovery record of before new words put back": "as the row above",
+    "the config deleted, with the recovery record from before an upgrade put back": "as the row above",
+    "the config deleted, and the recovery record from before new words put back": "as the row above",
     "files whose writer died: a cut, or zeroed or lost chunks, in the part after the bytes that were on "
     "disk": "depends on what a disk had kept, which only the power tests arrange",
 }

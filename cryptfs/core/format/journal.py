@@ -70,7 +70,7 @@ class JournalHead:
 
     @classmethod
     def unpack(cls, raw: bytes, keys: Subkeys, owner: StateNames = SHARED_STATE) -> JournalHead | None:
-        """Verify and decode; None if it is none, or damaged, forged, of another vault or machine."""
+        """Verify and decode; None if it is not one, or damaged, forged, of another vault or machine."""
         clear_size = len(HEAD_MAGIC) + JOURNAL_ID_SIZE
         end = clear_size + _HEAD.size + SMALL_OVERHEAD
         clear, sealed = raw[:clear_size], raw[clear_size:end]
