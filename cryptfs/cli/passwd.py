@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import rich_click as click
 
 from cryptfs.cli.exit_codes import ConfigUnwritableError, UsageProblem
+from cryptfs.cli.keyslots import find_slot
 from cryptfs.cli.newsecret import (
     Cost,
     NewPassphrase,
@@ -32,6 +33,7 @@ from cryptfs.cli.params import PLACE, debug_option, shown, vault_argument
 from cryptfs.cli.vaults import config_of, require_writable
 
 if TYPE_CHECKING:
+    from cryptfs.core.slots.config import VaultConfig
     from cryptfs.core.slots.slot import KeySlot
     from cryptfs.unlock.offer import Offer
     from cryptfs.unlock.table import SlotTable
@@ -87,9 +89,7 @@ def passwd(
     def change(old: Offer) -> KeySlot:
         opened = which_opens(vault.absolute(), old)
         say_opened(config, opened.slot, opened.spelling)  # before a person thinks up a new one
-        target = _target(
-            config.slots, _meant(config.slots, opened.slot) if change_slot is None else change_slot
-        )
+        target = _target(config, _meant(config.slots, opened.slot) if change_slot is None else change_slot)
         costs = cost.choose(_cost_of(target))
         again = old if opened.slot is None else replace(old, slot_id=opened.slot.id)
         with contextlib.ExitStack() as stack:
@@ -134,14 +134,12 @@ def _meant(slots: list[KeySlot], opened: KeySlot | None) -> int:
     return found[0]
 
 
-def _target(slots: list[KeySlot], slot_id: int) -> KeySlot:
+def _target(config: VaultConfig, slot_id: int) -> KeySlot:
     """The slot to change. Raises: UsageProblem: there is none, or it has no passphrase."""
     from cryptfs.core.slots.slot import PASSPHRASE
     from cryptfs.unlock.keyfile import PASSPHRASE_KEY_FILE
 
-    slot = next((slot for slot in slots if slot.id == slot_id), None)
-    if slot is None:
-        raise UsageProblem(f"the vault has no key slot {slot_id}; cryptfs key list shows them")
+    slot = find_slot(config, slot_id)
     if slot.kind not in (PASSPHRASE, PASSPHRASE_KEY_FILE):
         raise UsageProblem(
             f"{slot_name(slot)} has no passphrase to change. To replace it: cryptfs key add, then "

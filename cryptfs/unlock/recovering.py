@@ -298,9 +298,8 @@ class RecoveryTable:
             remove_record(self._vault_fd, name, own_state(self._vault_fd, self.config))
 
     def wipe(self) -> None:
-        """Overwrite the masterkey and all secrets."""
+        """Overwrite all secrets; the masterkey is the caller's."""
         _wipe(self._held)
-        wipe(self.opened.masterkey)
 
 
 @contextlib.contextmanager
@@ -314,11 +313,14 @@ def opened_recovery(vault_dir: Path, secret: bytes | Offer) -> Iterator[Recovery
         config = decode_config(read_config_file(vault_fd, vault_dir))
         records = records_for(vault_fd, secret)
         opened = open_vault(config, secret, memory_limit(), records, vault_dir=vault_dir)
-        table = RecoveryTable(vault_fd, vault_dir, config, opened)
         try:
-            yield table
+            table = RecoveryTable(vault_fd, vault_dir, config, opened)
+            try:
+                yield table
+            finally:
+                table.wipe()
         finally:
-            table.wipe()
+            wipe(opened.masterkey)
     finally:
         os.close(vault_fd)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,9 +18,11 @@ from cryptfs.errors import (
     VaultError,
     WrongPassphraseError,
 )
+from cryptfs.unlock import recovering
 from cryptfs.unlock.offer import Offer
 from cryptfs.unlock.recovering import HeldSecret, draw_secret, opened_recovery
 from cryptfs.unlock.table import changing_slots
+from cryptfs.unlock.unlocking import Unlocked, open_vault
 from cryptfs.vfs.vault import Vault, change_passphrase, read_config
 from tests.unlock.vaults import (
     CONTENT,
@@ -374,3 +377,22 @@ def test_the_table_wipes_its_secrets(vault_dir: Path, words: HeldSecret) -> None
         assert any(masterkey)
     assert not any(masterkey)
     assert not any(fresh.secret)
+
+
+def test_the_masterkey_is_wiped_if_the_record_cannot_be_read(
+    vault_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Unlocked] = []
+
+    def unreadable(*_: object) -> bytes:
+        raise PermissionError("not now")
+
+    def noting(*args: Any, **kwargs: Any) -> Unlocked:
+        opened.append(open_vault(*args, **kwargs))
+        monkeypatch.setattr(recovering, "read_record_file", unreadable)
+        return opened[0]
+
+    monkeypatch.setattr(recovering, "open_vault", noting)
+    with pytest.raises(PermissionError), opened_recovery(vault_dir, PASSPHRASE):
+        pass
+    assert not any(opened[0].masterkey)
