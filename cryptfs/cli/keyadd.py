@@ -269,7 +269,7 @@ def _made(file: Path) -> Iterator[bytes]:
         write_secret(file, content)
         try:
             yield content
-        except Exception:
+        except BaseException:
             with contextlib.suppress(OSError):
                 file.unlink()
             raise

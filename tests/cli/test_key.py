@@ -152,6 +152,21 @@ def test_a_key_file_is_not_left_where_no_slot_comes_of_it(
     assert not (keys.place / "key").exists()
 
 
+def test_ctrl_c_at_the_question_for_the_passphrase_beside_leaves_no_key_file(
+    keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    def interrupted(*_: object, **__: object) -> bytes:
+        made.append((keys.place / "key").exists())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cryptfs.cli.newsecret.NewPassphrase.read", interrupted)
+    told = keys("add keyfile", "--generate", keys.place / "key", "--with-passphrase", *CHEAP)
+    assert (told.code, made) == (130, [True])
+    assert not (keys.place / "key").exists()
+
+
 def test_the_secret_comes_before_the_question_for_the_new_one(keys: Keys) -> None:
     """A wrong passphrase, and the new one is not even read; its key file is not made."""
     told = keys("add passphrase", *keys.passfile(1), "--new-passfile", keys.place / "missing")
