@@ -8,6 +8,7 @@ import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -194,3 +195,24 @@ def test_a_default_acl_from_behind_the_mount_counts_a_little_later(
     later = time.monotonic() + RECORD_SECONDS
     monkeypatch.setattr("cryptfs.vfs.tree.acls.time.monotonic", lambda: later)
     assert acls.inherited(directory, stat.S_IFREG | 0o666) is not None
+
+
+@pytest.mark.parametrize(("chmod", "kept"), [(None, 0o040), (0o600, 0o600)])
+def test_a_mode_lifted_for_a_moment_overrides_no_chmod(
+    vault: BareVault, acls: Acls, monkeypatch: pytest.MonkeyPatch, chmod: int | None, kept: int
+) -> None:
+    """Root needs no such right, so the first look is made to fail."""
+    value = give(vault, acls, b"file", "u:0 u5:7 g:1 m:4 o:0")
+    real, seen = vault.tree.xattrs.get, []
+
+    def refused_at_first(*args: Any) -> bytes:
+        seen.append(mode_of(vault, b"file"))
+        if len(seen) == 1:
+            raise PermissionError(errno.EACCES, "")
+        if chmod is not None:
+            change_mode(vault.root, b"file", chmod)
+        return real(*args)
+
+    monkeypatch.setattr(vault.tree.xattrs, "get", refused_at_first)
+    assert acls.get(vault.root, b"file", ACL_ACCESS) == value
+    assert (seen, mode_of(vault, b"file")) == ([0o040, 0o740], kept)

@@ -157,11 +157,13 @@ def _whatever_the_mode(directory: Directory | Unnamed, name: bytes, action: Call
         if error.errno != errno.EACCES or st.st_uid != os.geteuid():
             raise
     mode = stat.S_IMODE(st.st_mode)
-    change_mode(directory, name, mode | stat.S_IRWXU)
+    lifted = mode | stat.S_IRWXU
+    change_mode(directory, name, lifted)
     try:
         return action()
     finally:
-        change_mode(directory, name, mode)
+        if stat.S_IMODE(_stat(directory, name).st_mode) == lifted:  # else somebody has changed it meanwhile
+            change_mode(directory, name, mode)
 
 
 def _stat(directory: Directory | Unnamed, name: bytes) -> os.stat_result:
