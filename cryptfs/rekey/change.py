@@ -1,9 +1,9 @@
 """A change of the masterkey from its new config to its end. A second run goes on where the first one stopped.
 
-    1  this machine's lists, which are under the old masterkey, go
-    2  passes over the tree, until one finds nothing of the old masterkey
-    3  what was remembered goes; everything is synced
-    4  the config without `rekeying`
+    the recovery record, and all lists of sessions and marks go: they are under the old masterkey
+    passes over the tree, until one finds nothing of the old masterkey
+    long targets without a symlink go, and what was remembered; everything is synced
+    the config without `rekeying`
 
 Source: docs/FORMAT.md, section 14.7.
 """
@@ -171,7 +171,7 @@ class _Run:
         self._config = self._replace_config(rekey=Rekey(host, rekey.old))
 
     def _drop_lists(self) -> None:
-        """Lists of sessions, and marks, are under the old masterkey; all files are settled."""
+        """Remove lists of sessions, marks and the recovery record. All files are settled: none needs them."""
         for name in os.listdir(self._vault_fd):
             state = state_of_name(name)
             if state is not None and name in (state.sessions, state.unsettled):
