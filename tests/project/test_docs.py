@@ -117,6 +117,13 @@ def test_the_first_line_of_every_file_is_a_sentence(room: str) -> None:
     assert [line for line in lines if not line.endswith(".")] == []
 
 
+def test_the_page_of_tests_has_every_room() -> None:
+    text = (ROOT / "tests" / "README.md").read_text(encoding="utf-8")
+    named = {room.split("/")[0] for room in re.findall(r"`([a-z0-9]+/(?:[a-z]+/)?)`", text)}
+    found = {path.parent.name for path in (ROOT / "tests").glob("*/__init__.py")}
+    assert found - named == set()
+
+
 def test_architecture_names_every_lock() -> None:
     text = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
     table = text.partition("## 6. Locks")[2].partition("\n## ")[0]
