@@ -13,7 +13,7 @@ import rich_click as click
 
 from cryptfs.cli.exit_codes import CommandError, ConfigUnreadableError, ConfigUnwritableError
 from cryptfs.core.printable import shell_word, shown
-from cryptfs.errors import NotAVaultError, VaultError
+from cryptfs.errors import NotAVaultError
 
 if TYPE_CHECKING:
     from cryptfs.core.slots.config import VaultConfig
@@ -27,6 +27,7 @@ def config_of(vault_dir: Path, *, rekeying: bool = False) -> VaultConfig:
             VaultError: the masterkey is being changed.
     """
     from cryptfs.core.slots.checks import CONFIG_NAME
+    from cryptfs.unlock.unlocking import refuse_rekeying
     from cryptfs.vfs.vault import read_config
 
     try:
@@ -34,11 +35,8 @@ def config_of(vault_dir: Path, *, rekeying: bool = False) -> VaultConfig:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             os.close(os.open(vault_dir / CONFIG_NAME, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
         config = read_config(vault_dir)
-        if config.is_rekeying and not rekeying:
-            raise VaultError(
-                f"a change of the masterkey of {shown(vault_dir)} was interrupted, or is still running. To "
-                f"finish it: cryptfs rekey {shell_word(vault_dir)}"
-            )
+        if not rekeying:
+            refuse_rekeying(config, vault_dir)
         return config
     except NotAVaultError:
         _refuse_mountpoint(vault_dir)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptfs.core.keys import Subkeys
+from cryptfs.core.printable import shell_word, shown
 from cryptfs.core.slots.config import VaultConfig, verify_config
 from cryptfs.core.slots.identity import Mark, identity_of
 from cryptfs.core.slots.recovery import RecoverySecret
@@ -56,12 +57,15 @@ class Unlocked:
         return f"key slot {self.slot.id}" + (f" ({self.slot.label})" if self.slot.label else "")
 
 
-def refuse_rekeying(config: VaultConfig) -> None:
+def refuse_rekeying(config: VaultConfig, vault_dir: Path | None = None) -> None:
     """Raises: VaultError: the masterkey is being changed, and nothing else may open the vault meanwhile."""
     if config.is_rekeying:
+        which, word = (
+            ("this vault", "VAULT") if vault_dir is None else (shown(vault_dir), shell_word(vault_dir))
+        )
         raise VaultError(
-            "a change of the masterkey of this vault was interrupted, or is still running. To finish it: "
-            "cryptfs rekey VAULT"
+            f"a change of the masterkey of {which} was interrupted, or is still running. To finish it: "
+            f"cryptfs rekey {word}"
         )
 
 
@@ -95,7 +99,7 @@ def open_vault(
     """
     offer = Offer.of(secret)
     if not for_rekey:
-        refuse_rekeying(config)
+        refuse_rekeying(config, vault_dir)
     if offer.takes_record and offer.slot_id is None:
         try:
             opened, recovery = open_by_record(config, offer, records)
