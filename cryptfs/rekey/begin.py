@@ -16,7 +16,7 @@ from cryptfs.core.slots.config import VaultConfig, authenticate, decode_config, 
 from cryptfs.core.slots.rekeying import REKEYING, Rekey, seal_old_masterkey
 from cryptfs.core.slots.slot import KeySlot
 from cryptfs.errors import UnsupportedFormatError, VaultError
-from cryptfs.rekey.survey import require_room
+from cryptfs.rekey.survey import require_possible
 from cryptfs.storage.hosts import journals_of_others, machine_state
 from cryptfs.storage.libc import wipe
 from cryptfs.storage.vaultdir import changing_config, read_config_file, write_config_file
@@ -76,7 +76,7 @@ def begin(vault: Vault, plan: SlotPlan) -> VaultConfig:
     refuse_unready(config)
     refuse_other_journals(vault.descriptor, config)
     settle(vault)
-    require_room(vault.context, vault.descriptor)
+    require_possible(vault.context, vault.descriptor)
     tried = [each for each in plan.kept if each.offer is not None]
     if not tried:
         raise ValueError("no key slot would be left that anybody here can open")

@@ -34,7 +34,7 @@ from cryptfs.rekey.memory import LinkMemory, open_memory
 from cryptfs.rekey.pipeline import Pipeline
 from cryptfs.rekey.recovery import drop_record
 from cryptfs.rekey.report import Report
-from cryptfs.rekey.survey import survey
+from cryptfs.rekey.survey import require_owners, survey
 from cryptfs.rekey.tree import TreePass
 from cryptfs.storage.dirs import list_names
 from cryptfs.storage.durability import PendingSync
@@ -140,6 +140,7 @@ class _Run:
         refuse_other_journals(self._vault_fd, self._config)
         self._drop_lists()
         found = survey(self._old, self._vault_fd)
+        require_owners(found)
         self._report.total_files, self._report.total_size = found.files, found.size
         try:
             with ThreadPoolExecutor(workers or usable_cores(), thread_name_prefix="cryptfs-rekey") as pool:

@@ -17,11 +17,15 @@ SHARE_OF_VAULT = 100  # beyond the largest file: the hundredth part of the vault
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """The backing files of a vault. Sizes are bytes."""
+    """The backing files of a vault. Sizes are bytes.
+
+    others: files and links whose owner or group this process cannot give to a new file.
+    """
 
     files: int
     size: int
     largest: int
+    others: int
 
     @property
     def budget(self) -> int:
@@ -31,23 +35,40 @@ class Survey:
 
 def survey(context: FileContext, vault_fd: int) -> Survey:
     """Count the files of a vault by their stat alone."""
-    files = size = largest = 0
+    files = size = largest = others = 0
+    groups = {os.getegid(), *os.getgroups()}
+    user = os.geteuid()
     walker = Walker(context, vault_fd)
     for directory in walker.directories():
         for entry in walker.entries(directory):
-            if entry.role in (Role.ENTRY, Role.CONFLICT) and stat.S_ISREG(entry.st.st_mode):
+            if entry.role not in (Role.ENTRY, Role.CONFLICT) or stat.S_ISDIR(entry.st.st_mode):
+                continue
+            if user and (entry.st.st_uid != user or entry.st.st_gid not in groups):
+                others += 1
+            if stat.S_ISREG(entry.st.st_mode):
                 files, size = files + 1, size + entry.st.st_size
                 largest = max(largest, entry.st.st_size)
-    return Survey(files, size, largest)
+    return Survey(files, size, largest, others)
 
 
-def require_room(context: FileContext, vault_fd: int) -> None:
-    """Raises: VaultError: there is less free space than a change of the masterkey takes."""
-    needed = survey(context, vault_fd).budget
-    found = os.statvfs(vault_fd)
-    free = found.f_bavail * found.f_frsize
+def require_possible(context: FileContext, vault_fd: int) -> None:
+    """Raises: VaultError: too little free space, or files whose owner only root can keep."""
+    found = survey(context, vault_fd)
+    require_owners(found)
+    needed = found.budget
+    disk = os.statvfs(vault_fd)
+    free = disk.f_bavail * disk.f_frsize
     if free < needed:
         raise VaultError(
             f"a change of the masterkey needs {needed >> 20} MiB of free space beside the vault, as its "
             f"largest file takes; there are {free >> 20} MiB"
+        )
+
+
+def require_owners(found: Survey) -> None:
+    """Raises: VaultError: there are files whose owner only root can keep."""
+    if found.others:
+        raise VaultError(
+            f"{found.others} files or links in the vault belong to another user or group. A change of the "
+            "masterkey makes each file anew, and only root can give the new file to its owner: run it as root"
         )

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cryptfs.vfs.vault import Vault
+from cryptfs.errors import VaultError
+from cryptfs.vfs.vault import Vault, read_config
 from tests.crash.striking import Strike
 from tests.rekey.material import (
     PASSPHRASE,
@@ -91,6 +92,44 @@ def test_modes_that_forbid_the_owner(place: Path) -> None:
     as_user(lambda: change_masterkey(vault_dir))
     assert seen(vault_dir) == before
     assert not list(vault_dir.rglob("cryptfs.rekey"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+@pytest.mark.parametrize("begun", [False, True])
+def test_files_of_others_are_not_taken_over(place: Path, begun: bool) -> None:
+    """An ordinary user would get what belongs to others; root keeps each owner."""
+    vault_dir = place / "vault"
+    as_user(lambda: furnish_closed(vault_dir))
+
+    class Killed(Strike):
+        def exception(self) -> BaseException:
+            os._exit(0)
+
+    def interrupted() -> None:
+        with Killed(at=150).without_syncs():
+            change_masterkey(vault_dir)
+
+    def refused() -> None:
+        with pytest.raises(VaultError, match=r"belong to another user or group.*run it as root"):
+            (finish if begun else change_masterkey)(vault_dir)
+
+    if begun:
+        as_user(interrupted)
+    assert read_config(vault_dir).is_rekeying == begun
+    given = [
+        path
+        for path in sorted(vault_dir.rglob("*"))
+        if path.is_file() and not path.is_symlink() and path.lstat().st_nlink == 1
+        if "cryptfs." not in str(path.relative_to(vault_dir))
+    ][:2]
+    assert given
+    for path in given:
+        os.chown(path, USER - 1, USER - 1)
+    as_user(refused)
+    assert {path.lstat().st_uid for path in given} == {USER - 1}
+    (finish if begun else change_masterkey)(vault_dir)
+    left = [path for path in vault_dir.rglob("*") if path.lstat().st_uid == USER - 1]
+    assert len(left) == len(given)
 
 
 def test_killed_while_a_mode_is_lifted(place: Path) -> None:
