@@ -16,6 +16,9 @@ from tests import derived, support
 from tests.e2e.mounting import LogWatch
 from tests.support import BareVault, no_vault_left_open
 
+PURE = Path(__file__).parent / "unit"
+"""The room whose tests touch no disk."""
+
 MOUNTED = (Path(__file__).parent / "e2e", Path(__file__).parent / "outside")
 """Rooms whose tests all mount something; those without a mark get `waits`."""
 
@@ -49,7 +52,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Before its fixtures, which may mount."""
-    derived.first_salt()
+    derived.first_salt(touches_disk=PURE not in item.path.parents)
     support.has_company = item.get_closest_marker("waits") is not None
 
 

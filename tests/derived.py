@@ -22,14 +22,17 @@ DIRECTORY = "CRYPTFS_TESTS_DERIVED"
 real_salt = slots_of_passphrases.fresh_salt
 _known: dict[str, bytes] = {}  # keys; the passphrases are not kept
 _given = 0
+_shares = True
 
 
 def quick_passphrase_key(passphrase: bytes, salt: bytes, memory: int, passes: int) -> bytes:
     """As passphrase_key. A fresh object each time, since the caller wipes it."""
     asked = hashlib.blake2b(repr((passphrase, salt, memory, passes)).encode(), digest_size=16).hexdigest()
     if asked not in _known:
-        _known[asked] = _read(asked) or passphrase_key(passphrase, salt, memory, passes)
-        _write(asked, _known[asked])
+        found = _read(asked) if _shares else None
+        _known[asked] = found or passphrase_key(passphrase, salt, memory, passes)
+        if _shares and found is None:
+            _write(asked, _known[asked])
     return bytes(bytearray(_known[asked]))
 
 
@@ -45,10 +48,10 @@ def _write(asked: str, key: bytes) -> None:
         Path(os.environ[DIRECTORY], asked).write_bytes(key)
 
 
-def first_salt() -> None:
-    """A test begins."""
-    global _given
-    _given = 0
+def first_salt(*, touches_disk: bool) -> None:
+    """A test begins. touches_disk: it may; otherwise it shares no keys."""
+    global _given, _shares
+    _given, _shares = 0, touches_disk
 
 
 def next_salt() -> bytes:

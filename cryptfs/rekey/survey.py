@@ -70,5 +70,5 @@ def require_owners(found: Survey) -> None:
     if found.others:
         raise VaultError(
             f"{found.others} files or links in the vault belong to another user or group. A change of the "
-            "masterkey makes each file anew, and only root can give the new file to its owner: run it as root"
+            "masterkey writes new files, and only root can keep their owners: run it as root"
         )

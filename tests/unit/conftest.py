@@ -6,13 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests import derived
 from tests.unit.purity import DISK_FIXTURES, watching
 
 
 @pytest.fixture(autouse=True)
-def _touches_no_disk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.delenv(derived.DIRECTORY)  # keys are shared through files
+def _touches_no_disk(request: pytest.FixtureRequest) -> Iterator[None]:
     asked = sorted(DISK_FIXTURES.intersection(request.fixturenames))
     assert not asked, f"{', '.join(asked)}: a test that needs a directory belongs into another room"
     with watching() as seen:
