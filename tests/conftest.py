@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from cryptfs.mount import daemon
 from tests import derived, support
@@ -28,6 +29,8 @@ _state = pytest.StashKey[str]()
 
 def pytest_configure(config: pytest.Config) -> None:
     """Commands remember vaults in a place of the tests, not of the person who runs them."""
+    settings.register_profile("tests", deadline=None)  # machines are shared
+    settings.load_profile("tests")
     config.stash[_state] = tempfile.mkdtemp(prefix="state-tests-")
     os.environ["XDG_STATE_HOME"] = config.stash[_state]
     os.environ.setdefault(derived.DIRECTORY, config.stash[_state])  # the workers share that of the first

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import os
 import tempfile
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,6 +42,8 @@ def as_user(action: Callable[[], object]) -> None:
                 os.setuid(USER)
             action()
             code = 0
+        except Exception:
+            traceback.print_exc()
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
