@@ -54,16 +54,40 @@ need_packages() {
         die "apt-get could not install: ${missing[*]}"
 }
 
-# A python3 that is new enough, on stdout; CRYPTFS_PYTHON chooses another.
+# is_new_enough PYTHON, is_optimized PYTHON (by cryptfs/interpreter.py: built with PGO), makes_venvs PYTHON.
+is_new_enough() { "$1" -I -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+is_optimized() { "$1" -I "$root/cryptfs/interpreter.py" 2>/dev/null; }
+makes_venvs() { "$1" -I -c 'import ensurepip, venv' 2>/dev/null; }
+
+# A python3 that is new enough, on stdout: CRYPTFS_PYTHON, else the first optimized one, else the first. The system's is
+# tried first, because all users can run it. One without ensurepip, as Debian's is without python3-venv, counts where
+# this user can install that, and else only if there is no other.
 find_python() {
-    local candidate
-    for candidate in ${CRYPTFS_PYTHON:+"$CRYPTFS_PYTHON"} python3 python3.13 python3.12 python3.11 /usr/bin/python3; do
-        if "$candidate" -I -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-            printf '%s\n' "$candidate"
-            return 0
+    local candidate first='' last=''
+    if [ -n "${CRYPTFS_PYTHON:-}" ] && is_new_enough "$CRYPTFS_PYTHON"; then
+        printf '%s\n' "$CRYPTFS_PYTHON"
+        return 0
+    fi
+    for candidate in /usr/bin/python3 python3 python3.13 python3.12 python3.11; do
+        is_new_enough "$candidate" || continue
+        last="${last:-$candidate}"
+        makes_venvs "$candidate" || [ "$(id -u)" -eq 0 ] || command -v sudo >/dev/null || continue
+        first="${first:-$candidate}"
+        if is_optimized "$candidate"; then
+            first="$candidate"
+            break
         fi
     done
-    return 1
+    first="${first:-$last}"
+    [ -n "$first" ] && printf '%s\n' "$first"
+}
+
+# An environment of an earlier time may have a slow Python though the machine has a better one.
+advise_python() {
+    local better
+    if ! is_optimized "$venv/bin/python" && better="$(find_python)" && is_optimized "$better"; then
+        say "The Python in $venv was built without PGO. A mount is faster on $better: delete $venv, and start again"
+    fi
 }
 
 # need_venv EXTRA: the environment with the package installed from this tree; EXTRA is '' or 'dev'.
@@ -74,7 +98,10 @@ need_venv() {
     if [ -x "$venv/bin/python" ] && [ -f "$stamp" ]; then
         # What has been installed for development serves for running too.
         case "$(cat "$stamp")" in
-        "$wanted" | "$root dev $(cksum <"$root/pyproject.toml")") return 0 ;;
+        "$wanted" | "$root dev $(cksum <"$root/pyproject.toml")")
+            advise_python
+            return 0
+            ;;
         esac
     fi
     python="$(find_python)" || {
@@ -83,7 +110,7 @@ need_venv() {
     }
     if ! "$venv/bin/python" -I -m pip --version >/dev/null 2>&1; then
         # Debian's python3 has venv without ensurepip until python3-venv is there.
-        "$python" -I -c 'import ensurepip, venv' 2>/dev/null || need_packages python3-venv
+        makes_venvs "$python" || need_packages python3-venv
         say "Making a Python environment in $venv"
         "$python" -I -m venv "$venv" || die "cannot make a Python environment in $venv"
     fi

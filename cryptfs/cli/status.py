@@ -98,6 +98,9 @@ def _heading(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "vault", shown(found["vault"])
     yield "daemon", f"process {found['pid']}, engine {found['engine']}, cryptfs {found['version']}"
     processor = f"{found['processor_seconds']:.1f} s of processor time"
+    if "python" in found:  # a daemon of an older cryptfs does not say
+        python = found["python"]
+        yield "Python", python["version"] + ("" if python["pgo"] else ", built without PGO: it is slower")
     yield "up for", f"{duration_text(found['uptime_seconds'])}, {processor}"
     memory = found["memory"]
     if memory:

@@ -22,11 +22,13 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from cryptfs.core.printable import shell_word, shown
 from cryptfs.errors import MountError
+from cryptfs.interpreter import this_interpreter
 from cryptfs.mount.mounts import Mount
 from cryptfs.mount.recent import RecentFindings
 from cryptfs.version import VERSION
@@ -168,6 +170,7 @@ class StatusServer:
             "read_only": mount.read_only,
             "pid": os.getpid(),
             "version": VERSION,
+            "python": asdict(this_interpreter()),
             **self._statistics.snapshot(),
             **self._findings.snapshot(),
         }

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -21,6 +22,7 @@ from cryptfs.cli.speed import _table
 from cryptfs.core.aead import SUITES
 from cryptfs.core.slots.kdf import DEFAULT_KDF_MEMORY, DEFAULT_KDF_PASSES, MIN_KDF_MEMORY
 from cryptfs.errors import NotAVaultError
+from cryptfs.interpreter import Interpreter, this_interpreter
 from cryptfs.vfs.vault import Vault
 from tests.commands import Run, all_commands, runner
 
@@ -333,10 +335,23 @@ def test_speed(run: Run) -> None:
     assert len(places) == 2 * 4 * 2 * 2 * 2
     assert len(found["libsodium"]) == 4
     assert all(row["rate"] > 0 for row in found["results"] + found["libsodium"])
+    assert found["python"] == asdict(this_interpreter())
     shown = run("speed", "--size", "2m", "--repeat", "1", "--threads", "2")
     assert "libsodium alone" in shown.out
     assert "\x1b" not in shown.out
     assert not [line for line in shown.out.splitlines() if line.endswith(" ")]
+
+
+@pytest.mark.parametrize(("pgo", "said"), [(True, ""), (False, "Python 3.14.2 was built without PGO")])
+def test_speed_says_when_python_is_not_optimized(
+    pgo: bool, said: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = Interpreter("3.14.2", "/bin/python", pgo, lto=True)
+    monkeypatch.setattr("cryptfs.interpreter.this_interpreter", lambda: python)
+    shown = run("speed", "--size", "1m", "--repeat", "1", "--threads", "2")
+    assert shown.code == 0
+    assert said in shown.out
+    assert ("PGO" in shown.out) is not pgo
 
 
 def test_speed_on_a_narrow_terminal(run: Run) -> None:

@@ -51,6 +51,7 @@ class Home:
         self.environment = {
             **os.environ,
             "CRYPTFS_VENV": str(venv),
+            "CRYPTFS_PYTHON": sys.executable,  # whatever its build: no advice
             "PATH": f"{stubs}:{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
             "TERM": "dumb",

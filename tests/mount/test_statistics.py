@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from rich.console import Console
 
 from cryptfs.cli.status import bytes_text, duration_text, render
 from cryptfs.errors import MountError
+from cryptfs.interpreter import this_interpreter
 from cryptfs.mount import statistics
 from cryptfs.mount.fusepy.operations import CryptOperations
 from cryptfs.mount.mounts import Mount
@@ -51,6 +53,10 @@ def served(numbers: Statistics) -> Iterator[Statistics]:
     yield numbers
     server.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "cryptfs-status"]
+
+
+def test_the_daemon_says_which_python_it_runs_on(served: Statistics) -> None:
+    assert ask_status(a_mount())["python"] == asdict(this_interpreter())
 
 
 def test_a_snapshot_has_the_most_first_and_nothing_that_never_happened(numbers: Statistics) -> None:
@@ -180,3 +186,15 @@ def test_a_person_sees_totals_and_what_happens_now(numbers: Statistics) -> None:
     assert "write 7,500 250/s" in lines
     assert "bytes written 5.0 MiB 0 B/s" in lines
     assert "error ENOENT 2 0/s" in lines
+
+
+@pytest.mark.parametrize(
+    ("pgo", "line"), [(True, "Python: 3.14.2"), (False, "Python: 3.14.2, built without PGO: it is slower")]
+)
+def test_a_person_sees_that_the_python_is_slow(pgo: bool, line: str, numbers: Statistics) -> None:
+    head: dict[str, Any] = {"mountpoint": "/m", "vault": "/v", "read_only": False, "pid": 7, "version": "1"}
+    python = {"version": "3.14.2", "pgo": pgo, "new in a later version": 1}
+    console = Console(width=100)
+    with console.capture() as captured:
+        console.print(render(head | numbers.snapshot() | {"python": python}))
+    assert line in [" ".join(each.split()) for each in captured.get().splitlines()]
