@@ -25,6 +25,7 @@ from benchlib.rounds import Field, measure
 from benchlib.run import Material
 from benchlib.subjects import Subject
 from benchlib.turns import Setting
+from benchlib.users import Rights, as_user, require_usable, this_user
 
 
 class Screen:
@@ -113,17 +114,32 @@ def bench_in(
 
 
 HEAD = (
-    "{date}, {cpu}, {cores} cores, {memory_gib} GiB, kernel {kernel}, Python {python}, cryptfs {cryptfs}; "
-    "gocryptfs {gocryptfs}, securefs {securefs}, encfs {encfs}, cryfs {cryfs}"
+    "{date}, as {user}, {cpu}, {cores} cores, {memory_gib} GiB, kernel {kernel}, "
+    "Python {python} ({build}), cryptfs {cryptfs}; gocryptfs {gocryptfs}, "
+    "securefs {securefs}, encfs {encfs}, cryfs {cryfs}"
 )
 TAIL = "{seconds} s; load average {load_before} before, {load_after} after"
 
 
-def measure_all(options: argparse.Namespace, console: Console) -> results.Results:
-    """The whole run."""
+def measured(options: argparse.Namespace, console: Console) -> results.Results:
+    """The whole run, in a process of the user who was asked for."""
+    user = options.user
+    if user is None or user.uid == os.geteuid():
+        return measure_all(options, console, Rights())
+
+    def work(rights: Rights) -> bytes:
+        require_usable(user.name, options.dir)
+        return results.encoded(measure_all(options, console, rights))
+
+    return results.decoded(as_user(user, work))
+
+
+def measure_all(options: argparse.Namespace, console: Console, rights: Rights) -> results.Results:
+    """The whole run, as this user."""
     described = machine.describe()
     described["command"] = "scripts/bench " + " ".join(sys.argv[1:])
-    described["caches_dropped"] = os.geteuid() == 0
+    described["user"] = this_user()
+    described["caches_dropped"] = rights.drop_caches()
     start = time.monotonic()
     console.print(HEAD.format(**described))
     found = results.Results(machine=described, focus=options.focus, subjects=[])
@@ -131,7 +147,7 @@ def measure_all(options: argparse.Namespace, console: Console) -> results.Result
         screen.say("packing a source tree")
         material = material_of(options, Path(kept))
         described["source_tree"] = f"{material.files} files of {options.tree}"
-        setting = Setting(sizes_of(options), material, options.longest)
+        setting = Setting(sizes_of(options), material, options.longest, rights)
         for directory in options.dir:
             bench_in(directory, found, options, setting, screen)
         if not options.workload and (options.targets or not options.curves):
@@ -153,7 +169,7 @@ def main() -> int:
     options = parse()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of the finally clauses: mounts go, too
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
-    found = results.load(options.source) if options.source else measure_all(options, console)
+    found = results.load(options.source) if options.source else measured(options, console)
     report.show(found, console)
     for note in found.notes:
         console.print(f"[yellow]failed[/]: {note}")

@@ -11,6 +11,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+from cryptfs.interpreter import this_interpreter
 from cryptfs.mount.mounts import read_mounts
 from cryptfs.storage.libc import syncfs
 from cryptfs.version import VERSION
@@ -35,6 +36,18 @@ def resident_bytes(pid: int) -> tuple[int, int]:
         if name in found:
             found[name] = int(rest.split()[0]) * 1024
     return found["VmRSS"], found["VmHWM"]
+
+
+def bytes_written(pid: int) -> int | None:
+    """Bytes that a process has given to write(2) and its kin so far, replies to the kernel among them.
+
+    None where this user may not know (proc_pid_io(5)). What splice(2) moves does not count.
+    """
+    try:
+        lines = Path(f"/proc/{pid}/io").read_text().splitlines()
+    except OSError:
+        return None
+    return next(int(line.partition(":")[2]) for line in lines if line.startswith("wchar:"))
 
 
 def _processor_times() -> tuple[int, int]:
@@ -131,6 +144,7 @@ def describe() -> dict[str, object]:
         "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
         "kernel": platform.release(),
         "python": platform.python_version(),
+        "build": "with PGO" if this_interpreter().pgo else "without PGO",
         "cryptfs": VERSION,
         "pynacl": version("pynacl"),
         "mfusepy": version("mfusepy"),

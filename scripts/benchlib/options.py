@@ -10,6 +10,7 @@ from benchlib.material import ROOT, default_tree
 from benchlib.peers import MAKERS, PLAIN
 from benchlib.quantities import Workload
 from benchlib.run import Sizes
+from benchlib.users import find_user
 from benchlib.workloads import BY_NAME, WORKLOADS
 
 TMPFS, DISK = Path("/dev/shm"), Path("/var/tmp")
@@ -62,6 +63,10 @@ def parser() -> argparse.ArgumentParser:
     )
     how.add_argument("--repository", type=Path, default=ROOT, help="a git repository; this one unless said")
     how.add_argument(
+        "--user", metavar="NAME",
+        help="who mounts and works, if root starts this: daemons, peers and workloads run as that user",
+    )  # fmt: skip
+    how.add_argument(
         "--wait-idle", type=float, default=0.0, metavar="SECONDS",
         help="before each turn wait until nobody else uses the processors, SECONDS at most",
     )  # fmt: skip
@@ -100,6 +105,13 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
             made.error(f"--curves: {name!r} is none of {', '.join(curve_names())}")
     found.rounds = found.rounds or (1 if found.quick else ROUNDS)
     found.dir = found.dir or ([TMPFS] if found.quick else [TMPFS, DISK])
+    # A process that becomes another user works elsewhere.
+    found.dir = [each.absolute() for each in found.dir]
+    found.tree, found.repository = found.tree.absolute(), found.repository.absolute()
+    try:
+        found.user = None if found.user is None else find_user(found.user)
+    except ValueError as error:
+        made.error(f"--user: {error}")
     found.variant = found.variant or ["cryptfs::"]
     names = [variant.partition(":")[0] for variant in found.variant]
     found.focus = found.focus or names[0]

@@ -124,14 +124,24 @@ def rows_of(cells: Cells, workloads: Sequence[Workload], subjects: list[str], fo
     return rows
 
 
+def encoded(results: Results) -> bytes:
+    """As JSON."""
+    return msgspec.json.encode(results)
+
+
+def decoded(raw: bytes) -> Results:
+    """The reverse. Raises: ValueError."""
+    return msgspec.json.decode(raw, type=Results)
+
+
 def save(results: Results, path: Path) -> None:
     """Write the JSON file."""
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=1) + b"\n")
+    path.write_bytes(msgspec.json.format(encoded(results), indent=1) + b"\n")
 
 
 def load(path: Path) -> Results:
     """Read one back. Raises: ValueError: it is no such file, or of another format."""
-    found = msgspec.json.decode(path.read_bytes(), type=Results)
+    found = decoded(path.read_bytes())
     if found.format != FORMAT:
         raise ValueError(f"{path} has format {found.format}, this bench reads {FORMAT}")
     return found

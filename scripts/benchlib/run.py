@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from benchlib.clients import in_parallel
-from benchlib.machine import drop_caches, forget_file, sync_filesystem
+from benchlib.machine import forget_file, sync_filesystem
 from benchlib.quantities import GIB, MIB, Sample
+from benchlib.users import Rights
 
 Item = TypeVar("Item")
 
@@ -69,6 +70,7 @@ class Run:
                    None: there is nothing to remount.
           report: called with each measurement.
           prepared: where `prepare` of the workload puts things.   backing: on the filesystem with the vault.
+          rights: over the machine.
     """
 
     directory: Path
@@ -79,6 +81,7 @@ class Run:
     remount: Callable[[], None] | None = None
     prepared: Path = field(default_factory=Path)
     backing: Path = field(default_factory=Path)
+    rights: Rights = field(default_factory=Rights)
     _deadline: float = 0.0
 
     @contextmanager
@@ -114,7 +117,7 @@ class Run:
         """Before something is read: nothing of it shall come from memory."""
         for each in (self.directory, self.backing):
             sync_filesystem(each)
-        if drop_caches():
+        if self.rights.drop_caches():
             return
         if self.remount is not None:
             self.remount()

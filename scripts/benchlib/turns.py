@@ -24,6 +24,7 @@ from benchlib.machine import resident_bytes
 from benchlib.quantities import Sample, Workload
 from benchlib.run import Material, Run, Sizes
 from benchlib.subjects import Subject, daemon_cpu
+from benchlib.users import Rights
 from benchlib.work_mount import mount_again
 
 _LOOK = 0.1  # seconds between two looks at the daemon's memory
@@ -41,11 +42,12 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Setting:
-    """What all turns have in common. longest: seconds that one may take."""
+    """What all turns have in common. longest: seconds that one may take.   rights: over the machine."""
 
     sizes: Sizes
     material: Material
     longest: float
+    rights: Rights = field(default_factory=Rights)
 
 
 def take_turn(subject: Subject, workload: Workload, setting: Setting, *, prepare: bool = False) -> Outcome:
@@ -69,7 +71,17 @@ def take_turn(subject: Subject, workload: Workload, setting: Setting, *, prepare
     if pid == 0:
         ours.close()
         home = subject.directory.parent
-        run = Run(directory, setting.sizes, setting.material, subject.cpu, _nowhere, None, prepared, home)
+        run = Run(
+            directory,
+            setting.sizes,
+            setting.material,
+            subject.cpu,
+            _nowhere,
+            None,
+            prepared,
+            home,
+            setting.rights,
+        )
         _child(run, work, theirs, subject)
     theirs.close()
     with ours:

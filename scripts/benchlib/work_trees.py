@@ -12,7 +12,7 @@ from benchlib.quantities import Quantity, Unit, Workload
 from benchlib.run import Run
 
 _GIT = ("git", "-c", "safe.directory=*", "-c", "gc.auto=0", "-c", "maintenance.auto=false")
-_ENVIRONMENT = {**os.environ, "LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0", "GIT_CONFIG_GLOBAL": os.devnull}
+_ENVIRONMENT = {"LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0", "GIT_CONFIG_GLOBAL": os.devnull}
 _NOTHING_FOUND = 1
 
 
@@ -23,7 +23,7 @@ def do(*command: object, cwd: Path, accept: tuple[int, ...] = (0,)) -> None:
         cwd=cwd,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        env=_ENVIRONMENT,
+        env={**os.environ, **_ENVIRONMENT},
         check=False,
     )
     if done.returncode not in accept:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pwd
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -14,6 +17,7 @@ import pytest
 from benchlib import results
 from cryptfs.mount.mounts import read_mounts
 from tests.e2e.mounting import PROJECT
+from tests.e2e.test_users import NOBODY
 
 pytestmark = [
     pytest.mark.serial,
@@ -62,6 +66,60 @@ def test_a_run_measures_saves_judges_and_cleans_up(tmp_path: Path) -> None:
         check=True,
     )
     assert again.stdout in done.stdout, "the same tables come from the file"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
+def test_root_measures_as_an_ordinary_user() -> None:
+    """Daemons, vaults and work are the user's; the file is root's."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as base:
+        place, json = Path(base, "place"), Path(base, "found.json")
+        place.mkdir(mode=0o700)
+        os.chown(place, *NOBODY)
+        Path(base).chmod(0o711)
+        words = ("--workload", "sqlite", "--workload", "mount", "--peer", "pass-through", "--json", str(json))
+        owners, mounts = set(), set()
+        with subprocess.Popen(
+            command(place, *words, "--user", str(NOBODY[0])),
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as bench:
+            while bench.poll() is None:
+                with contextlib.suppress(OSError):
+                    owners |= {path.lstat().st_uid for path in place.rglob("vault/*")}
+                mounts |= {mount.owner for mount in read_mounts() if mount.mountpoint.startswith(str(place))}
+                time.sleep(0.05)
+            _, complaints = bench.communicate()
+        if not others_can_run(sys.executable):
+            assert "cannot run" in complaints
+            return
+        assert bench.returncode == 0, complaints
+        found = results.load(json)
+        rows = {row.title: row.subjects for row in found.places[0].rows}
+        assert all(
+            len(entry.rounds) == 2 and not entry.failed
+            for name in found.subjects
+            for entry in [rows["insert rows, a transaction each (SQLite)"][name]]
+        )
+        assert (owners, mounts) == ({NOBODY[0]}, {NOBODY[0]})
+        assert json.stat().st_uid == 0
+        assert found.machine["user"] == pwd.getpwuid(NOBODY[0]).pw_name
+        assert found.machine["caches_dropped"] is True
+        assert list(place.iterdir()) == []
+        assert mounts_below(place) == []
+
+
+def others_can_run(program: str) -> bool:
+    """Whether a user who is not root can start it; a Python may be in a home of root."""
+    done = subprocess.run(
+        ["setpriv", "--reuid", str(NOBODY[0]), "--clear-groups", program, "-c", "import cryptfs.cli.main"],
+        env=ENVIRONMENT,
+        cwd="/",
+        capture_output=True,
+        check=False,
+    )
+    return done.returncode == 0
 
 
 def test_a_run_that_is_stopped_leaves_no_mount_behind(tmp_path: Path) -> None:

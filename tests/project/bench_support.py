@@ -13,6 +13,7 @@ from benchlib.results import Entry, Place, Results, Row
 from benchlib.run import Material, Run, Sizes
 from benchlib.subjects import PlainDirectory
 from benchlib.turns import Setting
+from benchlib.users import Rights
 
 MIB = 1 << 20
 TINY = Sizes(
@@ -33,19 +34,23 @@ def tiny_material(place: Path) -> Material:
 
 
 @pytest.fixture
-def material(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Material:
-    never_drop(monkeypatch)
+def material(tmp_path: Path) -> Material:
     return tiny_material(tmp_path)
 
 
-def never_drop(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tests shall not empty the caches of the whole machine."""
-    monkeypatch.setattr("benchlib.run.drop_caches", lambda: True)
+class NoDrop(Rights):
+    """The tests shall not empty the caches of the whole machine. dropped: what the answer is."""
+
+    def __init__(self, *, dropped: bool = True) -> None:
+        self.dropped = dropped
+
+    def drop_caches(self) -> bool:
+        return self.dropped
 
 
 @pytest.fixture
 def setting(material: Material) -> Setting:
-    return Setting(TINY, material, longest=60.0)
+    return Setting(TINY, material, 60.0, NoDrop())
 
 
 class Home(PlainDirectory):

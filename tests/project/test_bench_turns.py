@@ -15,7 +15,7 @@ from benchlib.rounds import Field, measure
 from benchlib.run import Material, Run
 from benchlib.subjects import Commands, Mounted, PlainDirectory, Subject
 from benchlib.turns import Setting, explain, take_turn
-from tests.project.bench_support import TINY, Home, a_workload, material, one_second, setting
+from tests.project.bench_support import TINY, Home, NoDrop, a_workload, material, one_second, setting
 
 pytestmark = pytest.mark.serial
 
@@ -95,10 +95,8 @@ class Remounted(Home):
         self.calls.append("start")
 
 
-def test_without_root_a_cold_cache_comes_from_a_remount(
-    tmp_path: Path, setting: Setting, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("benchlib.run.drop_caches", lambda: False)
+def test_without_root_a_cold_cache_comes_from_a_remount(tmp_path: Path, material: Material) -> None:
+    setting = Setting(TINY, material, 60.0, NoDrop(dropped=False))
 
     def work(run: Run) -> None:
         run.make_cold()

@@ -15,7 +15,7 @@ from benchlib.quantities import Sample, Unit
 from benchlib.run import Material, Run
 from benchlib.turns import Outcome, Setting, take_turn
 from benchlib.workloads import BY_NAME, WORKLOADS
-from tests.project.bench_support import MIB, TINY, Home, git, material, setting
+from tests.project.bench_support import MIB, TINY, Home, NoDrop, git, material, setting
 
 __all__ = ["material", "setting"]  # fixtures
 
@@ -29,7 +29,7 @@ class Witness:
         place.mkdir()
         self.amounts: dict[str, float] = {}
         self.seen: dict[str, object] = {}
-        self.run = Run(place, TINY, material, lambda: 0.0, self._report, backing=place)
+        self.run = Run(place, TINY, material, lambda: 0.0, self._report, backing=place, rights=NoDrop())
         self._look = look
 
     def _report(self, title: str, sample: Sample) -> None:
