@@ -94,7 +94,8 @@ def bench_in(
     """Everything in one directory."""
     workloads = workloads_of(options)
     filesystem = machine.filesystem_of(directory)
-    with arena_in(directory, chosen(options.variant, options.peer), setting, options, screen) as arena:
+    subjects = chosen(options.variant, options.peer, setting.material.tar.parent)
+    with arena_in(directory, subjects, setting, options, screen) as arena:
         found.subjects = [subject.name for subject in arena.subjects]
         if workloads:
             screen.expect(options.rounds * len(workloads) * len(arena.subjects))

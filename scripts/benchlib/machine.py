@@ -149,6 +149,9 @@ def describe() -> dict[str, object]:
         "pynacl": version("pynacl"),
         "mfusepy": version("mfusepy"),
         "fusermount": _first_line("fusermount3", "--version"),
-        **{name: _package_version(name) for name in ("gocryptfs", "securefs", "encfs", "cryfs")},
+        **{
+            name: _package_version(name)
+            for name in ("gocryptfs", "securefs", "encfs", "cryfs", "libfuse3-dev")
+        },
         "load_before": os.getloadavg()[0],
     }

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchlib import curves, targets
 from benchlib.material import ROOT, default_tree
-from benchlib.peers import MAKERS, PLAIN
+from benchlib.peers import OTHERS
 from benchlib.quantities import Workload
 from benchlib.run import Sizes
 from benchlib.users import find_user
@@ -16,7 +16,7 @@ from benchlib.workloads import BY_NAME, WORKLOADS
 TMPFS, DISK = Path("/dev/shm"), Path("/var/tmp")
 ROUNDS = 3
 QUICK_SCALE, QUICK_LIMIT = 0.03, 0.4
-_DESCRIPTION = "Measure mounts of cryptfs against its peers, a bare pass-through and a plain directory."
+_DESCRIPTION = "Measure mounts of cryptfs against its peers, bare pass-throughs and a plain directory."
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
         "--workload", action="append", choices=list(BY_NAME), help="only these; may be repeated"
     )
     what.add_argument(
-        "--peer", action="append", choices=[PLAIN, *MAKERS], help="only these beside cryptfs; may be repeated"
+        "--peer", action="append", choices=OTHERS, help="only these beside cryptfs; may be repeated"
     )
     what.add_argument(
         "--variant", action="append", metavar="NAME:INIT:MOUNT",

@@ -10,12 +10,17 @@ import os
 import shlex
 import sys
 import time
+from pathlib import Path
 
+from benchlib.cpassthrough import CPassThrough
 from benchlib.subjects import PASSPHRASE, Commands, Mounted, PlainDirectory, Subject
 
 PEERS = ("gocryptfs", "securefs", "encfs", "cryfs")
 PASS_THROUGH = "pass-through"  # noqa: S105 - a name
+C_PASS_THROUGHS = {"c-pass-through": "", "c-writeback": ",writeback"}
+"""The pass-through in C, with its defaults, and with the writeback cache as cryptfs has it: its options."""
 PLAIN = "plain"
+OTHERS = (PLAIN, PASS_THROUGH, *C_PASS_THROUGHS, *PEERS)
 _KDF_MEMORY = 64 * 1024 * 1024
 _KDF_PASSES = 3
 
@@ -120,19 +125,21 @@ MAKERS = {
 }
 
 
-def chosen(variants: list[str], names: list[str] | None) -> list[Subject]:
-    """The plain directory, the pass-through, the variants of cryptfs, and the peers.
+def chosen(variants: list[str], names: list[str] | None, tools: Path) -> list[Subject]:
+    """The plain directory, the pass-throughs, the variants of cryptfs, and the peers.
 
     Args:   variants: NAME:INIT:MOUNT.   names: which of the others; None: all.
+            tools: a directory for programs that are made here.
     Raises: ValueError: an unknown name.
     """
-    wanted = [PLAIN, PASS_THROUGH, *PEERS] if names is None else names
+    wanted = list(OTHERS) if names is None else names
     for name in wanted:
-        if name != PLAIN and name not in MAKERS:
-            raise ValueError(f"{name!r} is none of {', '.join([PLAIN, *MAKERS])}")
+        if name not in OTHERS:
+            raise ValueError(f"{name!r} is none of {', '.join(OTHERS)}")
     found: list[Subject] = [PlainDirectory(PLAIN)] if PLAIN in wanted else []
     if PASS_THROUGH in wanted:
         found.append(pass_through())
+    found += [CPassThrough(name, tools, words) for name, words in C_PASS_THROUGHS.items() if name in wanted]
     for variant in variants:
         name, init_options, mount_options = (*variant.split(":"), "", "")[:3]
         found.append(cryptfs(name, init_options, mount_options))

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from benchlib.peers import pass_through
+from benchlib.cpassthrough import SOURCE
+from benchlib.peers import C_PASS_THROUGHS, chosen, pass_through
 from benchlib.subjects import Mounted
+from cryptfs.mount.mounts import mount_at
 from tests.e2e.mounting import PROJECT
 
 pytestmark = pytest.mark.skipif(not Path("/dev/fuse").exists(), reason="needs /dev/fuse")
@@ -49,6 +51,28 @@ def test_files_directories_and_links(mounted: Mounted, tmp_path: Path) -> None:
     assert not (behind / "d").exists()
     with pytest.raises(FileNotFoundError):
         (there / "nothing").stat()
+
+
+@pytest.mark.skipif(not SOURCE.exists(), reason="needs the examples of libfuse3-dev")
+@pytest.mark.parametrize("name", list(C_PASS_THROUGHS))
+def test_the_one_in_c(name: str, tmp_path: Path) -> None:
+    """It is compiled, shows the directory, and goes away."""
+    (subject,) = chosen([], [name], tmp_path)
+    assert subject.missing() is None
+    place = tmp_path / "place"
+    place.mkdir()
+    subject.create(place)
+    subject.start()
+    try:
+        assert subject.healthy()
+        (subject.directory / "file").write_bytes(b"content" * 10_000)
+        assert (place / "vault" / "file").read_bytes() == b"content" * 10_000
+        assert subject.pid is not None
+        assert Path(f"/proc/{subject.pid}/comm").read_text().strip() == "passthrough_ll"
+    finally:
+        subject.stop()
+    assert mount_at(subject.directory) is None
+    assert os.listdir(place / "vault") == ["file"]
 
 
 def test_a_file_without_a_name_stays_usable(mounted: Mounted) -> None:

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from benchlib import machine, markdown, plots, report, results, targets
 from benchlib.bulk import measure_bulk
+from benchlib.cpassthrough import build
 from benchlib.options import parse, sizes_of, workloads_of
 from benchlib.peers import PEERS, chosen
 from benchlib.quantities import GIB, MIB, Sample, Unit
@@ -375,12 +376,28 @@ def test_wrong_command_lines(words: list[str], capsys: pytest.CaptureFixture[str
     assert words[1] in capsys.readouterr().err
 
 
-def test_subjects_can_be_chosen() -> None:
-    names = [subject.name for subject in chosen(["cryptfs::", "c64:--chunk-size 64k:"], None)]
-    assert names == ["plain", "pass-through", "cryptfs", "c64", *PEERS]
-    assert [subject.name for subject in chosen(["a::"], ["cryfs"])] == ["a", "cryfs"]
+def test_subjects_can_be_chosen(tmp_path: Path) -> None:
+    def names(variants: list[str], others: list[str] | None) -> list[str]:
+        return [subject.name for subject in chosen(variants, others, tmp_path)]
+
+    first = ["plain", "pass-through", "c-pass-through", "c-writeback"]
+    assert names(["cryptfs::", "c64:--chunk-size 64k:"], None) == [*first, "cryptfs", "c64", *PEERS]
+    assert names(["a::"], ["cryfs"]) == ["a", "cryfs"]
+    assert names(["a::"], ["c-writeback"]) == ["c-writeback", "a"]
     with pytest.raises(ValueError, match="'zfs' is none of"):
-        chosen([], ["zfs"])
+        chosen([], ["zfs"], tmp_path)
+
+
+def test_the_pass_through_in_c_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, program = tmp_path / "passthrough_ll.c", tmp_path / "program"
+    assert build(source, program) == "passthrough_ll.c is not here: apt-get install libfuse3-dev"
+    source.write_text("no C at all\n")
+    found = build(source, program)
+    assert found is not None and "cannot be compiled" in found and "error" in found
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert build(source, program) == "there is no C compiler: apt-get install gcc libc6-dev"
+    program.touch()
+    assert build(source, program) is None, "it is there already"
 
 
 def test_help_needs_no_mount() -> None:
