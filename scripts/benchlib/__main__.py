@@ -16,9 +16,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchlib import curves, machine, markdown, plots, report, results, targets
+from benchlib import curves, handlers, machine, markdown, plots, report, results, targets
 from benchlib.bulk import SIZE, measure_bulk
-from benchlib.material import make_material
+from benchlib.material import ROOT, make_material
 from benchlib.options import parse, sizes_of, workloads_of
 from benchlib.peers import chosen
 from benchlib.rounds import Field, measure
@@ -145,18 +145,35 @@ def measure_all(options: argparse.Namespace, console: Console, rights: Rights) -
     console.print(HEAD.format(**described))
     found = results.Results(machine=described, focus=options.focus, subjects=[])
     with tempfile.TemporaryDirectory(prefix="cryptfs-bench-") as kept, Screen() as screen:
-        screen.say("packing a source tree")
-        material = material_of(options, Path(kept))
-        described["source_tree"] = f"{material.files} files of {options.tree}"
-        setting = Setting(sizes_of(options), material, options.longest, rights)
-        for directory in options.dir:
-            bench_in(directory, found, options, setting, screen)
-        if not options.workload and (options.targets or not options.curves):
+        if options.handlers:
+            found.handlers = handlers_of(options, screen)
+            described["against"] = str(options.against or "")
+        if workloads_of(options) or options.curves:
+            screen.say("packing a source tree")
+            material = material_of(options, Path(kept))
+            described["source_tree"] = f"{material.files} files of {options.tree}"
+            setting = Setting(sizes_of(options), material, options.longest, rights)
+            for directory in options.dir:
+                bench_in(directory, found, options, setting, screen)
+        if not options.workload and (options.targets or not (options.curves or options.handlers)):
             screen.say("encryption in memory")
             found.bulk = measure_bulk(SIZE // 10 if options.quick else SIZE)
     described["load_after"] = os.getloadavg()[0]
     described["seconds"] = round(time.monotonic() - start)
     return found
+
+
+def handlers_of(options: argparse.Namespace, screen: Screen) -> list[results.Handler]:
+    """Of this tree, and of another one in turns."""
+    trees = [ROOT, *([] if options.against is None else [options.against])]
+    screen.say("handlers without a mount")
+    screen.expect((options.rounds + 1) * len(trees))
+    count = handlers.COUNT // 3 if options.quick else handlers.COUNT
+    found = handlers.measure(trees, options.dir[0], options.rounds, count, screen.advance)
+    return [
+        results.Handler(title=title, ours=costs[0], theirs=costs[1] if len(costs) > 1 else [])
+        for title, costs in found.items()
+    ]
 
 
 def material_of(options: argparse.Namespace, place: Path) -> Material:

@@ -6,7 +6,15 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from benchlib import targets
 from benchlib.quantities import Unit
-from benchlib.report import cost_text, failures_of, shortened, value_text
+from benchlib.report import (
+    cost_text,
+    failures_of,
+    handler_cells,
+    handler_headings,
+    shortened,
+    span_text,
+    value_text,
+)
 from benchlib.results import Entry, Place, Results, Row
 
 _MET = {True: "met", False: "**not met**", None: ""}
@@ -26,8 +34,7 @@ def _cell(row: Row, entry: Entry, *, focus: bool) -> str:
     text = value_text(row.unit, entry.median) + (" (then failed)" if entry.failed is not None else "")
     if focus or entry.ratio is None:
         return text
-    span = f" ({min(entry.ratios):.2f}-{max(entry.ratios):.2f})" if len(entry.ratios) > 1 else ""
-    return f"{text}, **{entry.ratio:.2f}**{span}"
+    return f"{text}, **{entry.ratio:.2f}**{span_text(entry.ratios, 2)}"
 
 
 def _rates(found: Results, place: Place) -> Iterator[str]:
@@ -52,15 +59,20 @@ def _costs(found: Results, place: Place) -> Iterator[str]:
 
 def _verdicts(found: Results) -> Iterator[str]:
     known = [each for each in targets.judge(found) if each.met is not None]
-    return table(
-        ["target", "on", "wanted", "measured", ""],
-        ([each.title, each.filesystem, each.text, each.said, _MET[each.met]] for each in known),
-    )
+    if known:
+        yield from table(
+            ["target", "on", "wanted", "measured", ""],
+            ([each.title, each.filesystem, each.text, each.said, _MET[each.met]] for each in known),
+        )
 
 
 def lines(found: Results) -> Iterator[str]:
-    """Targets, then for each place the rates with their ratios, what the daemons spent, what failed."""
+    """Targets; for each place the rates with their ratios, what the daemons spent, what failed; handlers."""
     yield from _verdicts(found)
+    if found.handlers:
+        yield ""
+        headings = ["processor time of one request", *handler_headings(found)]
+        yield from table(headings, ([row.title, *handler_cells(row)] for row in found.handlers))
     for place in found.places:
         yield from ("", f"### {place.filesystem}", "")
         yield from _rates(found, place)

@@ -57,6 +57,14 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="only what the targets of the design are about, and their table",
     )
+    what.add_argument(
+        "--handlers", action="store_true",
+        help="processor time of each handler of the native engine, without a mount; also --rounds, --dir",
+    )  # fmt: skip
+    what.add_argument(
+        "--against", type=Path, metavar="TREE",
+        help="with --handlers: another checkout of cryptfs, which takes turns with this one",
+    )  # fmt: skip
     how = made.add_argument_group("how")
     how.add_argument(
         "--tree", type=Path, default=default_tree(), help="a source tree; Python's own unless said"
@@ -112,6 +120,12 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         found.user = None if found.user is None else find_user(found.user)
     except ValueError as error:
         made.error(f"--user: {error}")
+    if found.against is not None:
+        found.against = found.against.resolve()
+        if not found.handlers:
+            made.error("--against goes with --handlers")
+        if not (found.against / "cryptfs" / "__init__.py").exists():
+            made.error(f"--against: {found.against} is no checkout of cryptfs")
     found.variant = found.variant or ["cryptfs::"]
     names = [variant.partition(":")[0] for variant in found.variant]
     found.focus = found.focus or names[0]
@@ -129,10 +143,10 @@ def sizes_of(options: argparse.Namespace) -> Sizes:
 
 
 def workloads_of(options: argparse.Namespace) -> list[Workload]:
-    """Which of them; none where only curves are asked for."""
+    """Which of them; none where only curves or handlers are asked for."""
     if options.workload:
         return [BY_NAME[name] for name in BY_NAME if name in options.workload]
     if options.targets:
         needed = targets.needed()
         return [each for each in WORKLOADS if any(one.title in needed for one in each.quantities)]
-    return [] if options.curves else list(WORKLOADS)
+    return [] if options.curves or options.handlers else list(WORKLOADS)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import groupby
+from statistics import median
 
 from rich import box
 from rich.console import Console
@@ -10,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from benchlib.quantities import Unit
-from benchlib.results import Entry, Place, Results, Row
+from benchlib.results import Entry, Handler, Place, Results, Row
 
 _TITLE_WIDTH, _NARROW = 46, 30  # columns, on a wide screen and on others
 _REASON = 100  # characters
@@ -42,8 +44,7 @@ def ratio_text(entry: Entry) -> str:
     if entry.ratio is None:
         return ""
     colour = "green" if entry.ratio >= 1 else "red"
-    span = f" ({min(entry.ratios):.2f}-{max(entry.ratios):.2f})" if len(entry.ratios) > 1 else ""
-    return f"[{colour}]x{entry.ratio:.2f}[/]{span}"
+    return f"[{colour}]x{entry.ratio:.2f}[/]{span_text(entry.ratios, 2)}"
 
 
 def cell_text(row: Row, entry: Entry, *, focus: bool) -> str:
@@ -59,7 +60,9 @@ def cell_text(row: Row, entry: Entry, *, focus: bool) -> str:
 
 
 def show(results: Results, console: Console) -> None:
-    """Rates with ratios, what the daemons spent, and what failed."""
+    """Rates with ratios, what the daemons spent, what failed, and what the handlers cost."""
+    if results.handlers:
+        console.print(handlers_table(results))
     for place in results.places:
         console.print(f"\n[bold]{escape(place.directory)}[/] ({escape(place.filesystem)})")
         console.print(
@@ -73,6 +76,34 @@ def show(results: Results, console: Console) -> None:
         for name, titles, reason in failures_of(place):
             what = escape(f"{name}: {', '.join(titles)}: {shortened(reason)}")
             console.print(f"[yellow]failed[/]: {what}")
+
+
+def span_text(values: Sequence[float], digits: int) -> str:
+    """' (1.2-3.4)', or '' for one value."""
+    return f" ({min(values):.{digits}f}-{max(values):.{digits}f})" if len(values) > 1 else ""
+
+
+def handler_cells(row: Handler) -> list[str]:
+    """Microseconds with their range: ours, and theirs with the ratio if there are any."""
+    cells = [f"{median(costs):.1f}{span_text(costs, 1)}" for costs in (row.ours, row.theirs) if costs]
+    return cells if row.ratio is None else [*cells, f"{row.ratio:.2f}{span_text(row.ratios, 2)}"]
+
+
+def handler_headings(found: Results) -> list[str]:
+    """Over what handler_cells gives."""
+    return ["this tree, us", "the other, us", "ratio"] if found.handlers[0].theirs else ["us"]
+
+
+def handlers_table(found: Results) -> Table:
+    """Processor time of the handlers."""
+    title = "processor time of one request, without a mount"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("")
+    for heading in handler_headings(found):
+        table.add_column(heading, justify="right")
+    for row in found.handlers:
+        table.add_row(row.title, *handler_cells(row))
+    return table
 
 
 def rates_table(results: Results, rows: list[Row], width: int = _NARROW) -> Table:

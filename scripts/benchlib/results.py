@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import msgspec
@@ -58,6 +59,28 @@ class Curve(msgspec.Struct, kw_only=True):
     points: dict[str, list[tuple[float, float]]]
 
 
+class Handler(msgspec.Struct, kw_only=True):
+    """Processor time of a kind of request, in microseconds, one figure a round. theirs: of --against."""
+
+    title: str
+    ours: list[float]
+    theirs: list[float] = []
+
+    @property
+    def ratio(self) -> float | None:
+        """Ours to theirs, of the medians: below 1 is less."""
+        return _short(median(self.ours) / median(self.theirs)) if self.theirs else None
+
+    @property
+    def ratios(self) -> list[float]:
+        """The same in each round."""
+        return (
+            [ours / theirs for ours, theirs in zip(self.ours, self.theirs, strict=True)]
+            if self.theirs
+            else []
+        )
+
+
 class Results(msgspec.Struct, kw_only=True):
     """A run. focus: the subject that ratios are of."""
 
@@ -67,6 +90,7 @@ class Results(msgspec.Struct, kw_only=True):
     subjects: list[str]
     places: list[Place] = []
     curves: list[Curve] = []
+    handlers: list[Handler] = []
     bulk: dict[str, float] = {}  # MB/s of bulk encryption in memory, by number of threads
     notes: list[str] = []
 
