@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from benchlib import targets
-from benchlib.quantities import Unit
 from benchlib.report import (
     cost_text,
     failures_of,
@@ -50,7 +49,7 @@ def _rates(found: Results, place: Place) -> Iterator[str]:
 
 def _costs(found: Results, place: Place) -> Iterator[str]:
     names = [name for name in found.subjects if name != "plain"]
-    rows = (row for row in place.rows if row.unit is not Unit.MEMORY)
+    rows = (row for row in place.rows if row.unit.is_timed)
     return table(
         ["processor time of the daemon", *names],
         ([row.title, *(cost_text(row, row.subjects[name]) for name in names)] for row in rows),

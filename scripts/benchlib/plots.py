@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from benchlib.peers import PEERS, PLAIN
-from benchlib.quantities import Unit
 from benchlib.results import Curve, Place, Results, Row
 
 _COLOURS = {
@@ -68,7 +67,7 @@ def _compared(row: Row, focus: str) -> dict[str, float]:
 
 
 def _draw_bars(plt: Any, results: Results, place: Place, path: Path) -> bool:
-    rows = [row for row in place.rows if row.unit is not Unit.MEMORY and _compared(row, results.focus)]
+    rows = [row for row in place.rows if row.unit.is_timed and _compared(row, results.focus)]
     peers = [name for name in PEERS if any(name in _compared(row, results.focus) for row in rows)]
     if not rows:
         return False

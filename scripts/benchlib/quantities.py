@@ -23,9 +23,21 @@ class Unit(Enum):
     BYTES = "MB/s"
     SECONDS = "s"
     MEMORY = "MiB"
+    FACTOR = "x"
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether the daemon's processor time belongs to it."""
+        return self not in (Unit.MEMORY, Unit.FACTOR)
 
 
-CPU_UNITS = {Unit.OPERATIONS: "us/op", Unit.BYTES: "s/GiB", Unit.SECONDS: "s", Unit.MEMORY: ""}
+CPU_UNITS = {
+    Unit.OPERATIONS: "us/op",
+    Unit.BYTES: "s/GiB",
+    Unit.SECONDS: "s",
+    Unit.MEMORY: "",
+    Unit.FACTOR: "",
+}
 
 
 @dataclass(frozen=True)
@@ -39,7 +51,7 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Sample:
-    """One measurement. amount: operations or bytes (of memory, too); cpu: seconds of the daemon."""
+    """One measurement. amount: operations, bytes (of memory, too) or a factor; cpu: seconds of the daemon."""
 
     amount: float
     seconds: float

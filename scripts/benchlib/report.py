@@ -24,6 +24,8 @@ def value_text(unit: Unit, value: float) -> str:
         return f"{value:,.0f} MB/s"
     if unit is Unit.MEMORY:
         return f"{value:,.0f} MiB"
+    if unit is Unit.FACTOR:
+        return f"{value:.2f}"
     if unit is Unit.SECONDS:
         return f"{value:.2f} s" if value >= 0.1 else f"{value * 1000:.0f} ms"
     if value >= 100_000:
@@ -33,7 +35,7 @@ def value_text(unit: Unit, value: float) -> str:
 
 def cost_text(row: Row, entry: Entry) -> str:
     """Processor time of the daemon."""
-    if row.unit is Unit.MEMORY or entry.median is None:
+    if not row.unit.is_timed or entry.median is None:
         return ""
     number = f"{entry.cpu:.0f}" if row.unit is Unit.OPERATIONS else f"{entry.cpu:.2f}"
     return f"{number} {row.cpu_unit}"
@@ -127,7 +129,7 @@ def costs_table(results: Results, place: Place) -> Table:
     for name in names:
         table.add_column(escape(name), justify="right")
     for row in place.rows:
-        if row.unit is not Unit.MEMORY:
+        if row.unit.is_timed:
             table.add_row(escape(row.title), *(cost_text(row, row.subjects[name]) for name in names))
     return table
 

@@ -25,6 +25,7 @@ class Sizes:
     small_requests: int = GIB
     random_file: int = 256 * MIB
     random: int = 20_000
+    regions: int = 200
     pages: int = 2_000
     files: int = 10_000
     entries: int = 100_000
@@ -71,6 +72,7 @@ class Run:
           report: called with each measurement.
           prepared: where `prepare` of the workload puts things.   backing: on the filesystem with the vault.
           rights: over the machine.
+          written: bytes that the daemon has written so far; None where there is none, or nobody may know.
     """
 
     directory: Path
@@ -82,6 +84,7 @@ class Run:
     prepared: Path = field(default_factory=Path)
     backing: Path = field(default_factory=Path)
     rights: Rights = field(default_factory=Rights)
+    written: Callable[[], int | None] = lambda: None
     _deadline: float = 0.0
 
     @contextmanager

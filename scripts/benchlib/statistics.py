@@ -10,11 +10,13 @@ from benchlib.quantities import GIB, MB, MIB, Sample, Unit
 
 
 def shown(unit: Unit, sample: Sample) -> float:
-    """A sample as it is shown: MB/s, operations a second, seconds, or MiB."""
+    """A sample as it is shown: MB/s, operations a second, seconds, MiB, or a factor."""
     if unit is Unit.BYTES:
         return sample.amount / MB / sample.seconds
     if unit is Unit.OPERATIONS:
         return sample.amount / sample.seconds
+    if unit is Unit.FACTOR:
+        return sample.amount
     return sample.seconds if unit is Unit.SECONDS else sample.amount / MIB
 
 
@@ -83,7 +85,7 @@ def figure(unit: Unit, samples: Sequence[Sample | None]) -> Figure | None:
     return Figure(
         tuple(None if sample is None else shown(unit, sample) for sample in samples),
         tuple(None if sample is None else speed(unit, sample) for sample in samples),
-        tuple(cpu_cost(unit, sample) for sample in there) if unit is not Unit.MEMORY else (),
+        tuple(cpu_cost(unit, sample) for sample in there) if unit.is_timed else (),
     )
 
 

@@ -128,6 +128,7 @@ def _child(run: Run, work: Callable[[Run], None], channel: socket.socket, subjec
 
         run.report = report
         run.cpu = lambda: daemon_cpu(pid)
+        run.written = lambda: None if pid is None else run.rights.bytes_written(pid)
         run.remount = remount if pid is not None else None
         try:
             work(run)

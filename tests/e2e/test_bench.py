@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from benchlib import results
+from benchlib.work_amplification import HITS, title
 from cryptfs.mount.mounts import read_mounts
 from tests.e2e.mounting import PROJECT
 from tests.e2e.test_users import NOBODY
@@ -66,6 +67,20 @@ def test_a_run_measures_saves_judges_and_cleans_up(tmp_path: Path) -> None:
         check=True,
     )
     assert again.stdout in done.stdout, "the same tables come from the file"
+
+
+def test_what_the_daemon_writes_for_a_byte(tmp_path: Path) -> None:
+    """At least each hit in the journal; with few chunks the zeros ahead of its end count for much."""
+    json = tmp_path / "found.json"
+    words = ("--workload", "amplification", "--rounds", "1", "--scale", "0.1", "--json", str(json))
+    done = subprocess.run(
+        command(tmp_path, *words), env=ENVIRONMENT, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = {row.title: row.subjects for row in results.load(json).places[0].rows}
+    factors = [found[title(hits)]["cryptfs"].median for hits in HITS]
+    assert all(factor is not None and 1 < factor < 80 for factor in factors), factors
+    assert all(found[title(hits)]["plain"].median is None for hits in HITS)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")

@@ -56,6 +56,9 @@ def test_more_speed_is_always_better() -> None:
     assert speed(Unit.SECONDS, Sample(1, 0.5, 0)) == 2.0
     assert speed(Unit.MEMORY, Sample(20 * MIB, 1, 0)) == 2 * speed(Unit.MEMORY, Sample(40 * MIB, 1, 0))
     assert shown(Unit.MEMORY, Sample(20 * MIB, 1, 0)) == 20
+    assert speed(Unit.FACTOR, Sample(2.5, 1, 0)) == 2 * speed(Unit.FACTOR, Sample(5, 1, 0))
+    assert shown(Unit.FACTOR, Sample(2.5, 1, 0)) == 2.5
+    assert [unit for unit in Unit if not unit.is_timed] == [Unit.MEMORY, Unit.FACTOR]
 
 
 def test_the_median_and_half_the_range() -> None:
@@ -231,6 +234,7 @@ def test_what_was_not_asked_for_is_no_failure() -> None:
         (Unit.SECONDS, 0.0123, "12 ms"),
         (Unit.SECONDS, 1.239, "1.24 s"),
         (Unit.MEMORY, 59.6, "60 MiB"),
+        (Unit.FACTOR, 8.256, "8.26"),
     ],
 )
 def test_values_as_a_person_reads_them(unit: Unit, value: float, text: str) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from benchlib import curves, work_data, work_files, work_trees
+from benchlib import curves, work_amplification, work_data, work_files, work_trees
 from benchlib.clients import in_parallel
 from benchlib.quantities import Sample, Unit
 from benchlib.run import Material, Run
@@ -57,6 +58,9 @@ def test_every_workload_measures_all_that_it_announces_and_leaves_nothing(
         assert take_turn(home, workload, setting, prepare=True) == Outcome()
     outcome = take_turn(home, workload, setting)
     assert outcome.failure is None
+    if workload.name == "amplification":
+        assert outcome.samples == {}, "a plain directory has no daemon"
+        return
     assert set(outcome.samples) == {quantity.title for quantity in workload.quantities}
     assert all(sample.amount > 0 and sample.seconds > 0 for sample in outcome.samples.values())
     assert not (home.directory / "turn").exists()
@@ -247,3 +251,53 @@ def test_who_makes_no_holes_is_not_asked_for_a_large_one(
 
 def test_units_of_axes_are_rates() -> None:
     assert {axis.unit for spec in curves.SPECS for axis in spec.axes} == {Unit.BYTES, Unit.OPERATIONS}
+
+
+def test_bytes_written_are_counted_until_the_last_is_in_its_place(
+    tmp_path: Path, material: Material, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A made-up daemon writes everything three times, and a constant amount later."""
+    monkeypatch.setattr(work_amplification, "_QUIET", 0.12)
+    monkeypatch.setattr(os, "fsync", lambda fd: late.append(time.monotonic() + 0.06))
+    late: list[float] = []
+    counted = 0
+    original = os.pwrite
+
+    def pwrite(fd: int, content: bytes, place: int) -> int:
+        nonlocal counted
+        counted += 3 * len(content)
+        return original(fd, content, place)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    witness = Witness(tmp_path / "place", material, lambda _: None)
+    # Once in each pass, and so as much for each byte.
+    extra = TINY.regions * work_amplification.PIECE
+    witness.run.written = lambda: counted + extra * sum(moment <= time.monotonic() for moment in late)
+    work_amplification.amplification(witness.run)
+    assert witness.amounts == {work_amplification.title(hits): 4.0 for hits in (1, 4, 16)}
+
+
+def test_every_place_of_a_chunk_is_hit_in_turn(
+    tmp_path: Path, material: Material, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hits: list[int] = []
+    path = tmp_path / "file"
+    path.write_bytes(bytes(TINY.regions * work_amplification.REGION))
+    monkeypatch.setattr(os, "pwrite", lambda fd, content, place: hits.append(place))
+    work_amplification._overwrite(path, TINY.regions, 16)
+    places = range(0, TINY.regions * work_amplification.REGION, work_amplification.PIECE)
+    assert sorted(hits) == sorted([*places] * 4)
+
+
+def test_bytes_that_are_not_seen_are_a_failure(tmp_path: Path, material: Material) -> None:
+    witness = Witness(tmp_path / "place", material, lambda _: None)
+    witness.run.written = lambda: 0
+    with pytest.raises(RuntimeError, match=r"only 0\.00 bytes for each byte"):
+        work_amplification.amplification(witness.run)
+
+
+def test_without_a_daemon_nothing_is_counted(tmp_path: Path, material: Material) -> None:
+    witness = Witness(tmp_path / "place", material, lambda _: None)
+    work_amplification.amplification(witness.run)
+    assert witness.amounts == {}
+    assert list(witness.run.directory.iterdir()) == []
