@@ -191,8 +191,7 @@ def main() -> int:
     report.show(found, console)
     for note in found.notes:
         console.print(f"[yellow]failed[/]: {note}")
-    judged = any(verdict.met is not None for verdict in targets.judge(found))
-    met = targets.show(found, console) if judged or options.targets else True
+    met = targets.show(found, console) if targets.known(found) or options.targets else True
     if options.json is not None:
         results.save(found, options.json)
     if options.markdown is not None:

@@ -2,7 +2,7 @@
 
 Debian's libfuse3-dev brings the source of passthrough_ll.c; it is compiled when it is first needed.
 (passthrough_hp.cc is in the sources of fuse3 only.) It holds a descriptor for each inode that the kernel
-knows, and finds inodes in a list: with many thousands of files it becomes slow, and then fails.
+knows, and finds inodes in a list: with many thousands of files it becomes slower, and then fails.
 """
 
 from __future__ import annotations

@@ -16,7 +16,10 @@ from benchlib.report import (
 )
 from benchlib.results import Entry, Place, Results, Row
 
-_MET = {True: "met", False: "**not met**", None: ""}
+
+def _word(verdict: targets.Verdict) -> str:
+    word = verdict.standing.value
+    return f"**{word}**" if verdict.standing is targets.Standing.NOT_MET else word
 
 
 def table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
@@ -57,12 +60,13 @@ def _costs(found: Results, place: Place) -> Iterator[str]:
 
 
 def _verdicts(found: Results) -> Iterator[str]:
-    known = [each for each in targets.judge(found) if each.met is not None]
+    known = targets.known(found)
     if known:
         yield from table(
             ["target", "on", "wanted", "measured", ""],
-            ([each.title, each.filesystem, each.text, each.said, _MET[each.met]] for each in known),
+            ([each.title, each.filesystem, each.text, each.said, _word(each)] for each in known),
         )
+        yield from ("", targets.summary(known))
 
 
 def lines(found: Results) -> Iterator[str]:

@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="scripts/bench", description=_DESCRIPTION)
     what = made.add_argument_group("what to measure")
     what.add_argument(
-        "--quick", action="store_true", help="small sizes, one round, tmpfs only: under three minutes"
+        "--quick", action="store_true", help="small sizes, one round, tmpfs only: a few minutes"
     )
     what.add_argument("--rounds", type=int, metavar="N", help=f"rounds; {ROUNDS} unless said")
     what.add_argument("--scale", type=float, metavar="X", help="all sizes times X")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from benchlib import machine, markdown, plots, report, results, targets
+from benchlib import machine, markdown, plots, report, results
 from benchlib.bulk import measure_bulk
 from benchlib.cpassthrough import build
 from benchlib.options import parse, sizes_of, workloads_of
@@ -21,9 +21,7 @@ from benchlib.results import Curve, Entry
 from benchlib.rounds import Cells
 from benchlib.run import Sizes
 from benchlib.statistics import Figure, Ratio, cpu_cost, figure, ratio, shown, speed
-from benchlib.targets import BEST, BULK, TARGETS, judge
 from benchlib.turns import Outcome
-from benchlib.work_mount import IDLE, MOUNT
 from benchlib.workloads import BY_NAME, WORKLOADS
 from tests.project.bench_support import a_row, a_workload, entry, some_results
 
@@ -209,7 +207,8 @@ def test_the_same_as_markdown() -> None:
         assert len(columns) <= 1
     assert "| list it (ls -lR) | 12.0 k/s | 90.0 k/s, **0.10**" in text
     assert "8,000 /s, **1.50** (1.50-1.50)" in text
-    assert ">= 1x of gocryptfs | 1.50x | met |" in text
+    assert "| list it (ls -lR) | tmpfs | >= 1x of best peer | 1.50x (gocryptfs) | met |" in text
+    assert "targets that were measured: 1; met 1, level 0, not met 0" in text
     assert "Failed: encfs: list it (ls -lR): no room" in text
 
 
@@ -239,61 +238,6 @@ def test_what_was_not_asked_for_is_no_failure() -> None:
 )
 def test_values_as_a_person_reads_them(unit: Unit, value: float, text: str) -> None:
     assert report.value_text(unit, value) == text
-
-
-# ---- targets
-
-
-def verdicts(made: results.Results) -> dict[tuple[str, str], targets.Verdict]:
-    return {(each.title, each.text): each for each in judge(made)}
-
-
-WRITE = "write a large file, 1 MiB requests"
-
-
-def test_a_target_is_against_the_best_peer() -> None:
-    """The best peer is the one that we are the least ahead of; the pass-through is none."""
-    row = a_row(
-        WRITE, Unit.BYTES, cryptfs=entry(900, 1.0), gocryptfs=entry(300, 3.0), securefs=entry(600, 1.5),
-        encfs=Entry(failed="x"), pass_through=entry(1000, 0.9),
-    )  # fmt: skip
-    found = verdicts(some_results(row))
-    best = found[(WRITE, ">= 2x of best peer")]
-    assert (best.measured, best.whom, best.met) == (1.5, "securefs", False)
-    assert found[(WRITE, ">= 0.8x of pass-through")].met is True
-
-
-def test_absolute_targets_and_those_that_were_not_measured() -> None:
-    found = verdicts(
-        some_results(a_row(IDLE, Unit.MEMORY, cryptfs=entry(61, 1.0)), bulk={"1": 400.0, "2": 704.0})
-    )
-    assert found[(IDLE, "<= 60 MiB")].met is False
-    assert found[(MOUNT, "<= 0.5 s")].met is None
-    bulk = found[(BULK, ">= 1.75x")]
-    assert (bulk.measured, bulk.met) == (1.76, True)
-
-
-def test_nearly_met_is_not_shown_as_met() -> None:
-    title = "list small files in one directory"
-    found = verdicts(some_results(a_row(title, cryptfs=entry(1, 1.0), gocryptfs=entry(1, 0.996))))
-    each = found[(title, ">= 1x of gocryptfs")]
-    assert (each.met, each.said) == (False, "0.9960x")
-
-
-def test_the_table_of_targets_says_whether_all_are_met() -> None:
-    console = Console(width=160)
-    with console.capture() as captured:
-        assert targets.show(some_results(bulk={"1": 1.0, "2": 2.0}), console)
-        assert not targets.show(some_results(bulk={"1": 1.0, "2": 1.5}), console)
-    assert "1 of 1 met" in captured.get()
-    assert "NOT MET" in captured.get()
-
-
-def test_every_target_is_about_something_that_is_measured() -> None:
-    titles = {quantity.title for workload in WORKLOADS for quantity in workload.quantities}
-    assert {target.title for target in TARGETS} <= titles
-    assert len(titles) == sum(len(workload.quantities) for workload in WORKLOADS), "two have one title"
-    assert {target.than for target in TARGETS} <= {"", BEST, "pass-through", *PEERS}
 
 
 # ---- plots
@@ -368,8 +312,8 @@ def test_workloads_can_be_chosen() -> None:
     assert workloads_of(parse(["--workload", "git"])) == [BY_NAME["git"]]
     assert workloads_of(parse(["--curves", "depth"])) == []
     needed = {each.name for each in workloads_of(parse(["--targets"]))}
-    assert {"small-files", "large-files", "mount"} <= needed
-    assert "sqlite" not in needed
+    assert {"small-files", "large-files", "sqlite", "mount"} <= needed
+    assert "amplification" not in needed
 
 
 @pytest.mark.parametrize("words", [["--curves", "nonsense"], ["--focus", "other"], ["--peer", "other"]])
