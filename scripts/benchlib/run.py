@@ -15,6 +15,8 @@ from benchlib.quantities import GIB, MIB, Sample
 from benchlib.users import Rights
 
 Item = TypeVar("Item")
+_FIXED = ("limit", "regions")
+"""Sizes that are not scaled: with fewer regions, the zeros ahead in a journal would count for most."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,11 @@ class Sizes:
     limit: float = 1.5
 
     def scaled(self, factor: float) -> Sizes:
-        """Everything so many times as large, but for the time limit; at least 4, or 1 MiB of bytes."""
+        """Everything so many times as large, but for what is in _FIXED; at least 4, or 1 MiB of bytes."""
         changed: dict[str, int] = {}
         for each in fields(self):
             value = getattr(self, each.name)
-            if each.name != "limit":
+            if each.name not in _FIXED:
                 least = MIB if value >= MIB else 4
                 changed[each.name] = max(least, int(value * factor) // least * least)
         return replace(self, **changed)

@@ -70,16 +70,16 @@ def test_a_run_measures_saves_judges_and_cleans_up(tmp_path: Path) -> None:
 
 
 def test_what_the_daemon_writes_for_a_byte(tmp_path: Path) -> None:
-    """At least each hit in the journal; with few chunks the zeros ahead of its end count for much."""
+    """Each hit goes to the journal; how often to its place depends on when the journal comes home."""
     json = tmp_path / "found.json"
-    words = ("--workload", "amplification", "--rounds", "1", "--scale", "0.1", "--json", str(json))
+    words = ("--workload", "amplification", "--rounds", "1", "--json", str(json))
     done = subprocess.run(
         command(tmp_path, *words), env=ENVIRONMENT, capture_output=True, text=True, timeout=200, check=False
     )
     assert done.returncode == 0, done.stderr
     found = {row.title: row.subjects for row in results.load(json).places[0].rows}
     factors = [found[title(hits)]["cryptfs"].median for hits in HITS]
-    assert all(factor is not None and 1 < factor < 80 for factor in factors), factors
+    assert all(factor is not None and 1 < factor < 20 for factor in factors), factors
     assert all(found[title(hits)]["plain"].median is None for hits in HITS)
 
 

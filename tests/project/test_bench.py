@@ -87,7 +87,8 @@ def test_ratios_leave_out_rounds_that_only_one_has() -> None:
 
 def test_sizes_are_scaled_and_the_limit_is_not() -> None:
     made = Sizes().scaled(0.01)
-    assert (made.files, made.sequential, made.limit) == (100, 10 * MIB, Sizes().limit)
+    assert (made.files, made.sequential) == (100, 10 * MIB)
+    assert (made.limit, made.regions) == (Sizes().limit, Sizes().regions)
     least = Sizes().scaled(0)
     assert (least.files, least.sequential) == (4, MIB)
 
