@@ -64,14 +64,15 @@ def settled(run: Run) -> int:
     """What the daemon has written when it writes no more: a journal comes home after the file is closed."""
     deadline = time.monotonic() + _LONGEST
     last, since = -1, time.monotonic()
-    while (now := time.monotonic()) < deadline and now - since < _QUIET:
-        found = run.written()
+    while True:
+        found, now = run.written(), time.monotonic()
         if found is None:
             raise RuntimeError("the daemon has died")
         if found != last:
             last, since = found, now
+        if now - since >= _QUIET or now > deadline:
+            return last
         time.sleep(0.05)
-    return last
 
 
 WORKLOADS = (
