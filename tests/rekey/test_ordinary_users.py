@@ -42,7 +42,7 @@ def as_user(action: Callable[[], object]) -> None:
                 os.setuid(USER)
             action()
             code = 0
-        except Exception:
+        except Exception:  # noqa: BLE001 - a child tells what it was
             traceback.print_exc()
         finally:
             os._exit(code)
