@@ -82,7 +82,9 @@ def test_what_a_hidden_process_has_written_is_known_to_root(tmp_path: Path) -> N
     def work(rights: Rights) -> bytes:
         pipe = subprocess.PIPE
         with subprocess.Popen(["/usr/bin/env", "cat"], stdin=pipe, stdout=pipe) as cat:
-            mine = machine.bytes_written(cat.pid)
+            deadline = time.monotonic() + 10
+            while (mine := machine.bytes_written(cat.pid)) is None and time.monotonic() < deadline:
+                time.sleep(0.01)  # it has not yet become another program
         return json.dumps(
             [mine is not None, machine.bytes_written(hidden.pid), rights.bytes_written(hidden.pid)]
         ).encode()
