@@ -15,7 +15,8 @@ import rich_click as click
 from cryptfs.cli.exit_codes import UsageProblem
 from cryptfs.cli.mounted import MOUNTPOINT, only_mountpoint
 from cryptfs.cli.offers import (
-    UNLOCK_OPTIONS,
+    MOUNT_FLAGS,
+    MOUNT_VALUES,
     OfferSource,
     mount_source,
     say_opened,
@@ -31,7 +32,6 @@ from cryptfs.cli.params import (
     shown,
     vault_argument,
 )
-from cryptfs.cli.pinning import PIN_FLAGS
 from cryptfs.cli.vaults import config_of, naming, refuse_locked
 from cryptfs.mount.options import (
     DURABILITIES,
@@ -49,8 +49,8 @@ if TYPE_CHECKING:
     from cryptfs.vfs.vault import Vault
 
 # Options of the command that fstab can only give within -o.
-_COMMAND_OPTIONS = (*UNLOCK_OPTIONS, "log_file")
-_COMMAND_FLAGS = ("foreground", "debug", "quiet", *PIN_FLAGS)
+_COMMAND_OPTIONS = (*MOUNT_VALUES, "log_file")
+_COMMAND_FLAGS = ("foreground", "debug", "quiet", *MOUNT_FLAGS)
 
 
 def collect_options(texts: Iterable[str], flags: Mapping[str, object]) -> tuple[MountOptions, dict[str, str]]:
@@ -174,8 +174,8 @@ _GROUPS = {
     "option_texts",
     multiple=True,
     metavar="A,B,C=D",
-    help="Mount options as in fstab: all of the above with '_' for '-', and ro, noxattrs, passfile=FILE, "
-    "nosuid, noexec, noatime ...",
+    help="Mount options as in fstab: those above with '_' for '-', but not words and shares; and ro, "
+    "noxattrs, passfile=FILE, nosuid, noexec, noatime ...",
 )
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground; log to stderr.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing if all is well.")

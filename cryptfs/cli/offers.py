@@ -21,7 +21,7 @@ import rich_click as click
 from cryptfs.cli.exit_codes import PassphraseUnreadableError, UsageProblem
 from cryptfs.cli.output import note, warn
 from cryptfs.cli.params import PLACE, Decorated
-from cryptfs.cli.pinning import PIN_ADDERS, PIN_OPTIONS, PinChoice
+from cryptfs.cli.pinning import PIN_ADDERS, PIN_FLAGS, PIN_OPTIONS, PIN_VALUES, PinChoice
 from cryptfs.cli.prompt import (
     PassphraseSource,
     forget,
@@ -49,7 +49,9 @@ MAX_SLOT_ID = 2**32 - 1
 PASSPHRASE_OPTIONS = ("passfile", "passcommand", "passfd", "askpass")
 MORE_OPTIONS = ("keyfile", "identity", "fido2", "slot")
 UNLOCK_OPTIONS = (*PASSPHRASE_OPTIONS, *MORE_OPTIONS, *RECOVERY_OPTIONS, *PIN_OPTIONS)
-"""Names of the options; `mount -o` takes them as well, those in PIN_FLAGS without a value."""
+MOUNT_VALUES = (*PASSPHRASE_OPTIONS, "keyfile", "identity", "slot", "words_file", *PIN_VALUES)
+MOUNT_FLAGS = ("fido2", *PIN_FLAGS)
+"""Of these options `mount -o` takes as well: those with a value, and those without."""
 
 # A kind of slot, and the option with which a person offers what it takes.
 _OPTION_OF = {
@@ -233,10 +235,11 @@ def offer_source(given: Mapping[str, Any]) -> OfferSource:
 def mount_source(given: OfferSource, texts: Mapping[str, str]) -> OfferSource:
     """The same with options from `mount -o`; those of the command line go first.
 
-    Args:   texts: by the names in UNLOCK_OPTIONS.
+    Args:   texts: by the names in MOUNT_VALUES and MOUNT_FLAGS.
     Raises: UsageProblem.
     """
-    found: dict[str, Any] = {name: text for name, text in texts.items() if name in UNLOCK_OPTIONS}
+    found: dict[str, Any] = {name: text for name, text in texts.items() if name in MOUNT_VALUES}
+    found |= {name: True for name in MOUNT_FLAGS if name in texts}
     for name, highest in (("slot", MAX_SLOT_ID), ("passfd", 2**31 - 1)):
         if name in found:
             text = found[name]

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from cryptfs.cli import prompt as prompt_module
+from cryptfs.cli.mount import collect_options
 from cryptfs.cli.offers import OfferSource, mount_source
 from cryptfs.cli.prompt import PassphraseSource
+from cryptfs.cli.recoverywords import RecoverySource
 from cryptfs.cli.terminal import Terminal
 from cryptfs.mount import life
 from cryptfs.storage.userstate import recall
@@ -346,12 +348,20 @@ def test_options_of_mount(place: Path) -> None:
     assert source == OfferSource(PassphraseSource(Path("/p")), Path("/k"), slot_id=3)
     given = OfferSource(PassphraseSource(passcommand="c"), Path("/other"), slot_id=1)
     assert mount_source(given, texts) == given
+    _, ours = collect_options(["fido2,words_file=/w,identity=/i"], {})
+    found = mount_source(OfferSource(), ours)
+    assert (found.fido2, found.recovery, found.identity_file) == (
+        True,
+        RecoverySource(words_file=Path("/w")),
+        Path("/i"),
+    )
+    assert not mount_source(OfferSource(), texts).fido2
 
 
 def test_wrong_options_of_mount(place: Path, run: Run) -> None:
     (place / "m").mkdir()
     vault = made(place, "passphrase")
-    for text in ("slot=x", "slot=-1", f"slot={2**32}", "passfd=1e1", "keyfile", "keyfile="):
+    for text in ("slot=x", "slot=-1", f"slot={2**32}", "passfd=1e1", "keyfile", "keyfile=", "fido2=1"):
         assert run("mount", vault, place / "m", "-o", text).code == 1
 
 
