@@ -17,6 +17,7 @@ from cryptfs.core.names.names import TEMP_PREFIX
 from cryptfs.core.printable import shell_word, shown
 from cryptfs.core.slots.checks import CONFIG_NAME, NEXT_RECOVERY_NAME
 from cryptfs.core.slots.config import MAX_CONFIG_SIZE, decode_config
+from cryptfs.core.slots.recovery import RECOVERY_MAGIC
 from cryptfs.errors import CryptfsError, IntegrityError, NotAVaultError, VaultConfigError, VaultLockedError
 from cryptfs.storage.backing import OPEN_FLAGS, give_to_owner, open_backing, read_small
 from cryptfs.storage.dirs import put_small, temp_name
@@ -129,8 +130,8 @@ def replace_file(vault_fd: int, name: str, content: bytes, owner: StateNames) ->
     os.fsync(vault_fd)
 
 
-def remove_unfinished_configs(vault_fd: int) -> None:
-    """Remove configs that a killed writer left beside the config: they hold older slots.
+def remove_unfinished_keys(vault_fd: int) -> None:
+    """Remove configs and recovery records that a killed writer left: they hold older slots and secrets.
 
     Only while changing_config keeps other writers away.
     """
@@ -140,9 +141,9 @@ def remove_unfinished_configs(vault_fd: int) -> None:
                 continue
             with contextlib.suppress(OSError, IntegrityError):
                 content = read_small(vault_fd, name, MAX_CONFIG_SIZE)
-                if (
-                    content.startswith(b"{") and b'"chunk_size"' in content
-                ):  # it may be torn behind its beginning
+                # Either may be torn behind its beginning.
+                is_config = content.startswith(b"{") and b'"chunk_size"' in content
+                if is_config or content.startswith(RECOVERY_MAGIC):
                     os.unlink(name, dir_fd=vault_fd)
         os.fsync(vault_fd)
 

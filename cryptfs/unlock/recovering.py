@@ -42,7 +42,13 @@ from cryptfs.storage.recovery import (
     write_next_record,
     write_record,
 )
-from cryptfs.storage.vaultdir import changing_config, open_vault_dir, read_config_file, write_config_file
+from cryptfs.storage.vaultdir import (
+    changing_config,
+    open_vault_dir,
+    read_config_file,
+    remove_unfinished_keys,
+    write_config_file,
+)
 from cryptfs.unlock.offer import Offer
 from cryptfs.unlock.table import records_for
 from cryptfs.unlock.unlocking import Unlocked, memory_limit, open_vault
@@ -263,6 +269,7 @@ class RecoveryTable:
                 self._save_without_ids()
             else:
                 self._save()
+            remove_unfinished_keys(self._vault_fd)
 
     def _save(self) -> None:
         ids = [held.about.recovery_id.hex() for held in self._held]

@@ -35,7 +35,7 @@ from cryptfs.storage.vaultdir import (
     changing_config,
     open_vault_dir,
     read_config_file,
-    remove_unfinished_configs,
+    remove_unfinished_keys,
     write_config_file,
 )
 from cryptfs.unlock.kind import NewKey
@@ -187,7 +187,7 @@ class SlotTable:
         write_config_file(self._vault_fd, self.config.encode(), own_state(self._vault_fd, self.config))
         if self._on_save is not None:
             self._on_save(dataclasses.replace(self.opened.mark, generation=self.config.generation))
-        remove_unfinished_configs(self._vault_fd)
+        remove_unfinished_keys(self._vault_fd)
 
 
 def records_for(vault_fd: int, secret: bytes | Offer) -> list[bytes]:

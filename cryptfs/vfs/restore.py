@@ -49,6 +49,7 @@ from cryptfs.storage.vaultdir import (
     changing_config,
     open_vault_dir,
     read_config_file,
+    remove_unfinished_keys,
     write_config_file,
 )
 from cryptfs.unlock.offer import Offer
@@ -115,6 +116,7 @@ class Restorable:
             write_record(self._vault_fd, sealed_record(config, self.secrets, self.masterkey), owner)
             write_config_file(self._vault_fd, config.encode(), owner)
             remove_record(self._vault_fd, NEXT_RECOVERY_NAME, owner)
+            remove_unfinished_keys(self._vault_fd)
         return config
 
 

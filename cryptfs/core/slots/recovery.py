@@ -28,7 +28,7 @@ RECORD_VERSION = 1
 SHORT_ID_SIZE = 4  # bytes of a recovery_id that a person sees
 MIN_SHARES, MAX_SHARES = 2, 16
 MAX_BODY_SIZE = 4096
-_MAGIC = b"CRYPTREC"
+RECOVERY_MAGIC = b"CRYPTREC"
 _HEAD = struct.Struct("<8sBB6s16s")
 _FIXED = struct.Struct("<16sBBB5s32s")
 _SEALED_KEY_SIZE = KEY_SIZE + SMALL_OVERHEAD
@@ -154,7 +154,7 @@ class RecoveryRecord:
         if len(raw) < _HEAD.size or len(raw) > MAX_RECORD_SIZE:
             raise _damaged()
         magic, version, count, zeros, vault_id = _HEAD.unpack_from(raw)
-        if magic != _MAGIC:
+        if magic != RECOVERY_MAGIC:
             raise _damaged()
         if version != RECORD_VERSION:
             raise UnsupportedFormatError(
@@ -274,7 +274,7 @@ def seal_record(
         raise ValueError(f"a recovery record has 1 to {MAX_RECOVERY_SECRETS} secrets, each once")
     if len(vault_id) != 16 or len(nonces) != nonces_size(len(secrets)) or len(record_key) != KEY_SIZE:
         raise ValueError("seal_record needs a vault_id, a record key and the nonces for all it seals")
-    head = _HEAD.pack(_MAGIC, RECORD_VERSION, len(secrets), bytes(6), vault_id)
+    head = _HEAD.pack(RECOVERY_MAGIC, RECORD_VERSION, len(secrets), bytes(6), vault_id)
     fresh = [nonces[place : place + SMALL_NONCE_SIZE] for place in range(0, len(nonces), SMALL_NONCE_SIZE)]
     parts, masterkey_key = [head], derive(body.masterkey, b"recsec")
     for (about, secret), first, second in zip(secrets, fresh[0::2], fresh[1::2], strict=False):
