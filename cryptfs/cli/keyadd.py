@@ -27,6 +27,7 @@ from cryptfs.cli.output import answer_json, note
 from cryptfs.cli.params import PLACE, debug_option, help_if_alone, shell_word, shown, vault_argument
 from cryptfs.cli.prompt import forget, harden
 from cryptfs.cli.vaults import config_of, is_inside, require_writable
+from cryptfs.errors import CryptfsError
 
 if TYPE_CHECKING:
     from cryptfs.core.slots.config import VaultConfig
@@ -125,7 +126,9 @@ def keyfile(
 
         with contextlib.ExitStack() as stack:
             costs = cost.choose() if with_passphrase else None
-            content = stack.enter_context(_made(file) if makes_file else _existing(file, with_passphrase))
+            content = stack.enter_context(
+                _made(vault, config, file) if makes_file else _existing(file, with_passphrase)
+            )
             if costs is None:
                 yield lambda _: new_key_file(content)
                 return
@@ -258,9 +261,13 @@ def _add(
 
 
 @contextlib.contextmanager
-def _made(file: Path) -> Iterator[bytes]:
-    """The content of a new key file, on disk. It goes again if no slot comes of it."""
+def _made(vault: Path, config: VaultConfig, file: Path) -> Iterator[bytes]:
+    """The content of a new key file, on disk. It goes again if no slot comes of it, also at Ctrl-C.
+
+    Args: config: before the command. If the disk has another one at the end, the file stays: it may open it.
+    """
     from cryptfs.unlock.keyfile import generate_key_file
+    from cryptfs.vfs.vault import read_config
 
     harden()
     secret = os.urandom(32)
@@ -270,8 +277,9 @@ def _made(file: Path) -> Iterator[bytes]:
         try:
             yield content
         except BaseException:
-            with contextlib.suppress(OSError):
-                file.unlink()
+            with contextlib.suppress(OSError, CryptfsError):
+                if read_config(vault).slots == config.slots:
+                    file.unlink()
             raise
     finally:
         forget(secret, content)

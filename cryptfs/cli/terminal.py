@@ -10,10 +10,12 @@ import os
 import sys
 import termios
 from collections.abc import Iterator
+from pathlib import Path
 
 from cryptfs.cli.exit_codes import PassphraseUnreadableError
 from cryptfs.core.printable import fit_for_terminal
 
+TERMINAL = Path("/dev/tty")
 _MAX_LINE = 64 * 1024  # more than a terminal gives at once
 
 
@@ -35,9 +37,10 @@ class Terminal:
             while done < len(view):
                 done += os.write(self._writer, view[done:])
 
-    def ask(self, prompt: str) -> bytes:
+    def ask(self, prompt: str, what: str = "passphrase") -> bytes:
         """One line that nobody sees, without its end; to be overwritten by the caller.
 
+        Args:   what: for messages.
         Raises: PassphraseUnreadableError: the terminal gave none.
         """
         with self._without_echo():
@@ -47,7 +50,7 @@ class Terminal:
             finally:
                 self.say("\n")
         if line is None:
-            raise PassphraseUnreadableError("no passphrase was typed")
+            raise PassphraseUnreadableError(f"no {what} was typed")
         return line
 
     def _read_line(self) -> bytes | None:
@@ -77,7 +80,7 @@ class Terminal:
             silent[3] &= ~termios.ECHO
             termios.tcsetattr(self._reader, termios.TCSAFLUSH, silent)
         except termios.error:
-            raise PassphraseUnreadableError("the terminal would show the passphrase") from None
+            raise PassphraseUnreadableError("the terminal would show what is typed") from None
         try:
             yield
         finally:
@@ -106,7 +109,7 @@ def open_terminal() -> Iterator[Terminal]:
     Raises: PassphraseUnreadableError: there is none.
     """
     try:
-        descriptor = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        descriptor = os.open(TERMINAL, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError:
         if not stdin_is_terminal():
             raise PassphraseUnreadableError("there is no terminal to ask on") from None

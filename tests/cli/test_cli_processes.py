@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -110,7 +111,9 @@ def test_no_colour_where_none_is_wanted(tmp_path: Path) -> None:
 
 
 class Terminal:
-    """The program on a pseudo-terminal of its own."""
+    """The program on a pseudo-terminal of its own. echoes_afterwards: whether it shows keys in the end."""
+
+    echoes_afterwards = False
 
     def __init__(
         self, args: list[str], environment: dict[str, str], program: Sequence[str] = CRYPTFS
@@ -135,6 +138,11 @@ class Terminal:
             assert piece, f"no {text!r} in {self.output!r}"
             self.output += piece
 
+    @property
+    def echoes(self) -> bool:
+        """Whether the terminal shows the keys that a person presses."""
+        return bool(termios.tcgetattr(self.fd)[3] & termios.ECHO)
+
     def type(self, text: bytes) -> None:
         time.sleep(0.1)  # getpass drops what was typed before it has switched the echo off
         os.write(self.fd, text)
@@ -148,6 +156,7 @@ class Terminal:
             if not piece:
                 break
             self.output += piece
+        self.echoes_afterwards = self.echoes
         os.close(self.fd)
         _, status = os.waitpid(self.pid, 0)
         self.code = os.waitstatus_to_exitcode(status)

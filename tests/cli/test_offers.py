@@ -41,7 +41,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     questions: list[str] = []
 
     class Person(Terminal):
-        def ask(self, prompt: str) -> bytes:
+        def ask(self, prompt: str, what: str = "passphrase") -> bytes:
             questions.append(prompt)
             return b"typed!"[:5]
 

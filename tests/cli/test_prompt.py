@@ -156,7 +156,7 @@ def typed(monkeypatch: pytest.MonkeyPatch, *answers: str) -> list[str]:
     coming: Iterator[str] = iter(answers)
 
     class Typist(Terminal):
-        def ask(self, prompt: str) -> bytes:
+        def ask(self, prompt: str, what: str = "passphrase") -> bytes:
             prompts.append(prompt)
             try:
                 return next(coming).encode()

@@ -90,7 +90,8 @@ def test_a_person_changes_their_mind(typed: bytes, said: bytes) -> None:
 def test_without_a_terminal(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("cryptfs.cli.tokens.TERMINAL", tmp_path / "none" / "tty")
+    monkeypatch.setattr("cryptfs.cli.terminal.TERMINAL", tmp_path / "none" / "tty")
+    monkeypatch.setattr("cryptfs.cli.terminal.stdin_is_terminal", lambda: False)
     token = SoftToken(behaviour=Behaviour(pin=b"123456"))
     monkeypatch.setattr(ctap, "list_devices", lambda: [token])
     with pytest.raises(TokenError, match="there is no terminal to type it on"):
