@@ -13,12 +13,13 @@ from cryptfs.cli import main as main_module
 from cryptfs.unlock.carriers import ctap
 from cryptfs.vfs.vault import read_config
 from tests.age_keys import SPECIFICATION, identity_file
-from tests.e2e.with_tokens import save_tokens
+from tests.e2e.with_tokens import read_tokens, save_tokens
 from tests.softtoken import Behaviour, SoftToken
 
 FIRST, SECOND, BESIDE = "Qx7 the first of two passphrases", "Qx7 a second passphrase", "Qx7 beside a file"
 PIN = "73916402"
 CHEAP = ("--kdf-memory", "64m")
+KEYS = "keys.json"
 
 
 @dataclass
@@ -27,9 +28,11 @@ class AllKeys:
 
     ways: for each key the options that offer it, and it alone.   slots: ids of its slots.
     recovery: ids of words and shares.   plugged: for each token the file that with_tokens.py takes.
+    first: the first passphrase.
     """
 
     base: Path
+    first: str = FIRST
     ways: dict[str, list[str]] = field(default_factory=dict)
     slots: dict[str, int] = field(default_factory=dict)
     recovery: dict[str, str] = field(default_factory=dict)
@@ -53,10 +56,10 @@ class AllKeys:
             patch.setattr(ctap, "list_devices", lambda: list(tokens))
             assert main_module.main([str(word) for word in words]) == code
 
-    def make(self) -> None:
-        """The vault, and all keys."""
-        first = ["--passfile", self.file("first", FIRST)]
-        self.run("init", self.vault, *first, *CHEAP, "-q")
+    def make(self, *options: object) -> None:
+        """The vault, and all keys. options: of init."""
+        first = ["--passfile", self.file("first", self.first)]
+        self.run("init", self.vault, *first, *CHEAP, "-q", *options)
         self.ways["a passphrase"], self.slots["a passphrase"] = first, 0
         second, beside = self.file("second", SECOND), self.file("beside", BESIDE)
         photo = self.file("photo", bytes(range(251)) * 40)
@@ -75,7 +78,7 @@ class AllKeys:
             ("another token", SoftToken("Red", Behaviour(pin=PIN.encode()))),
         ):
             self._add(name, ["fido2"], ["--fido2"], tokens=[token])
-            self.plugged[name] = save_tokens(self.base / name, [token])
+            self.plugged[name] = save_tokens(self.base / f"{name}.json", [token])
         words, shares = self.base / "words", self.base / "shares"
         self.run("recovery", "words", self.vault, *first, "--output", words)
         self._note_recovery("recovery words")
@@ -103,6 +106,27 @@ class AllKeys:
     def _note_recovery(self, name: str) -> None:
         known = set(self.recovery.values())
         (self.recovery[name],) = set(read_config(self.vault).recovery) - known
+
+    def save(self) -> None:
+        """Write down what is needed to use the keys wherever the directory is copied to."""
+        ways = {
+            name: [word.replace(str(self.base), "{}", 1) for word in way] for name, way in self.ways.items()
+        }
+        plugged = {name: place.name for name, place in self.plugged.items()}
+        kept = {"ways": ways, "slots": self.slots, "recovery": self.recovery, "plugged": plugged}
+        (self.base / KEYS).write_text(json.dumps(kept, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, base: Path) -> AllKeys:
+        """What `save` wrote."""
+        kept = json.loads((base / KEYS).read_text())
+        ways = {name: [word.format(base) for word in way] for name, way in kept["ways"].items()}
+        plugged = {name: base / file for name, file in kept["plugged"].items()}
+        return cls(base, "", ways, kept["slots"], kept["recovery"], plugged)
+
+    def tokens(self, name: str) -> list[SoftToken]:
+        """The tokens that are plugged in when somebody offers this key."""
+        return read_tokens(self.plugged[name]) if name in self.plugged else []
 
     def remove(self, name: str, by: str) -> None:
         """Take one key out of the vault, by the command; another one opens it."""

@@ -3,6 +3,10 @@
 Each release that changes what a vault looks like adds its own and keeps all earlier ones: they must be
 readable for ever. The passphrase of all of them is in PASSPHRASE; the key derivation has the least cost
 that the format allows. xattrs are missing because git keeps none; of modes it keeps the x bit alone.
+
+Those of v1 were made by this script when version 0.1 was current: config version 1, no features, one
+passphrase. Those of v2 have config version 2, all features, and a key of every kind: the commands of
+tests/all_keys.py added them, and the keys are in files beside the vault. Their tokens are software.
 """
 
 from __future__ import annotations
@@ -12,20 +16,22 @@ import json
 import os
 import stat
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from cryptfs.core.aead import SUITES
-from cryptfs.core.slots.kdf import MIN_KDF_MEMORY
 from cryptfs.storage.vaultdir import LOCK_NAME
 from cryptfs.vfs.tree.directory import Directory
 from cryptfs.vfs.tree.tree import VaultTree
 from cryptfs.vfs.vault import Vault
+from tests.all_keys import AllKeys
 
 PASSPHRASE = b"golden vault, \xc3\xa4 not secret"
-VERSION = "v1"
+VERSION = "v2"
 CHUNK_SIZES = {"aegis-256": 16 * 1024, "xchacha20-poly1305": 4 * 1024}
 MANIFEST = "manifest.json"
+OF_A_HOST = "cryptfs.host."
 
 
 def content(size: int) -> bytes:
@@ -108,26 +114,28 @@ def describe(tree: VaultTree, directory: Directory, path: str = "") -> dict[str,
     return found
 
 
+def state_of_machine(vault_dir: Path) -> list[str]:
+    """Names of what belongs to the machine that has opened a vault, and not to the vault."""
+    names = os.listdir(vault_dir)
+    return sorted(name for name in names if name == LOCK_NAME or name.startswith(OF_A_HOST))
+
+
 def make(target: Path) -> None:
     """Vaults and manifests below target."""
     for cipher in SUITES:
         place = target / f"{VERSION}-{cipher}"
         place.mkdir(parents=True)
         chunk_size = CHUNK_SIZES[cipher]
-        vault_dir = place / "vault"
-        Vault.create(
-            vault_dir,
-            PASSPHRASE,
-            cipher=cipher,
-            chunk_size=chunk_size,
-            label="golden",
-            kdf_memory=MIN_KDF_MEMORY,
-        )
+        keys = AllKeys(place, PASSPHRASE.decode())
+        keys.make("--cipher", cipher, "--chunk-size", str(chunk_size), "--label", "golden")
+        keys.save()
+        vault_dir = keys.vault
         with Vault.unlock(vault_dir, PASSPHRASE) as vault:
             fill(vault.tree, chunk_size)
         with Vault.unlock(vault_dir, PASSPHRASE) as vault:
             manifest = describe(vault.tree, vault.tree.root)
-        (vault_dir / LOCK_NAME).unlink()
+        for name in state_of_machine(vault_dir):
+            (vault_dir / name).unlink()
         text = json.dumps(manifest, indent=1, sort_keys=True)
         (place / MANIFEST).write_text(f"{text}\n", encoding="ascii")
 
@@ -135,4 +143,6 @@ def make(target: Path) -> None:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python -m tests.vaults.make_golden TARGET")
-    make(Path(sys.argv[1]))
+    with tempfile.TemporaryDirectory() as state:
+        os.environ["XDG_STATE_HOME"] = state
+        make(Path(sys.argv[1]))
