@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -62,7 +63,7 @@ class AllKeys:
         self.run("init", self.vault, *first, *CHEAP, "-q", *options)
         self.ways["a passphrase"], self.slots["a passphrase"] = first, 0
         second, beside = self.file("second", SECOND), self.file("beside", BESIDE)
-        photo = self.file("photo", bytes(range(251)) * 40)
+        photo = self.file("photo", hashlib.shake_128(b"a photo").digest(9999))
         key, identity = (
             str(self.base / "key"),
             self.file("identity", identity_file(SPECIFICATION["identity"])),
