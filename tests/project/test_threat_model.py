@@ -139,6 +139,7 @@ def test_every_case_of_tampering_is_in_the_table() -> None:
     tried = {name.partition("::")[2] for name in functions(TAMPER)}
     about_the_tests = {
         "test_spelling_is_free",
+        "test_every_kind_is_here",
         "test_flipped_bytes",  # a sample of what test_every_byte_of_the_config_matters does, with Argon2id
         "test_replaced_cost_of_a_slot",
         "test_missing_config",
