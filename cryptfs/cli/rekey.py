@@ -16,6 +16,7 @@ from cryptfs.cli.output import answer_json, console, note, warn
 from cryptfs.cli.params import PLACE, debug_option, leave_to_findings, shell_word, shown, vault_argument
 from cryptfs.cli.progress import progress_bar
 from cryptfs.cli.prompt import PassphraseSource, passphrase_of
+from cryptfs.cli.terminal import stdin_is_terminal
 from cryptfs.cli.vaults import config_of, naming, refuse_locked, require_writable
 from cryptfs.errors import RecoveryRecordError, UnsupportedFormatError, VaultError
 
@@ -119,7 +120,7 @@ def rekey(
         following, report = _go_on(place, first, take_over=take_over, as_json=as_json)
         if not as_json:
             _say(vault, report)
-            _give_anew(vault, first, ended if gives_words else [])
+            _give_anew(vault, first, ended if gives_words else [], asks=gives_words and config.is_rekeying)
         return following, report
 
     with naming(vault):
@@ -130,20 +131,30 @@ def rekey(
 
 
 def _secrets_of(vault: Path, config: VaultConfig) -> Sequence[RecoverySecret]:
-    """The words and shares that the vault has before the change, as far as its record says."""
+    """The words and shares that the vault has before the change, as far as its record says.
+
+    The config of a change that was interrupted lists none any more, and the record goes soon after.
+    """
     from cryptfs.cli.recovery import record_of
 
     with contextlib.suppress(RecoveryRecordError, UnsupportedFormatError):
         record = record_of(vault)
-        if record is not None and record.ids == config.recovery:
-            return record.secrets
+        if record is not None and record.vault_id.hex() == config.vault_id:
+            return record.secrets if config.is_rekeying or record.ids == config.recovery else ()
     return ()
 
 
-def _give_anew(vault: Path, offer: Offer, ended: Sequence[RecoverySecret]) -> None:
-    """New recovery words and shares, or how to make them. The change of the masterkey is through by now."""
-    from cryptfs.cli.recovery import give_anew
+def _give_anew(vault: Path, offer: Offer, ended: Sequence[RecoverySecret], *, asks: bool) -> None:
+    """New recovery words and shares, or how to make them. The change of the masterkey is through by now.
 
+    Args: asks: the change was interrupted, and nothing may say any more what the vault had: a person says.
+    """
+    from cryptfs.cli.recovery import give_anew
+    from cryptfs.unlock.recovering import some_words
+
+    if not ended and asks and stdin_is_terminal():
+        question = "If the vault had recovery words or shares, they have ended. Make new words now?"
+        ended = [some_words()] if click.confirm(question, default=True, err=True) else []
     hint = f"To make some, while you can still open the vault: cryptfs recovery words {shell_word(vault)}"
     if not ended:
         note(f"The vault has no recovery words now. {hint}")

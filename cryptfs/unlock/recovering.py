@@ -68,6 +68,11 @@ def draw_secret(kind: RecoveryKind, needed: int = 0, shares: int = 0) -> HeldSec
     return HeldSecret(about, os.urandom(KEY_SIZE))
 
 
+def some_words() -> RecoverySecret:
+    """What a record says of words, for who does not know which ones there were."""
+    return RecoverySecret(bytes(RECOVERY_ID_SIZE), RecoveryKind.WORDS)
+
+
 def sealed_record(config: VaultConfig, secrets: Sequence[HeldSecret], masterkey: bytes) -> bytes:
     """A record for a vault with this config."""
     body = RecoveryBody(

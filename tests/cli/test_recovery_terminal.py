@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from cryptfs.rekey.begin import begin, plan_slots
+from cryptfs.unlock.offer import Offer
+from cryptfs.vfs.content.redo import Durability
 from cryptfs.vfs.vault import Vault, read_config
 from tests.cli.test_cli_processes import CRYPTFS, ENVIRONMENT, Terminal
 from tests.support import MIB
@@ -233,6 +236,28 @@ def test_a_change_of_the_masterkey_ends_with_new_words(vault: Path) -> None:
     answer(terminal, words, 2)
     assert terminal.finish() == 0
     assert words != old
+    assert len(read_config(vault).recovery) == 1
+    assert (opened_by(vault, words), opened_by(vault, old)) == (0, 12)
+
+
+@pytest.mark.parametrize("at", ["before the record goes", "after it"])
+def test_an_interrupted_change_of_the_masterkey_ends_with_new_words(vault: Path, at: str) -> None:
+    """Its config lists no words any more. If the record is gone as well, a person is asked."""
+    old = new_words(vault)
+    with Vault.unlock(vault, PASSPHRASE, durability=Durability.OFF) as opened:
+        begin(opened, plan_slots(opened.config, [Offer(passphrase=PASSPHRASE)]))
+    assert (read_config(vault).is_rekeying, read_config(vault).recovery) == (True, [])
+    if at == "after it":
+        (vault / "cryptfs.recovery").unlink()
+    terminal = rekeying(vault)
+    if at == "after it":
+        terminal.expect(b"Make new words now? [Y/n]: ")
+        assert b"is changed" in terminal.output
+        terminal.type(b"\n")
+    words = shown_words(terminal, 24)
+    assert b"was interrupted; it goes on now" in terminal.output
+    answer(terminal, words, 2)
+    assert terminal.finish() == 0
     assert len(read_config(vault).recovery) == 1
     assert (opened_by(vault, words), opened_by(vault, old)) == (0, 12)
 
