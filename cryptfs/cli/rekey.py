@@ -118,8 +118,10 @@ def rekey(
                 offers = [first, *_offers(first, more, files)]
                 told.update(_begin(place, first, offers, drop_slots=drop_slots, set_aside=set_aside))
         following, report = _go_on(place, first, take_over=take_over, as_json=as_json)
+        assert first.pin is not None and first.pin.met is not None
+        told["identity"] = first.pin.met.code
         if not as_json:
-            _say(vault, report)
+            _say(vault, report, first.pin.met.code)
             _give_anew(vault, first, ended if gives_words else [], asks=gives_words and config.is_rekeying)
         return following, report
 
@@ -133,7 +135,7 @@ def rekey(
 def _secrets_of(vault: Path, config: VaultConfig) -> Sequence[RecoverySecret]:
     """The words and shares that the vault has before the change, as far as its record says.
 
-    The config of a change that was interrupted lists none any more, and the record goes soon after.
+    During the change the config lists none, and the record goes soon after its beginning.
     """
     from cryptfs.cli.recovery import record_of
 
@@ -147,7 +149,7 @@ def _secrets_of(vault: Path, config: VaultConfig) -> Sequence[RecoverySecret]:
 def _give_anew(vault: Path, offer: Offer, ended: Sequence[RecoverySecret], *, asks: bool) -> None:
     """New recovery words and shares, or how to make them. The change of the masterkey is through by now.
 
-    Args: asks: the change was interrupted, and nothing may say any more what the vault had: a person says.
+    Args: asks: whether a person tells if the vault had any. An interrupted change may not know it.
     """
     from cryptfs.cli.recovery import give_anew
     from cryptfs.unlock.recovering import some_words
@@ -306,7 +308,7 @@ def _counted(files: int) -> str:
     return "1 file" if files == 1 else f"{files:,} files"
 
 
-def _say(vault: Path, report: Report) -> None:
+def _say(vault: Path, report: Report, code: str) -> None:
     from cryptfs.core.names.names import SET_ASIDE_NAME
 
     for each in report.damages[:_SHOWN]:
@@ -318,10 +320,7 @@ def _say(vault: Path, report: Report) -> None:
         f"The masterkey of {shown(vault)} is changed. Sealed under the new one: {_counted(report.files)}, "
         f"{report.size / 10**6:,.1f} MB."
     )
-    note(
-        "It has a new identity, and other machines refuse it until you give --accept there once. To see it: "
-        f"cryptfs key test {shell_word(vault)}"
-    )
+    note(f"Its identity is {code} now. Other machines refuse the vault until you give --accept there once.")
     note(
         "Copies of the vault from before (backups, snapshots, versions in a cloud) stay readable by the old "
         "keys: delete those that you do not need."

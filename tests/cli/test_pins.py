@@ -220,6 +220,28 @@ def test_a_confirmed_identity_needs_no_accept(scene: Scene) -> None:
     scene.check()
 
 
+def test_a_change_of_the_masterkey_elsewhere_is_shown_once(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This machine refuses, with the code that the other machine has shown; --accept takes it for all."""
+    here, before = scene.base / "state", scene.code()
+    monkeypatch.setenv("XDG_STATE_HOME", str(scene.base / "state elsewhere"))
+    told = scene.run("rekey")
+    code = scene.code()
+    assert f"Its identity is {code} now" in told.err
+    assert code != before
+    monkeypatch.setenv("XDG_STATE_HOME", str(here))
+    for _ in range(2):  # nothing is pinned by a refusal
+        said = scene.check(code=REFUSED)
+        assert "has another masterkey than when this machine opened it before" in said
+        assert f"Its identity is {code}, before it was {before}" in said
+    scene.check("--accept")
+    assert scene.check() == ""
+    assert scene.code() == code
+    again = json.loads(scene.run("rekey", "--json").out)["identity"]
+    assert again == scene.code() != code
+
+
 def test_flags_that_contradict_each_other(scene: Scene) -> None:
     assert "choose one of them" in scene.check("--accept", "--no-pin", code=1)
 
