@@ -230,8 +230,8 @@ def _check_place(vault: Path, file: Path, *, makes_file: bool) -> None:
     if makes_file and os.path.lexists(file):
         raise UsageProblem(f"{shown(file)} exists. Choose another name, or add that file without --generate")
     if not makes_file and not file.exists():
-        again = f"--generate {shell_word(file)}"
-        raise UsageProblem(f"{shown(file)} does not exist. To make it: cryptfs key add keyfile VAULT {again}")
+        again = f"cryptfs key add keyfile {shell_word(vault)} --generate {shell_word(file)}"
+        raise UsageProblem(f"{shown(file)} does not exist. To make it: {again}")
 
 
 def _add(

@@ -13,7 +13,7 @@ import rich_click as click
 from cryptfs.cli.exit_codes import ConfigUnwritableError, UsageProblem
 from cryptfs.cli.info import slot_fields
 from cryptfs.cli.offers import MAX_SLOT_ID, OfferSource, say_opened, with_offer
-from cryptfs.cli.params import shown
+from cryptfs.cli.params import WholeNumber, shown
 from cryptfs.cli.vaults import require_writable
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cryptfs.unlock.offer import Offer
     from cryptfs.unlock.table import SlotTable
 
-SLOT_ID = click.IntRange(0, MAX_SLOT_ID)
+SLOT_ID = WholeNumber(0, MAX_SLOT_ID)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 

@@ -26,7 +26,9 @@ from cryptfs.cli.offers import (
 from cryptfs.cli.output import note, size_text, warn
 from cryptfs.cli.params import (
     PLACE,
+    Seconds,
     Settings,
+    WholeNumber,
     debug_option,
     shell_word,
     shown,
@@ -156,17 +158,17 @@ _GROUPS = {
 )
 @click.option(
     "--entry-timeout",
-    type=click.FloatRange(0, 86_400),
+    type=Seconds(0, 86_400),
     metavar="SECONDS",
     help="How long the kernel keeps names.",
 )
 @click.option(
     "--attr-timeout",
-    type=click.FloatRange(0, 86_400),
+    type=Seconds(0, 86_400),
     metavar="SECONDS",
     help="How long the kernel keeps attributes.",
 )
-@click.option("--max-threads", type=click.IntRange(1, 64), metavar="N", help="At most N requests at once.")
+@click.option("--max-threads", type=WholeNumber(1, 64), metavar="N", help="At most N requests at once.")
 @click.option("--fsname", metavar="TEXT", help="The source shown by mount and df.  [default: VAULT]")
 @click.option(
     "-o",

@@ -12,7 +12,7 @@ import rich_click as click
 
 from cryptfs.cli.exit_codes import UsageProblem
 from cryptfs.cli.output import note, size_text
-from cryptfs.cli.params import PLACE, ByteSize
+from cryptfs.cli.params import PLACE, ByteSize, Seconds, WholeNumber
 from cryptfs.cli.prompt import PassphraseSource, forget, passphrase_of
 from cryptfs.cli.terminal import has_terminal
 
@@ -180,13 +180,13 @@ def cost_options(*, memory: str, passes: str) -> Callable[[_Command], _Command]:
         for add in (
             click.option(
                 "--calibrate",
-                type=click.FloatRange(0.1, 60),
+                type=Seconds(0.1, 60),
                 metavar="SECONDS",
                 help="Measure this machine, and choose memory and passes so that a try takes SECONDS here.",
             ),
             click.option(
                 "--kdf-passes",
-                type=click.IntRange(3, 64),
+                type=WholeNumber(3, 64),
                 metavar="N",
                 help=f"Passes of Argon2id over that memory, 3 to 64.  [default: {passes}]",
             ),

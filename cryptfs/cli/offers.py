@@ -20,7 +20,7 @@ import rich_click as click
 
 from cryptfs.cli.exit_codes import PassphraseUnreadableError, UsageProblem
 from cryptfs.cli.output import note, warn
-from cryptfs.cli.params import PLACE, Decorated
+from cryptfs.cli.params import PLACE, Decorated, WholeNumber
 from cryptfs.cli.pinning import PIN_ADDERS, PIN_FLAGS, PIN_OPTIONS, PIN_VALUES, PinChoice
 from cryptfs.cli.prompt import (
     PassphraseSource,
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from cryptfs.unlock.offer import Offer
 
 MAX_SLOT_ID = 2**32 - 1
+MAX_DESCRIPTOR = 2**31 - 1
 PASSPHRASE_OPTIONS = ("passfile", "passcommand", "passfd", "askpass")
 MORE_OPTIONS = ("keyfile", "identity", "fido2", "slot")
 UNLOCK_OPTIONS = (*PASSPHRASE_OPTIONS, *MORE_OPTIONS, *RECOVERY_OPTIONS, *PIN_OPTIONS)
@@ -178,7 +179,7 @@ _PASSPHRASE_SOURCES: tuple[_Add, ...] = (
     ),
     click.option(
         "--passfd",
-        type=click.IntRange(min=0),
+        type=WholeNumber(0, MAX_DESCRIPTOR),
         metavar="N",
         help="Read the passphrase from the next line of the open file descriptor N.",
     ),
@@ -204,7 +205,7 @@ _MORE_SOURCES: tuple[_Add, ...] = (
     click.option("--fido2", is_flag=True, help="Ask the FIDO2 tokens that are plugged in."),
     click.option(
         "--slot",
-        type=click.IntRange(0, MAX_SLOT_ID),
+        type=WholeNumber(0, MAX_SLOT_ID),
         metavar="ID",
         help="Try this key slot alone; `cryptfs key list` shows them.",
     ),
@@ -240,7 +241,7 @@ def mount_source(given: OfferSource, texts: Mapping[str, str]) -> OfferSource:
     """
     found: dict[str, Any] = {name: text for name, text in texts.items() if name in MOUNT_VALUES}
     found |= {name: True for name in MOUNT_FLAGS if name in texts}
-    for name, highest in (("slot", MAX_SLOT_ID), ("passfd", 2**31 - 1)):
+    for name, highest in (("slot", MAX_SLOT_ID), ("passfd", MAX_DESCRIPTOR)):
         if name in found:
             text = found[name]
             if not (text.isascii() and text.isdigit() and int(text) <= highest):

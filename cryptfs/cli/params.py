@@ -57,6 +57,28 @@ class ByteSize(click.ParamType[int]):
         return int(number) * int(base ** _EXPONENT[letter.lower()])
 
 
+class WholeNumber(click.ParamType[int]):
+    """A number between bounds, which the message about another one names."""
+
+    name = "number"
+
+    def __init__(self, least: int, most: int) -> None:
+        self.least = least
+        self.most = most
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        text = str(value).strip()
+        if not (text.isascii() and text.isdigit() and self.least <= int(text[:20]) <= self.most):
+            self.fail(f"{value!r} is not a whole number from {self.least} to {self.most}", param, ctx)
+        return int(text)
+
+
+class Seconds(click.FloatRange):
+    """A number of seconds between bounds."""
+
+    name = "number of seconds"
+
+
 def leave_to_findings(ctx: click.Context) -> None:
     """Keep the log quiet, without --debug: the findings of the command say what it says."""
     if not ctx.ensure_object(Settings).debug:

@@ -29,7 +29,7 @@ from cryptfs.cli.offers import (
     with_offer,
 )
 from cryptfs.cli.output import note
-from cryptfs.cli.params import PLACE, debug_option, shown, vault_argument
+from cryptfs.cli.params import PLACE, WholeNumber, debug_option, shown, vault_argument
 from cryptfs.cli.vaults import config_of, require_writable
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ LEAKED = (
 )
 @click.option(
     "--change-slot",
-    type=click.IntRange(0, MAX_SLOT_ID),
+    type=WholeNumber(0, MAX_SLOT_ID),
     metavar="ID",
     help="Change the forgotten passphrase of key slot ID; you open VAULT by another one.",
 )

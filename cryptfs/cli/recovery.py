@@ -12,10 +12,10 @@ from cryptfs.cli.exit_codes import CommandError, ConfigUnwritableError, UsagePro
 from cryptfs.cli.newfile import writing
 from cryptfs.cli.offers import OfferSource, say_opened, unlock_options, with_offer
 from cryptfs.cli.output import answer_json, note, warn
-from cryptfs.cli.params import PLACE, debug_option, shell_word, shown, vault_argument
+from cryptfs.cli.params import PLACE, WholeNumber, debug_option, shell_word, shown, vault_argument
 from cryptfs.cli.recoverywords import give_shares, give_words, require_place
 from cryptfs.cli.restoreconfig import restore_config
-from cryptfs.cli.vaults import config_of, require_writable
+from cryptfs.cli.vaults import config_of, is_inside, require_writable
 from cryptfs.errors import RecoveryRecordError, UnsupportedFormatError, VaultError
 
 if TYPE_CHECKING:
@@ -136,10 +136,8 @@ def words(vault: Path, output: Path | None, keep: bool, source: OfferSource) -> 
 
 @recovery.command()
 @vault_argument
-@click.option(
-    "--needed", type=click.IntRange(2, 16), required=True, metavar="K", help="Shares that open VAULT."
-)
-@click.option("--of", "count", type=click.IntRange(2, 16), required=True, metavar="N", help="Shares to make.")
+@click.option("--needed", type=WholeNumber(2, 16), required=True, metavar="K", help="Shares that open VAULT.")
+@click.option("--of", "count", type=WholeNumber(2, 16), required=True, metavar="N", help="Shares to make.")
 @_output_option
 @_keep_option
 @unlock_options
@@ -279,6 +277,27 @@ def remove(vault: Path, recovery_id: str, force: bool, source: OfferSource) -> N
     with_offer(source, config, take_out)
 
 
+def _check_place(vault: Path, file: Path) -> None:
+    """Raises: UsageProblem: the copy would be in the vault, or replace what is no copy."""
+    from cryptfs.core.slots.recovery import RECOVERY_MAGIC
+
+    if is_inside(vault, file):
+        raise UsageProblem(
+            f"{shown(file)} is in the vault itself, and would be lost with it. Choose a place elsewhere"
+        )
+    if not file.is_file():
+        return
+    try:
+        with file.open("rb") as found:
+            is_copy = found.read(len(RECOVERY_MAGIC)) == RECOVERY_MAGIC
+    except OSError as error:
+        raise CommandError(f"{shown(file)}: {error.strerror}") from None
+    if not is_copy:
+        raise UsageProblem(
+            f"{shown(file)} exists and is no recovery record, so it is not replaced; choose another name"
+        )
+
+
 @recovery.command()
 @vault_argument
 @click.argument("file", type=PLACE, metavar="FILE")
@@ -287,10 +306,11 @@ def export(vault: Path, file: Path) -> None:
     """Copy the recovery record of VAULT to FILE, for a place away from VAULT.
 
     With the words, or enough shares, it opens VAULT and rebuilds its config; alone it opens nothing. Make a
-    new copy after new words, new shares or an upgrade.
+    new copy after new words, new shares or an upgrade. FILE may be an older copy, and no other file.
     """
     from cryptfs.core.slots.checks import RECOVERY_NAME
 
+    _check_place(vault, file)
     found = _describe(vault)
     if found["record"] != "present":
         state = found["record"].replace("none", "missing")

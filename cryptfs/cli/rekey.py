@@ -238,7 +238,7 @@ def _confirm(plan: SlotPlan, recovery: int, *, drop_slots: bool) -> None:
     """List the slots that nobody can keep, and ask.
 
     Args:   recovery: how many sets of recovery words and shares end as well.
-    Raises: UsageProblem: nobody is there to ask.   click.Abort: the answer is no.
+    Raises: UsageProblem: nobody is there to ask.   VaultError: the answer is no.
     """
     if recovery:
         note(
@@ -258,7 +258,8 @@ def _confirm(plan: SlotPlan, recovery: int, *, drop_slots: bool) -> None:
             "give their keys with --slot-passfile or --slot-keyfile, or let them go with --drop-slots; "
             "nothing was changed"
         )
-    click.confirm("Go on without them?", abort=True, err=True)
+    if not click.confirm("Go on without them?", err=True):
+        raise VaultError("nothing was changed")
 
 
 def _go_on(place: Path, offer: Offer, *, take_over: bool, as_json: bool) -> tuple[VaultConfig, Report]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from cryptfs.cli.output import answer_json, console, show, size_text, warn
-from cryptfs.cli.params import ByteSize, debug_option
+from cryptfs.cli.params import ByteSize, WholeNumber, debug_option
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -124,14 +124,14 @@ def _table(report: dict[str, Any], cipher: str) -> Table:
 )
 @click.option(
     "--repeat",
-    type=click.IntRange(1, 100),
+    type=WholeNumber(1, 100),
     default=2,
     show_default=True,
     metavar="N",
     help="Measure N times and show the best.",
 )
 @click.option(
-    "--threads", type=click.IntRange(2, 256), metavar="N", help="Size of the pool.  [default: the cores]"
+    "--threads", type=WholeNumber(2, 256), metavar="N", help="Size of the pool.  [default: the cores]"
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @debug_option

@@ -12,7 +12,7 @@ import rich_click as click
 
 from cryptfs.cli.mounted import MOUNTPOINT, only_mountpoint
 from cryptfs.cli.output import answer_json, console, show
-from cryptfs.cli.params import debug_option, shown
+from cryptfs.cli.params import Seconds, debug_option, shown
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -179,7 +179,7 @@ def watch(mountpoint: Path, interval: float, *, as_json: bool) -> None:
 @click.option("-w", "--watch", "watching", is_flag=True, help="Show it live, until Ctrl-C.")
 @click.option(
     "--interval",
-    type=click.FloatRange(0.1, 3600),
+    type=Seconds(0.1, 3600),
     default=1.0,
     metavar="SECONDS",
     help="How often --watch looks.  [default: 1]",

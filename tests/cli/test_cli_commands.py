@@ -113,6 +113,24 @@ def test_wrong_command_lines(args: tuple[str, ...], run: Run, tmp_path: Path) ->
     assert told.out == ""
 
 
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("key", "remove", "V", "x"), "'x' is not a whole number from 0 to 4294967295"),
+        (("key", "test", "V", "-1"), "No such option"),
+        (("init", "V", "--kdf-passes", "65"), "'65' is not a whole number from 3 to 64"),
+        (("init", "V", "--kdf-passes", "9" * 5000), "is not a whole number from 3 to 64"),
+        (("init", "V", "--kdf-passes", "\u0663"), "is not a whole number from 3 to 64"),
+        (("init", "V", "--calibrate", "fast"), "'fast' is not a valid number of seconds"),
+        (("recovery", "shares", "V", "--needed", "1", "--of", "3"), "'1' is not a whole number from 2 to 16"),
+    ],
+)
+def test_wrong_numbers(args: tuple[str, ...], said: str, run: Run) -> None:
+    told = run(*args)
+    assert (told.code, told.out) == (1, "")
+    assert said.casefold() in told.err.casefold()
+
+
 def test_info(vault: Path, run: Run) -> None:
     found = json.loads(run("info", vault, "--json").out)
     assert found["vault"] == str(vault)

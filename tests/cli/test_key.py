@@ -124,7 +124,7 @@ def test_no_key_file_in_the_vault(keys: Keys, place_of: str) -> None:
 def test_files_that_are_no_key(keys: Keys) -> None:
     wrong: tuple[tuple[tuple[object, ...], str], ...] = (
         ((keys.place / "photo",), "photo is not a key file that cryptfs made"),
-        ((keys.place / "missing",), "does not exist. To make it: cryptfs key add keyfile VAULT --generate"),
+        ((keys.place / "missing",), f"To make it: cryptfs key add keyfile {keys.vault} --generate"),
         (("--generate", keys.place / "missing" / "key"), "cannot be written: No such file or directory"),
         ((keys.place / "photo", "--new-passfile", keys.place / "p1"), "needs --with-passphrase"),
     )

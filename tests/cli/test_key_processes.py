@@ -140,6 +140,19 @@ def test_another_passphrase_than_the_proposed_one(vault: Path) -> None:
         assert (vault / "cryptfs.json").read_bytes() == before
 
 
+def test_a_person_keeps_a_slot_that_a_change_of_the_masterkey_would_drop(vault: Path) -> None:
+    passfile = str(vault.parent / "passfile")
+    added = cryptfs("key", "add", "passphrase", vault, "--passfile", passfile, *CHEAP, text=b"of words\n")
+    assert added.returncode == 0
+    before = (vault / "cryptfs.json").read_bytes()
+    terminal = Terminal(["rekey", str(vault), "--passfile", passfile], {})
+    terminal.expect(b"Go on without them? [y/N]: ")
+    terminal.type(b"\n")
+    assert terminal.finish() == 11
+    assert b"cryptfs: nothing was changed" in terminal.output
+    assert (vault / "cryptfs.json").read_bytes() == before
+
+
 def test_help_of_key_loads_neither_libsodium_nor_the_word_lists() -> None:
     script = (
         "import sys\n"

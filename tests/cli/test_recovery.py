@@ -171,6 +171,22 @@ def test_export_and_a_kept_copy(run: Run, vault: Path) -> None:
     assert lost.code == 11
 
 
+def test_an_export_replaces_older_copies_alone(run: Run, vault: Path, tmp_path: Path) -> None:
+    make_words(run, vault)
+    (tmp_path / "thesis").write_bytes(b"years of work")
+    told = run("recovery", "export", vault, tmp_path / "thesis")
+    assert (told.code, "is no recovery record" in told.err) == (1, True)
+    assert (tmp_path / "thesis").read_bytes() == b"years of work"
+    told = run("recovery", "export", vault, vault / "copy")
+    assert (told.code, "is in the vault itself" in told.err) == (1, True)
+    assert not (vault / "copy").exists()
+    assert run("recovery", "export", vault, tmp_path / "copy").code == 0
+    old = (tmp_path / "copy").read_bytes()
+    make_words(run, vault, "again")
+    assert run("recovery", "export", vault, tmp_path / "copy").code == 0
+    assert (tmp_path / "copy").read_bytes() == (vault / "cryptfs.recovery").read_bytes() != old
+
+
 def test_a_config_that_is_whole_stays(run: Run, vault: Path) -> None:
     words = make_words(run, vault)
     raw = (vault / "cryptfs.json").read_bytes()
