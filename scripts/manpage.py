@@ -94,13 +94,19 @@ def option(parameter: click.Option) -> str:
     return f".TP\n{names}\n{escape(text)}\n"
 
 
-def command_text(name: str, command: click.Command) -> str:
-    arguments = "".join(
-        f" \\fI{escape(parameter.metavar or (parameter.name or '').upper())}\\fR"
+def arguments(command: click.Command) -> str:
+    """The arguments of a command; for a group of commands, that one follows."""
+    words = [
+        parameter.metavar or (parameter.name or "").upper()
         for parameter in command.params
         if isinstance(parameter, click.Argument)
-    )
-    text = f".SS \\fBcryptfs {escape(name)}\\fR [\\fIoptions\\fR]{arguments}\n"
+    ]
+    words += ["COMMAND ..."] if isinstance(command, click.Group) else []
+    return "".join(f" \\fI{escape(word)}\\fR" for word in words)
+
+
+def command_text(name: str, command: click.Command) -> str:
+    text = f".SS \\fBcryptfs {escape(name)}\\fR [\\fIoptions\\fR]{arguments(command)}\n"
     for part in (command.help or "").split("\n\n"):
         text += example(textwrap.dedent(part.replace("\b\n", ""))) if "\b" in part else paragraph(part)
     for parameter in command.params:
@@ -118,7 +124,7 @@ def page() -> str:
     ]
     commands = every_command()
     for name in sorted(commands):
-        parts.append(f".B cryptfs {escape(name)}\n[\\fIoptions\\fR] ...\n.br\n")
+        parts.append(f".B cryptfs {escape(name)}\n[\\fIoptions\\fR]{arguments(commands[name])}\n.br\n")
     parts += [".SH DESCRIPTION\n", paragraph(DESCRIPTION), example(EXAMPLE), ".SH OPTIONS\n"]
     parts += [option(parameter) for parameter in cli.params if isinstance(parameter, click.Option)]
     parts.append(".TP\n\\fB\\-h\\fR, \\fB\\-\\-help\\fR\nShow help, also for a command.\n")

@@ -17,9 +17,11 @@ def completion(ctx: click.Context, shell: str | None) -> None:
     """Print the script that makes SHELL complete cryptfs commands.
 
     \b
-    bash:  cryptfs completion bash > ~/.local/share/bash-completion/completions/cryptfs
+    bash:  mkdir -p ~/.local/share/bash-completion/completions
+           cryptfs completion bash > ~/.local/share/bash-completion/completions/cryptfs
     zsh:   cryptfs completion zsh > "${fpath[1]}/_cryptfs"
-    fish:  cryptfs completion fish > ~/.config/fish/completions/cryptfs.fish
+    fish:  mkdir -p ~/.config/fish/completions
+           cryptfs completion fish > ~/.config/fish/completions/cryptfs.fish
     """
     if shell is None:
         raise click.UsageError(f"say for which shell: cryptfs completion {'|'.join(_SHELLS)}", ctx)

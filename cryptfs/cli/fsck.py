@@ -14,7 +14,7 @@ import rich_click as click
 
 from cryptfs.cli.exit_codes import ExitCode
 from cryptfs.cli.offers import OfferSource, say_opened, unlock_options, with_offer
-from cryptfs.cli.output import SCHEMA, console, note
+from cryptfs.cli.output import SCHEMA, console, note, with_paths
 from cryptfs.cli.params import (
     debug_option,
     leave_to_findings,
@@ -79,7 +79,9 @@ class _Text:
         """A line that belongs to a finding, in lines as long as the terminal is wide."""
         from rich.text import Text
 
-        for line in Text(text, style).wrap(self._screen, max(self._screen.width - _INDENT, _INDENT)):
+        for line in Text(with_paths(text), style).wrap(
+            self._screen, max(self._screen.width - _INDENT, _INDENT)
+        ):
             line.rstrip()
             self._screen.print(Text(" " * _INDENT).append_text(line), soft_wrap=True)
 

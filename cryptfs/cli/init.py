@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,8 +47,16 @@ def check_place(vault_dir: Path) -> None:
     Raises: NotAVaultError: it is not a directory or not empty, or its parent is missing.
             InitError: it cannot be read.
     """
+    from cryptfs.mount.mounts import mount_at
+    from cryptfs.storage.noconfig import vault_around
     from cryptfs.storage.vaultdir import in_the_way
 
+    mount = mount_at(vault_dir)
+    if mount is not None and mount.is_cryptfs:
+        raise NotAVaultError(
+            f"{shown(vault_dir)} is a mountpoint: the vault {shown(mount.source)} is mounted there. A new "
+            "vault needs a directory of its own"
+        )
     try:
         found = in_the_way(vault_dir)
         if "cryptfs.json" in found:
@@ -73,6 +83,16 @@ def check_place(vault_dir: Path) -> None:
         raise NotAVaultError(f"{vault_dir}: not a directory") from None
     except OSError as error:
         raise InitError(f"{vault_dir}: cannot be read: {error.strerror}") from None
+    around = vault_around(vault_dir)
+    if around is not None:
+        raise NotAVaultError(
+            f"{shown(vault_dir)} is inside the vault {shown(around)}. A new vault needs a "
+            "directory of its own"
+        )
+    place = vault_dir if vault_dir.is_dir() else vault_dir.parent
+    if not os.access(place, os.W_OK | os.X_OK):
+        reason = os.strerror(errno.EROFS if os.statvfs(place).f_flag & os.ST_RDONLY else errno.EACCES)
+        raise NotAVaultError(f"{shown(vault_dir)} cannot be made a vault: {reason}")
 
 
 @contextlib.contextmanager

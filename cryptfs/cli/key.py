@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 STILL_OPENS = (
     "It still opens older copies of cryptfs.json: in backups, in snapshots, and in the versions that a cloud "
-    "keeps. To end that: cryptfs rekey."
+    "keeps. To end that: cryptfs rekey VAULT"
 )
 
 

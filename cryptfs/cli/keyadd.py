@@ -13,7 +13,7 @@ import rich_click as click
 
 from cryptfs.cli.exit_codes import CommandError, UsageProblem
 from cryptfs.cli.keyslots import check_label_text, json_option, slot_answer, writing_config
-from cryptfs.cli.newfile import write_secret
+from cryptfs.cli.newfile import refuse_no_file, write_secret
 from cryptfs.cli.newsecret import (
     Cost,
     NewPassphrase,
@@ -77,7 +77,7 @@ def passphrase(
 
     slot = _add(vault, config, source, label, ask)
     if not config.has_slots_of_all_kinds:
-        note("This vault is of an earlier version: cryptfs upgrade will need both passphrases.")
+        note("This vault is of an earlier version. Its upgrade will need both passphrases.")
     _say_added(vault, slot, as_json=as_json)
 
 
@@ -229,9 +229,13 @@ def _check_place(vault: Path, file: Path, *, makes_file: bool) -> None:
         )
     if makes_file and os.path.lexists(file):
         raise UsageProblem(f"{shown(file)} exists. Choose another name, or add that file without --generate")
+    if makes_file:
+        refuse_no_file(file)
     if not makes_file and not file.exists():
-        again = f"cryptfs key add keyfile {shell_word(vault)} --generate {shell_word(file)}"
-        raise UsageProblem(f"{shown(file)} does not exist. To make it: {again}")
+        again = f"--generate {shell_word(file)}"
+        raise UsageProblem(
+            f"{shown(file)} does not exist. To make it: cryptfs key add keyfile {shell_word(vault)} {again}"
+        )
 
 
 def _add(

@@ -13,7 +13,7 @@ import rich_click as click
 from cryptfs.cli.exit_codes import ConfigUnwritableError, UsageProblem
 from cryptfs.cli.info import slot_fields
 from cryptfs.cli.offers import MAX_SLOT_ID, OfferSource, say_opened, with_offer
-from cryptfs.cli.params import WholeNumber, shown
+from cryptfs.cli.params import Number, shown
 from cryptfs.cli.vaults import require_writable
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cryptfs.unlock.offer import Offer
     from cryptfs.unlock.table import SlotTable
 
-SLOT_ID = WholeNumber(0, MAX_SLOT_ID)
+SLOT_ID = Number(0, MAX_SLOT_ID)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -73,7 +73,7 @@ def find_slot(config: VaultConfig, slot_id: int) -> KeySlot:
     for slot in config.slots:
         if slot.id == slot_id:
             return slot
-    raise UsageProblem(f"the vault has no key slot {slot_id}; cryptfs key list shows them")
+    raise UsageProblem(f"the vault has no key slot {slot_id}. To list them: cryptfs key list VAULT")
 
 
 def check_label_text(text: str) -> None:

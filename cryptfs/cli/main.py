@@ -6,6 +6,7 @@ Nothing here, and no module of a command at import, loads libsodium or FUSE: hel
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 import traceback
@@ -32,6 +33,7 @@ from cryptfs.cli.snapshot import snapshot, verify
 from cryptfs.cli.speed import speed
 from cryptfs.cli.status import status
 from cryptfs.cli.upgrade import upgrade
+from cryptfs.core.printable import for_vault
 from cryptfs.errors import CryptfsError
 from cryptfs.mount.resources import open_standard_streams
 from cryptfs.version import VERSION
@@ -101,7 +103,7 @@ def main(args: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return ExitCode.BROKEN_PIPE
     except Exception as error:  # noqa: BLE001 - the one boundary where every error becomes an exit code
-        return _failed(error, debug=settings.debug)
+        return _failed(error, settings)
     if not args:
         return ExitCode.USAGE
     return result if isinstance(result, int) else ExitCode.OK
@@ -115,13 +117,13 @@ def _usage_error(error: click.ClickException) -> ExitCode:
     return ExitCode.USAGE
 
 
-def _failed(error: Exception, *, debug: bool) -> ExitCode:
-    if debug:
+def _failed(error: Exception, settings: Settings) -> ExitCode:
+    if settings.debug:
         traceback.print_exception(error)
     code = exit_code_of(error)
     if code is None:
         text = f"internal error: {type(error).__name__}: {error}"
-        text += "" if debug else "\nRun it again with --debug for details, and please report them"
+        text += "" if settings.debug else "\nRun it again with --debug for details, and please report them"
     elif isinstance(error, OSError) and error.strerror:
         name = error.filename if isinstance(error.filename, str | bytes) else ""  # it may be a descriptor
         text = f"{shown(os.fsdecode(name))}: {error.strerror}" if name else error.strerror
@@ -129,13 +131,15 @@ def _failed(error: Exception, *, debug: bool) -> ExitCode:
         text = str(error)
     else:
         text = type(error).__name__
-    note(f"{PROGRAM}: {text}")
+    note(f"{PROGRAM}: {text if settings.vault is None else for_vault(text, settings.vault)}")
     return ExitCode.OTHER if code is None else code
 
 
 def run() -> NoReturn:
     """Entry point of the scripts `cryptfs` and `mount.fuse.cryptfs`."""
     open_standard_streams()
+    if logging.lastResort is not None:  # for warnings of the log before a mount has one, or without a mount
+        logging.lastResort.setFormatter(logging.Formatter(f"{PROGRAM}: warning: %(message)s"))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a path may have any bytes, and a terminal any encoding
             stream.reconfigure(errors="backslashreplace")

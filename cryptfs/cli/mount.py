@@ -26,9 +26,9 @@ from cryptfs.cli.offers import (
 from cryptfs.cli.output import note, size_text, warn
 from cryptfs.cli.params import (
     PLACE,
+    Number,
     Seconds,
     Settings,
-    WholeNumber,
     debug_option,
     shell_word,
     shown,
@@ -168,7 +168,7 @@ _GROUPS = {
     metavar="SECONDS",
     help="How long the kernel keeps attributes.",
 )
-@click.option("--max-threads", type=WholeNumber(1, 64), metavar="N", help="At most N requests at once.")
+@click.option("--max-threads", type=Number(1, 64), metavar="N", help="At most N requests at once.")
 @click.option("--fsname", metavar="TEXT", help="The source shown by mount and df.  [default: VAULT]")
 @click.option(
     "-o",
@@ -217,7 +217,7 @@ def mount(
             return
         options, ours = collect_options(option_texts, flags)
     except ValueError as error:
-        raise click.UsageError(f"{error}; `cryptfs mount --help` lists all options", ctx) from None
+        raise click.UsageError(str(error), ctx) from None
     source = mount_source(source, ours)
     log_file = log_file or (Path(ours["log_file"]) if "log_file" in ours else None)
     settings = ctx.ensure_object(Settings)
@@ -246,7 +246,7 @@ def mount_vault(
 ) -> None:
     """Check what can be checked, ask for the passphrase, unlock, and serve.
 
-    quiet: do not say that it is mounted; warnings come all the same.
+    quiet: say nothing of a mount as it should be; warnings of this vault come all the same.
 
     Raises: VaultError, MountError, CommandError; OSError.
     """
@@ -258,8 +258,8 @@ def mount_vault(
 
     if options.follows_no_symlinks and os.geteuid() != 0:
         raise UsageProblem("only root can mount with -o nosymfollow")
-    place = check_mountpoint(vault_dir, mountpoint, nonempty=options.nonempty)
     config = config_of(vault_dir)
+    place = check_mountpoint(vault_dir, mountpoint, nonempty=options.nonempty)
     require_cipher(config)
     refuse_locked(vault_dir, read_only=options.read_only)
     _warn_if_slow(config.cipher)
@@ -283,12 +283,26 @@ def mount_vault(
             mount_foreground(opened, place, options, engine, target, say_mounted)
             return
         mount_background(opened, place, options, engine, target)
-    if target.is_nowhere():
+    if not quiet and target.is_nowhere():
         warn(
             f"this system has no syslog. `cryptfs status {shell_word(mountpoint)}` shows the last {KEPT} "
             "findings of damage until you unmount; to keep all of them, mount with --log-file FILE"
         )
     say_mounted()
+
+
+def wrong_options(words: list[str]) -> str:
+    """A message about wrong options of `cryptfs mount`, without running it; '' if they are right."""
+    try:
+        ctx = mount.make_context("cryptfs mount", words)
+        texts = ctx.params["option_texts"]
+        if remount_options(texts) is None:
+            collect_options(texts, {})
+    except click.ClickException as error:
+        return error.format_message()
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _say_closed(mountpoint: Path, place: Path, *, read_only: bool) -> None:

@@ -23,8 +23,19 @@ class Mountpoint(PathParameter):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        found = [mount.mountpoint for mount in own_mounts() if mount.mountpoint.startswith(incomplete)]
+        places = [mount.mountpoint for mount in own_mounts()]
+        if incomplete and not incomplete.startswith("/"):
+            here = f"{os.getcwd()}/"
+            places = [place.removeprefix(here) for place in places if place.startswith(here)]
+        found = [_completed(place) for place in places if place.startswith(incomplete)]
         return [CompletionItem(place) for place in found] or [CompletionItem(incomplete, type="dir")]
+
+
+def _completed(place: str) -> str:
+    """A path as completion has to say it: zsh and fish quote it, bash takes it as it is, less backslashes."""
+    if os.environ.get("_CRYPTFS_COMPLETE") != "bash_complete":
+        return place
+    return shell_word(place).replace("\\", "\\\\")
 
 
 MOUNTPOINT = Mountpoint()

@@ -8,8 +8,8 @@ import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cryptfs.cli.exit_codes import CommandError
-from cryptfs.cli.params import shown
+from cryptfs.cli.exit_codes import CommandError, UsageProblem
+from cryptfs.cli.params import shell_word, shown
 
 
 @contextlib.contextmanager
@@ -38,6 +38,22 @@ def writing(place: Path) -> Iterator[Callable[[bytes], object]]:
     finally:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
+
+
+def refuse_no_file(place: Path, *, is_directory: bool = False) -> None:
+    """Say that no file can be made there, before a person waits or types a passphrase for nothing.
+
+    Args:   is_directory: it is to be a directory with files.
+    Raises: UsageProblem.
+    """
+    if place.is_dir() and not is_directory:
+        raise UsageProblem(f"{shown(place)} is a directory. Give the name of a file")
+    parent = place.absolute().parent
+    if not parent.is_dir():
+        raise UsageProblem(
+            f"{shown(place)}: the directory {shown(parent)} does not exist. To make it: "
+            f"mkdir -p {shell_word(parent)}"
+        )
 
 
 def write_secret(place: Path, content: bytes) -> None:

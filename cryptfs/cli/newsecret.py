@@ -12,7 +12,7 @@ import rich_click as click
 
 from cryptfs.cli.exit_codes import UsageProblem
 from cryptfs.cli.output import note, size_text
-from cryptfs.cli.params import PLACE, ByteSize, Seconds, WholeNumber
+from cryptfs.cli.params import PLACE, ByteSize, Number, Seconds
 from cryptfs.cli.prompt import PassphraseSource, forget, passphrase_of
 from cryptfs.cli.terminal import has_terminal
 
@@ -186,7 +186,7 @@ def cost_options(*, memory: str, passes: str) -> Callable[[_Command], _Command]:
             ),
             click.option(
                 "--kdf-passes",
-                type=WholeNumber(3, 64),
+                type=Number(3, 64),
                 metavar="N",
                 help=f"Passes of Argon2id over that memory, 3 to 64.  [default: {passes}]",
             ),

@@ -20,7 +20,7 @@ import rich_click as click
 
 from cryptfs.cli.exit_codes import PassphraseUnreadableError, UsageProblem
 from cryptfs.cli.output import note, warn
-from cryptfs.cli.params import PLACE, Decorated, WholeNumber
+from cryptfs.cli.params import PLACE, Decorated, Number
 from cryptfs.cli.pinning import PIN_ADDERS, PIN_FLAGS, PIN_OPTIONS, PIN_VALUES, PinChoice
 from cryptfs.cli.prompt import (
     PassphraseSource,
@@ -179,7 +179,7 @@ _PASSPHRASE_SOURCES: tuple[_Add, ...] = (
     ),
     click.option(
         "--passfd",
-        type=WholeNumber(0, MAX_DESCRIPTOR),
+        type=Number(0, MAX_DESCRIPTOR),
         metavar="N",
         help="Read the passphrase from the next line of the open file descriptor N.",
     ),
@@ -205,7 +205,7 @@ _MORE_SOURCES: tuple[_Add, ...] = (
     click.option("--fido2", is_flag=True, help="Ask the FIDO2 tokens that are plugged in."),
     click.option(
         "--slot",
-        type=WholeNumber(0, MAX_SLOT_ID),
+        type=Number(0, MAX_SLOT_ID),
         metavar="ID",
         help="Try this key slot alone; `cryptfs key list` shows them.",
     ),

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cryptfs.core.printable import fit_for_terminal
+from cryptfs.cli.params import Settings
+from cryptfs.core.printable import fit_for_terminal, for_vault
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -23,12 +24,19 @@ _FILLING = re.compile(r" +((?:\x1b\[[0-9;]*m)*)$", re.MULTILINE)
 
 def warn(text: str) -> None:
     """One warning on stderr."""
-    click.echo(fit_for_terminal(f"cryptfs: warning: {text}"), err=True)
+    note(f"cryptfs: warning: {text}")
 
 
 def note(text: str) -> None:
     """Something worth knowing that is not the answer, on stderr."""
-    click.echo(fit_for_terminal(text), err=True)
+    click.echo(fit_for_terminal(with_paths(text)), err=True)
+
+
+def with_paths(text: str) -> str:
+    """A message with the vault of this command in its hints; see core/printable.py."""
+    ctx = click.get_current_context(silent=True)
+    settings = None if ctx is None else ctx.find_object(Settings)
+    return text if settings is None or settings.vault is None else for_vault(text, settings.vault)
 
 
 def answer_json(fields: dict[str, Any], *, indent: int | None = 2) -> None:

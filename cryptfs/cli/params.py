@@ -7,13 +7,14 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import rich_click as click
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 _SIZE = re.compile(r"(?i)(\d+)\s*(?:([kmg])(i?b)?|bytes|b)?")
+_TOLD = 100_000  # a bound above this is no help to a person
 _EXPONENT = {"k": 1, "m": 2, "g": 3}
 
 
@@ -34,9 +35,10 @@ PLACE = PathParameter()
 
 @dataclass(slots=True)
 class Settings:
-    """What holds for the whole run. debug: tracebacks and debug lines."""
+    """What holds for the whole run. debug: tracebacks and debug lines.   vault: of the command, for hints."""
 
     debug: bool = False
+    vault: Path | None = None
 
 
 class ByteSize(click.ParamType[int]):
@@ -57,26 +59,32 @@ class ByteSize(click.ParamType[int]):
         return int(number) * int(base ** _EXPONENT[letter.lower()])
 
 
-class WholeNumber(click.ParamType[int]):
-    """A number between bounds, which the message about another one names."""
+class Number(click.IntRange):
+    """A whole number between bounds. What click says of a wrong one is no sentence for a person."""
 
-    name = "number"
+    def fail(
+        self, message: str, param: click.Parameter | None = None, ctx: click.Context | None = None
+    ) -> NoReturn:
+        raise click.BadParameter(f"give a whole number {_between(self.min, self.max)}", ctx, param)
 
-    def __init__(self, least: int, most: int) -> None:
-        self.least = least
-        self.most = most
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        text = str(value).strip()
-        if not (text.isascii() and text.isdigit() and self.least <= int(text[:20]) <= self.most):
-            self.fail(f"{value!r} is not a whole number from {self.least} to {self.most}", param, ctx)
-        return int(text)
+    def _describe_range(self) -> str:
+        return "" if self.max is not None and self.max > _TOLD else _between(self.min, self.max)
 
 
 class Seconds(click.FloatRange):
-    """A number of seconds between bounds."""
+    """A time between bounds."""
 
-    name = "number of seconds"
+    def fail(
+        self, message: str, param: click.Parameter | None = None, ctx: click.Context | None = None
+    ) -> NoReturn:
+        raise click.BadParameter(f"give a number {_between(self.min, self.max)}", ctx, param)
+
+    def _describe_range(self) -> str:
+        return _between(self.min, self.max)
+
+
+def _between(least: float | None, most: float | None) -> str:
+    return f"from {least:,}" if most is None else f"from {least:,} to {most:,}"
 
 
 def leave_to_findings(ctx: click.Context) -> None:
@@ -110,7 +118,12 @@ def help_if_alone(ctx: click.Context) -> None:
 
 def vault_argument(function: Decorated) -> Decorated:
     """The vault, made absolute by the command."""
-    return click.argument("vault", type=PLACE, metavar="VAULT")(function)
+    return click.argument("vault", type=PLACE, metavar="VAULT", callback=_remember_vault)(function)
+
+
+def _remember_vault(ctx: click.Context, _param: click.Parameter, value: Path) -> Path:
+    ctx.ensure_object(Settings).vault = value
+    return value
 
 
 def shell_word(path: Path | str) -> str:

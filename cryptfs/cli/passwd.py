@@ -29,7 +29,7 @@ from cryptfs.cli.offers import (
     with_offer,
 )
 from cryptfs.cli.output import note
-from cryptfs.cli.params import PLACE, WholeNumber, debug_option, shown, vault_argument
+from cryptfs.cli.params import PLACE, Number, debug_option, shown, vault_argument
 from cryptfs.cli.vaults import config_of, require_writable
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 LEAKED = (
     "If the old passphrase leaked, this does not help: it still opens older copies of cryptfs.json, in "
-    "backups, snapshots and clouds. To end that: cryptfs rekey."
+    "backups, snapshots and clouds. To end that: cryptfs rekey VAULT"
 )
 
 
@@ -56,7 +56,7 @@ LEAKED = (
 )
 @click.option(
     "--change-slot",
-    type=WholeNumber(0, MAX_SLOT_ID),
+    type=Number(0, MAX_SLOT_ID),
     metavar="ID",
     help="Change the forgotten passphrase of key slot ID; you open VAULT by another one.",
 )
@@ -129,7 +129,8 @@ def _meant(slots: list[KeySlot], opened: KeySlot | None) -> int:
     found = [slot.id for slot in slots if slot.kind == PASSPHRASE]
     if len(found) != 1:
         raise UsageProblem(
-            "choose the key slot whose passphrase changes with --change-slot; cryptfs key list shows them"
+            "choose the key slot whose passphrase changes with --change-slot. To list them: "
+            "cryptfs key list VAULT"
         )
     return found[0]
 
@@ -142,8 +143,8 @@ def _target(config: VaultConfig, slot_id: int) -> KeySlot:
     slot = find_slot(config, slot_id)
     if slot.kind not in (PASSPHRASE, PASSPHRASE_KEY_FILE):
         raise UsageProblem(
-            f"{slot_name(slot)} has no passphrase to change. To replace it: cryptfs key add, then "
-            "cryptfs key remove"
+            f"{slot_name(slot)} has no passphrase to change. To replace it, add another key with cryptfs "
+            f"key add, then: cryptfs key remove VAULT {slot.id}"
         )
     return slot
 

@@ -160,22 +160,21 @@ def read_passphrase(source: PassphraseSource, prompt: str = "Passphrase", *, con
     else:
         passphrase = _from_stdin()
     if not passphrase:
-        raise EmptyPassphraseError("the passphrase is empty; an empty passphrase protects nothing")
+        where = f" (from {source.name})" if source.name else ""
+        raise EmptyPassphraseError(f"the passphrase is empty{where}; an empty passphrase protects nothing")
     if confirm and not source.is_person:
         _warn_if_weak(passphrase)
     return passphrase
 
 
-def _warn_if_weak(passphrase: bytes) -> None:
+def _warn_if_weak(passphrase: bytes, *, is_typed: bool = False) -> None:
     """Say that a new passphrase can be guessed; a person may have a reason for it."""
     from cryptfs.cli.strength import weakness
 
     reason = weakness(passphrase)
     if reason:
-        warn(
-            f"this passphrase {reason} To change it: cryptfs passwd; its option --generate proposes six "
-            "random words"
-        )
+        how = "To choose another, press Ctrl-C" if is_typed else "To change it: cryptfs passwd VAULT"
+        warn(f"this passphrase {reason} {how}; with --generate, init and passwd propose six random words")
 
 
 def _strip_line_end(raw: bytes) -> bytes:
@@ -343,7 +342,7 @@ def _new_from_command(passphrase: bytes) -> bytes:
 def _from_person(source: PassphraseSource, prompt: str, *, confirm: bool) -> bytes:
     passphrase = _ask(source, prompt)
     if confirm and passphrase:
-        _warn_if_weak(passphrase)
+        _warn_if_weak(passphrase, is_typed=True)
         repeated = _ask(source, f"{prompt}, once more")
         is_same = repeated == passphrase
         forget(repeated)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from cryptfs.cli.exit_codes import CommandError, ConfigUnwritableError, UsageProblem
-from cryptfs.cli.newfile import writing
+from cryptfs.cli.newfile import refuse_no_file, writing
 from cryptfs.cli.offers import OfferSource, say_opened, unlock_options, with_offer
 from cryptfs.cli.output import answer_json, note, warn
-from cryptfs.cli.params import PLACE, WholeNumber, debug_option, shell_word, shown, vault_argument
+from cryptfs.cli.params import PLACE, Number, debug_option, shell_word, shown, vault_argument
 from cryptfs.cli.recoverywords import give_shares, give_words, require_place
 from cryptfs.cli.restoreconfig import restore_config
 from cryptfs.cli.vaults import config_of, is_inside, require_writable
@@ -46,8 +47,8 @@ def _change(vault: Path, offer: Offer, change: Callable[[RecoveryTable], None]) 
             table.save()
         except OSError as error:
             raise ConfigUnwritableError(
-                f"{shown(vault)}: cannot be written: {error.strerror}; one of the old and the new works: "
-                "cryptfs recovery list"
+                f"{shown(vault)}: cannot be written: {error.strerror}; one of the old and the new works. "
+                f"To see which: cryptfs recovery list {shell_word(vault)}"
             ) from None
 
 
@@ -89,9 +90,10 @@ def _say_done(vault: Path, held: HeldSecret, ended: list[str]) -> None:
 
 def _say_ended(ended: list[str]) -> None:
     if ended:
+        names = ", ".join(ended)
         note(
-            f"{', '.join(ended)} no longer open it. Older copies of the vault still open by them; only "
-            "another masterkey ends that (cryptfs rekey)."
+            f"{names[0].upper()}{names[1:]} no longer open it. Older copies of the vault still open by them. "
+            "To end that: cryptfs rekey VAULT"
         )
 
 
@@ -115,7 +117,7 @@ def words(vault: Path, output: Path | None, keep: bool, source: OfferSource) -> 
 
     The 24 words are shown once, at a terminal. They open VAULT, and rebuild its config. Old words end.
     """
-    require_place(output)
+    require_place(vault, output)
     config = config_of(vault)
     require_writable(vault)
     from cryptfs.core.slots.recovery import RecoveryKind
@@ -136,8 +138,8 @@ def words(vault: Path, output: Path | None, keep: bool, source: OfferSource) -> 
 
 @recovery.command()
 @vault_argument
-@click.option("--needed", type=WholeNumber(2, 16), required=True, metavar="K", help="Shares that open VAULT.")
-@click.option("--of", "count", type=WholeNumber(2, 16), required=True, metavar="N", help="Shares to make.")
+@click.option("--needed", type=Number(2, 16), required=True, metavar="K", help="Shares that open VAULT.")
+@click.option("--of", "count", type=Number(2, 16), required=True, metavar="N", help="Shares to make.")
 @_output_option
 @_keep_option
 @unlock_options
@@ -151,7 +153,7 @@ def shares(
     """
     if needed > count:
         raise UsageProblem("--needed is at most --of")
-    require_place(output)
+    require_place(vault, output, is_directory=True)
     config = config_of(vault)
     require_writable(vault)
     from cryptfs.core.slots.recovery import RecoveryKind
@@ -238,7 +240,10 @@ def list_(vault: Path, as_json: bool) -> None:
         numbers = f", {each['needed']} of {each['shares']}" if "needed" in each else ""
         click.echo(f"{each['id'][:8]}  {kind}{numbers}")
     if not found["secrets"]:
-        note(f"{shown(vault)} has no recovery words or shares. To make some: cryptfs recovery words VAULT")
+        note(
+            f"{shown(vault)} has no recovery words or shares. To make some: "
+            f"cryptfs recovery words {shell_word(vault)}"
+        )
     elif found["record"] != "present":
         warn(
             f"the file cryptfs.recovery in {shown(vault)} is {found['record']}: these open nothing. Put a "
@@ -312,6 +317,7 @@ def export(vault: Path, file: Path) -> None:
 
     _check_place(vault, file)
     found = _describe(vault)
+    refuse_no_file(file)
     if found["record"] != "present":
         state = found["record"].replace("none", "missing")
         raise CommandError(
@@ -322,9 +328,26 @@ def export(vault: Path, file: Path) -> None:
         raw = (vault / RECOVERY_NAME).read_bytes()
     except OSError as error:
         raise CommandError(f"{shown(vault / RECOVERY_NAME)}: {error.strerror}") from None
+    _refuse_other_file(file, raw)
     with writing(file) as write:
         write(raw)
-    note(f"{shown(file)} is a copy of the recovery record.")
+    note(f"{shown(file)} is a copy of the recovery record of {shown(vault)}.")
+
+
+def _refuse_other_file(file: Path, record: bytes) -> None:
+    """A newer copy replaces an older one, and nothing else. Raises: UsageProblem: something else is there."""
+    from cryptfs.core.slots.recovery import MAX_RECORD_SIZE, RecoveryRecord
+
+    if not file.is_file() or not file.stat().st_size:
+        return
+    with contextlib.suppress(OSError, RecoveryRecordError, UnsupportedFormatError):
+        with file.open("rb") as old:
+            there = RecoveryRecord.unpack(old.read(MAX_RECORD_SIZE + 1))
+        if there.vault_id == RecoveryRecord.unpack(record).vault_id:
+            return
+    raise UsageProblem(
+        f"{shown(file)} exists, and is not a copy of the recovery record of this vault. Choose another name"
+    )
 
 
 recovery.add_command(restore_config)

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import rich_click as click
 
 from cryptfs.cli.exit_codes import CommandError, PassphraseUnreadableError, UsageProblem
+from cryptfs.cli.newfile import refuse_no_file
 from cryptfs.cli.output import note
 from cryptfs.cli.params import PLACE, Decorated, shown
 from cryptfs.cli.prompt import TRIES, line_of, read_secret_text
 from cryptfs.cli.terminal import stdin_is_terminal
+from cryptfs.cli.vaults import is_inside
 from cryptfs.errors import MistypedWordsError, WrongPassphraseError
 
 if TYPE_CHECKING:
@@ -176,8 +178,12 @@ def _typed_shares() -> tuple[bytes, ...]:
 # ---- new ones
 
 
-def require_place(output: Path | None) -> None:
+def require_place(vault: Path, output: Path | None, *, is_directory: bool = False) -> None:
     """Refuse before a passphrase is asked for. Words go to a terminal or into a file, and never into a pipe.
+
+    Nor do they go into the vault: its storage, and each copy of it, could open it then.
+
+    Args:   is_directory: the output is a directory, for shares.
 
     Raises: UsageProblem.
     """
@@ -186,6 +192,14 @@ def require_place(output: Path | None) -> None:
             "stdout is not a terminal, and anybody who reads it could open the vault. Use --output FILE: it "
             "makes a file that only you can read"
         )
+    if output is None:
+        return
+    if is_inside(vault, output):
+        raise UsageProblem(
+            f"{shown(output)} is in the vault itself: each copy of the vault would open by it. Choose "
+            "another place"
+        )
+    refuse_no_file(output, is_directory=is_directory)
 
 
 def give_words(held: HeldSecret, vault: Path, output: Path | None) -> None:

@@ -182,7 +182,12 @@ def _offers(first: Offer, passphrases: list[bytes], files: list[bytes]) -> list[
 
 
 def _begin(
-    place: Path, first: Offer, offers: list[Offer], *, drop_slots: bool, set_aside: bool
+    place: Path,
+    first: Offer,
+    offers: list[Offer],
+    *,
+    drop_slots: bool,
+    set_aside: bool,
 ) -> dict[str, Any]:
     """Up to the new config. Returns fields of the answer."""
     from cryptfs.rekey.begin import begin, plan_slots
@@ -316,7 +321,7 @@ def _say(vault: Path, report: Report, code: str) -> None:
         where = f"; set aside as {SET_ASIDE_NAME}/{each.aside}" if each.aside else "; damaged as before"
         warn(f"{each.cipher_path}: {each.reason}{where}")
     if len(report.damages) > _SHOWN:
-        warn(f"and {len(report.damages) - _SHOWN} more: see --json, or cryptfs fsck --deep")
+        warn(f"and {len(report.damages) - _SHOWN} more. To list all: cryptfs fsck --deep {shell_word(vault)}")
     note(
         f"The masterkey of {shown(vault)} is changed. Sealed under the new one: {_counted(report.files)}, "
         f"{report.size / 10**6:,.1f} MB."

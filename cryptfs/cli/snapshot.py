@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 import rich_click as click
 
 from cryptfs.cli.exit_codes import CommandError, ExitCode, UsageProblem
-from cryptfs.cli.newfile import writing
+from cryptfs.cli.newfile import refuse_no_file, writing
 from cryptfs.cli.offers import OfferSource, say_opened, unlock_options, with_offer
 from cryptfs.cli.output import SCHEMA, console, note, warn
 from cryptfs.cli.params import (
@@ -70,20 +70,26 @@ def _progress(total: int | None) -> Iterator[Callable[[int], None]]:
         yield update
 
 
-def _warn_of(totals: Totals, unsettled: str) -> None:
+def _warn_of(totals: Totals, one: str, many: str) -> None:
+    """one, many: what was not done with files that are being written."""
     for path, reason in totals.skipped[:10]:
         warn(f"{path}: could not be checked: {reason}")
     if len(totals.skipped) > 10:
-        warn(f"{len(totals.skipped) - 10} more places could not be checked")
-    if totals.unsettled:
-        were = "file was" if totals.unsettled == 1 else "files were"
-        note(f"{totals.unsettled:,} {were} being written: {unsettled}")
+        warn(f"{_places(len(totals.skipped) - 10, ' more')} could not be checked")
+    if totals.unsettled == 1:
+        note(f"1 file was being written: {one}")
+    elif totals.unsettled:
+        note(f"{totals.unsettled:,} files were being written: {many}")
+
+
+def _places(count: int, more: str = "") -> str:
+    return f"1{more} place" if count == 1 else f"{count:,}{more} places"
 
 
 @click.command()
 @vault_argument
 @click.option("-o", "--output", type=PLACE, metavar="FILE", help="Write to FILE instead of stdout.")
-@click.option("--replace", is_flag=True, help="If FILE exists, replace it.")
+@click.option("--replace", is_flag=True, help="If FILE is an older manifest, replace it.")
 @unlock_options
 @debug_option
 @click.pass_context
@@ -114,7 +120,11 @@ def snapshot(
         totals = take(opened, write, update)
     entries = f"{totals.entries:,} {'entry' if totals.entries == 1 else 'entries'}"
     note(f"Wrote {'the manifest' if output is None else shown(output)}: {entries}.")
-    _warn_of(totals, "the manifest records that they exist, not their content")
+    _warn_of(
+        totals,
+        "the manifest records that it exists, not its content",
+        "the manifest records that they exist, not their content",
+    )
 
 
 def _check_output(vault: Path, output: Path, *, replace: bool) -> None:
@@ -131,10 +141,13 @@ def _check_output(vault: Path, output: Path, *, replace: bool) -> None:
             f"{shown(output)} is in the vault itself: with an old vault comes an old manifest. "
             "Choose a place elsewhere"
         )
-    if replace or not place.is_file():
+    refuse_no_file(output)
+    if not place.is_file() or not place.stat().st_size:
         return
     with contextlib.suppress(OSError), place.open("rb") as file:
         if is_manifest(file.read(_COPY_SIZE)):
+            if replace:
+                return
             compare = f"cryptfs verify {shell_word(vault)} {shell_word(output)}"
             raise UsageProblem(
                 f"{shown(output)} exists. Compare the vault with it first: {compare}\n"
@@ -167,6 +180,7 @@ def verify(
 
     Exit code 41: something was rolled back, replaced or copied; 26: something is damaged; 0: neither.
     """
+    config_of(vault)
     with _opened(manifest) as file, _look_at(ctx, vault, source) as opened, _naming(manifest):
         from cryptfs.witness.verification import Verification
 
@@ -179,9 +193,13 @@ def verify(
                 _answer_json(verification)
             else:
                 _answer_text(verification, has_listed=changed)
-        _warn_of(verification.totals, "their current content was not compared")
+        _warn_of(
+            verification.totals,
+            "its current content was not compared",
+            "their current content was not compared",
+        )
         if verification.skipped_then:
-            note(f"The snapshot could not check {verification.skipped_then} places.")
+            note(f"The snapshot could not check {_places(verification.skipped_then)}.")
     return _exit_code(verification.counts)
 
 
@@ -246,7 +264,8 @@ def _answer_text(verification: Verification, *, has_listed: bool) -> None:
     screen.print(f"{text}.", style="bold red" if alarming else "", soft_wrap=True)
     if alarming:
         advice = (
-            "No program on a mount can do that: somebody changed the vault's files, or restored a backup."
+            "No program on a mount can do that: somebody changed the vault's files, restored a backup, or "
+            "repaired damage with fsck."
         )
         screen.print(advice, soft_wrap=True)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from cryptfs.cli.output import answer_json, console, show, size_text, warn
-from cryptfs.cli.params import ByteSize, WholeNumber, debug_option
+from cryptfs.cli.params import ByteSize, Number, debug_option
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -124,15 +124,13 @@ def _table(report: dict[str, Any], cipher: str) -> Table:
 )
 @click.option(
     "--repeat",
-    type=WholeNumber(1, 100),
+    type=Number(1, 100),
     default=2,
     show_default=True,
     metavar="N",
     help="Measure N times and show the best.",
 )
-@click.option(
-    "--threads", type=WholeNumber(2, 256), metavar="N", help="Size of the pool.  [default: the cores]"
-)
+@click.option("--threads", type=Number(2, 256), metavar="N", help="Size of the pool.  [default: the cores]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @debug_option
 @click.pass_context

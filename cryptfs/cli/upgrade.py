@@ -14,6 +14,7 @@ from cryptfs.cli.output import answer_json, note
 from cryptfs.cli.params import (
     PLACE,
     debug_option,
+    shell_word,
     shown,
     vault_argument,
 )
@@ -79,7 +80,7 @@ def upgrade(
     for path in done.left:
         note(
             f"{shown(path)} in {shown(vault)} is damaged, and no program can reach it. To repair it: "
-            "cryptfs fsck --repair"
+            f"cryptfs fsck --repair {shell_word(vault)}"
         )
     if as_json:
         features, generation = list(done.config.features), done.config.generation
@@ -96,6 +97,9 @@ def upgrade(
     elif done.added:
         note(f"{shown(vault)} has new features now: {', '.join(done.added)}.")
         if done.recovery:
-            note(f"It opens by these as well: {', '.join(done.recovery)}.")
+            note(
+                f"It opens by these as well: {', '.join(done.recovery)}. Make a new copy of the recovery "
+                f"record: cryptfs recovery export {shell_word(vault)} FILE"
+            )
     else:
         note(f"{shown(vault)} is up to date.")

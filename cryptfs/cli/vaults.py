@@ -13,7 +13,7 @@ import rich_click as click
 
 from cryptfs.cli.exit_codes import CommandError, ConfigUnreadableError, ConfigUnwritableError
 from cryptfs.core.printable import shell_word, shown
-from cryptfs.errors import NotAVaultError
+from cryptfs.errors import NotAVaultError, UnsupportedFormatError, VaultConfigError, VaultError
 
 if TYPE_CHECKING:
     from cryptfs.core.slots.config import VaultConfig
@@ -38,9 +38,11 @@ def config_of(vault_dir: Path, *, rekeying: bool = False) -> VaultConfig:
         if not rekeying:
             refuse_rekeying(config, vault_dir)
         return config
-    except NotAVaultError:
+    except NotAVaultError as error:
         _refuse_mountpoint(vault_dir)
-        raise
+        raise _if_exchanged(error, vault_dir) from None
+    except (VaultConfigError, UnsupportedFormatError) as error:
+        raise type(error)(f"{shown(vault_dir)}: {error}{_by_words(vault_dir, error)}") from None
     except OSError as error:
         _refuse_mountpoint(vault_dir)
         raise ConfigUnreadableError(
@@ -49,24 +51,62 @@ def config_of(vault_dir: Path, *, rekeying: bool = False) -> VaultConfig:
 
 
 def _refuse_mountpoint(path: Path) -> None:
-    """Suggest the vault to a person who gives its mountpoint instead.
+    """Suggest the vault to a person who gives its mountpoint instead, or a directory there.
 
-    Raises: NotAVaultError: a vault is mounted on `path`.
+    Raises: NotAVaultError: a vault is mounted on `path`, or around it.
     """
     from cryptfs.mount.closing import closing_of
-    from cryptfs.mount.mounts import mount_at
+    from cryptfs.mount.mounts import absolute, mount_around
 
-    mount = mount_at(path)
+    mount = mount_around(path)
     if mount is None or not mount.is_cryptfs:
         return
     vault = closing_of(mount).vault_dir or mount.source
-    ctx = click.get_current_context()
-    assert ctx is not None
-    more = " ..." if sum(isinstance(each, click.Argument) for each in ctx.command.params) > 1 else ""
+    where = "" if mount.mountpoint == str(absolute(path)) else "inside "
     raise NotAVaultError(
-        f"{shown(path)} is the mountpoint of the vault {shown(vault)}. "
-        f"You probably mean: cryptfs {ctx.info_name} {shell_word(vault)}{more}"
+        f"{shown(path)} is {where}the mountpoint of the vault {shown(vault)}. "
+        f"You probably mean: {_command_with(Path(vault), path)}"
     ) from None
+
+
+def _arguments() -> Iterator[tuple[str, Path | str | int]]:
+    """The arguments of this command that a person gave, by their names."""
+    ctx = click.get_current_context(silent=True)
+    for each in [] if ctx is None else ctx.command.params:
+        value = None if ctx is None else ctx.params.get(each.name or "")
+        if isinstance(each, click.Argument) and isinstance(value, Path | str | int):
+            yield each.name or "", value
+
+
+def _command_with(vault: Path, given: Path) -> str:
+    """This command with another vault, for pasting; what was given as the vault takes the other's place."""
+    ctx = click.get_current_context(silent=True)
+    words = ["cryptfs" if ctx is None else ctx.command_path]
+    for name, value in _arguments():
+        words.append(shell_word(vault if name == "vault" else given if value == vault else str(value)))
+    return " ".join(words)
+
+
+def _if_exchanged(error: NotAVaultError, vault_dir: Path) -> NotAVaultError:
+    """The same error, or a better one if another argument is a vault: people mix up the order."""
+    from cryptfs.core.slots.checks import CONFIG_NAME
+
+    for name, value in _arguments():
+        if name != "vault" and isinstance(value, Path) and os.path.lexists(value / CONFIG_NAME):
+            return NotAVaultError(
+                f"{shown(vault_dir)} is not a vault, and {shown(value)} is one. The vault comes first: "
+                f"{_command_with(value, vault_dir)}"
+            )
+    return error
+
+
+def _by_words(vault_dir: Path, error: VaultError) -> str:
+    """The other way to get a damaged config back, if the vault has a recovery record."""
+    from cryptfs.core.slots.checks import RECOVERY_NAME
+
+    if isinstance(error, UnsupportedFormatError) or not os.path.lexists(vault_dir / RECOVERY_NAME):
+        return ""
+    return f". With recovery words or shares: cryptfs recovery restore-config {shell_word(vault_dir)}"
 
 
 @contextlib.contextmanager

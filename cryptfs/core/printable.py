@@ -9,6 +9,7 @@ import re
 import shlex
 from typing import Protocol
 
+_COMMAND = re.compile(r"(\bcryptfs (?:[a-z-]+ )+)VAULT\b")
 _ESCAPE = re.compile(r"\\(?:[\\nrt]|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})")
 
 
@@ -42,6 +43,11 @@ def fit_for_terminal(message: str) -> str:
     if message.replace("\n", "").isprintable():
         return message
     return "".join(each if each == "\n" else _letter(each) for each in message)
+
+
+def for_vault(message: str, vault_dir: str | Path) -> str:
+    """A message with the vault's path in its commands. What knows no path writes VAULT in its place."""
+    return _COMMAND.sub(lambda found: found[1] + shell_word(vault_dir), message)
 
 
 def _escaped(text: str) -> str:

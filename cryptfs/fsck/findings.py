@@ -179,7 +179,7 @@ DESCRIPTIONS = {
     FindingKind.OTHER_SESSION: Description(
         _INFO,
         "An unfinished session of another machine: the vault is mounted there, or was not unmounted. If that "
-        "session will not go on, `cryptfs fsck --repair --other-machines` saves its synced data.",
+        "session will not go on, save its synced data: cryptfs fsck --repair --other-machines VAULT",
         "",
     ),
     FindingKind.OTHER_UNFINISHED: Description(
@@ -223,7 +223,7 @@ DESCRIPTIONS = {
     FindingKind.RECOVERY_RECORD: Description(
         _WARNING,
         "Recovery words and shares open nothing: their record is missing or damaged. Put a copy of it back, "
-        "or make new words with cryptfs recovery words.",
+        "or make new words: cryptfs recovery words VAULT",
         "",
     ),
 }

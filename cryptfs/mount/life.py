@@ -85,6 +85,8 @@ def check_mountpoint(vault_dir: Path, mountpoint: Path, *, nonempty: bool = Fals
             f"{shown(mountpoint)}: {what} is mounted there already; "
             f"unmount it with: cryptfs umount {shell_word(mountpoint)}"
         )
+    place, vault = absolute(mountpoint), absolute(vault_dir)
+    _check_apart(place, vault)
     try:
         mode = mountpoint.stat().st_mode
     except FileNotFoundError:
@@ -93,10 +95,8 @@ def check_mountpoint(vault_dir: Path, mountpoint: Path, *, nonempty: bool = Fals
         ) from None
     except OSError as error:
         raise MountError(f"{shown(mountpoint)}: {error.strerror}") from None
-    place, vault = absolute(mountpoint), absolute(vault_dir)
     if not stat.S_ISDIR(mode):
         raise MountError(f"{shown(mountpoint)}: not a directory")
-    _check_apart(place, vault)
     if not nonempty:
         _check_empty(mountpoint)
     return place

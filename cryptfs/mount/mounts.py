@@ -111,6 +111,13 @@ def mount_at(mountpoint: Path) -> Mount | None:
     return next((mount for mount in reversed(read_mounts()) if mount.mountpoint == wanted), None)
 
 
+def mount_around(path: Path) -> Mount | None:
+    """The mount, of any type, that a path is on."""
+    place = absolute(path)
+    around = [mount for mount in read_mounts() if place.is_relative_to(mount.mountpoint)]
+    return max(reversed(around), key=lambda mount: len(mount.mountpoint), default=None)
+
+
 def mounts_of(vault_dir: Path) -> list[Mount]:
     """The cryptfs mounts of one vault."""
     wanted = str(absolute(vault_dir))
@@ -172,10 +179,10 @@ def cryptfs_mount_at(mountpoint: Path, command: str = "umount") -> Mount:
 
 def _nothing_there(mountpoint: Path, command: str) -> str:
     """About a place that is no mountpoint: what it is instead."""
-    place, wanted = shown(mountpoint), absolute(mountpoint)
-    around = [mount for mount in read_mounts() if wanted.is_relative_to(mount.mountpoint)]
-    if around and around[-1].is_cryptfs:
-        other = around[-1].mountpoint
+    place = shown(mountpoint)
+    around = mount_around(mountpoint)
+    if around is not None and around.is_cryptfs:
+        other = around.mountpoint
         return f"{place} is inside the mount on {shown(other)}. Use: cryptfs {command} {shell_word(other)}"
     try:
         names = os.listdir(mountpoint)
@@ -186,7 +193,9 @@ def _nothing_there(mountpoint: Path, command: str) -> str:
     if CONFIG_NAME in names:
         return f"{place} is a vault, and it is not mounted"
     why = mistaken(mountpoint, names)
-    return f"{place}: nothing is mounted there" + (f"\n{why}" if why else "")
+    return f"{place}: nothing is mounted there" + (
+        f"\n{why}" if why else ". To list your mounts: cryptfs info"
+    )
 
 
 def _mountpoint_of(vault_dir: Path) -> str | None:

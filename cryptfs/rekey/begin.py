@@ -130,5 +130,5 @@ def refuse_other_journals(vault_fd: int, config: VaultConfig) -> None:
         raise VaultError(
             "an unfinished session of another machine is here: the vault is mounted there, or was not "
             "unmounted. Unmount it there and let sync clients finish; or, if that session will not go on: "
-            "cryptfs fsck --repair --other-machines"
+            "cryptfs fsck --repair --other-machines VAULT"
         )

@@ -24,7 +24,7 @@ def mistaken(vault_dir: Path, names: Iterable[str]) -> str | None:
     Args: names: all that it holds, without a config.
     """
     found = set(names)
-    if RECORD_NAME in found and (around := _vault_around(vault_dir)) is not None:
+    if RECORD_NAME in found and (around := vault_around(vault_dir)) is not None:
         return f"{shown(vault_dir)} is a directory inside the vault {shown(around)}. Give the vault itself"
     if RECOVERY_NAME in found:
         return (
@@ -35,8 +35,9 @@ def mistaken(vault_dir: Path, names: Iterable[str]) -> str | None:
     if looks_like_vault(found):
         return (
             f"{shown(vault_dir)} looks like a vault, but its {CONFIG_NAME} is missing. Restore that file "
-            "from a backup, or make it again from recovery words and a copy of the recovery record (cryptfs "
-            "recovery restore-config --record FILE). Else nothing can open the vault. Do not run init here"
+            "from a backup, or make it again from recovery words and a copy of the recovery record: "
+            f"cryptfs recovery restore-config {shell_word(vault_dir)} --record FILE. Else nothing can open "
+            "the vault. Do not run init here"
         )
     return None
 
@@ -59,6 +60,7 @@ def without_config(vault_dir: Path) -> str:
     )
 
 
-def _vault_around(path: Path) -> Path | None:
+def vault_around(path: Path) -> Path | None:
+    """The vault that a path is inside of, if there is one."""
     parents = Path(os.path.realpath(path)).parents
     return next((parent for parent in parents if os.path.lexists(parent / CONFIG_NAME)), None)

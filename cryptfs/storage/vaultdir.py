@@ -190,7 +190,8 @@ class _FileLock:
                 raise NotAVaultError(no_room(vault_dir, "mount with --read-only")) from None
             raise NotAVaultError(
                 f"{shown(vault_dir)} cannot be opened for writing: {error.strerror}. To read it: "
-                "cryptfs mount --read-only, or fsck without --repair"
+                f"cryptfs mount --read-only {shell_word(vault_dir)} MOUNTPOINT. "
+                f"To check it: cryptfs fsck {shell_word(vault_dir)}"
             ) from None
         try:
             fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)

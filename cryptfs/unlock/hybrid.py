@@ -53,7 +53,7 @@ class HybridParams:
             or not (isinstance(recipient, str) and isinstance(enc, str))
             or not isinstance(ciphertext, str)
         ):
-            raise VaultConfigError(f"{slot.name} derives its key in a way that this version does not know")
+            raise VaultConfigError(f"{slot.name} is of a newer cryptfs: this version cannot derive its key")
         try:
             recipient_bytes(recipient)
         except ValueError as error:

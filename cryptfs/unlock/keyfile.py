@@ -98,7 +98,7 @@ def _both(cost: PassphraseCost, offer: Offer) -> bytes:
 def _salt_of(slot: KeySlot) -> bytes:
     salt = slot.params.get("salt")
     if set(slot.params) != {"salt"} or not isinstance(salt, str):
-        raise VaultConfigError(f"{slot.name} derives its key in a way that this version does not know")
+        raise VaultConfigError(f"{slot.name} is of a newer cryptfs: this version cannot derive its key")
     return from_hex(salt, _SALT_SIZE, f"{slot.name}, salt")
 
 

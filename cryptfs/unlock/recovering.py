@@ -172,7 +172,7 @@ class _Found:
         what = "is missing" if self.fits is None else "is damaged, or not the one that the config names"
         return [
             f"{RECOVERY_NAME} {what}: recovery words and shares open nothing. Put a copy of it back, or make "
-            "new ones: cryptfs recovery words"
+            "new ones: cryptfs recovery words VAULT"
         ]
 
 
@@ -237,7 +237,7 @@ class RecoveryTable:
         if len(self._held) >= MAX_RECOVERY_SECRETS:
             raise VaultError(
                 f"the vault has {MAX_RECOVERY_SECRETS} sets of recovery words and shares, and can have no "
-                "more; remove one first: cryptfs recovery remove"
+                "more; remove one first: cryptfs recovery remove VAULT ID"
             )
         self._held.append(held)
 
@@ -251,7 +251,7 @@ class RecoveryTable:
         found = [each for each in ids if beginning and each.startswith(beginning.lower())]
         if len(found) != 1:
             which = "no recovery words or shares" if not found else "several recovery words or shares"
-            raise VaultError(f"the vault has {which} {beginning}; cryptfs recovery list shows them")
+            raise VaultError(f"the vault has {which} {beginning}. To list them: cryptfs recovery list VAULT")
         if self.lost:
             self._listed.remove(found[0])
             return f"recovery words or shares {found[0][:8]}"

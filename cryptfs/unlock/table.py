@@ -64,7 +64,7 @@ def require_kind(config: VaultConfig, kind: str) -> None:
     """Raises: UnsupportedFormatError: a vault of 0.1 has slots for passphrases alone."""
     if kind != PASSPHRASE and not config.has_slots_of_all_kinds:
         raise UnsupportedFormatError(
-            "this vault is of an earlier version, with passphrases alone; first run: cryptfs upgrade"
+            "this vault is of an earlier version, with passphrases alone; first run: cryptfs upgrade VAULT"
         )
 
 
@@ -126,8 +126,8 @@ class SlotTable:
         gone = self.slot(slot_id)
         if len(self.config.slots) == 1:
             raise VaultError(
-                f"key slot {slot_id} is the last one; without it nobody could open the vault. Add another "
-                "one first"
+                f"key slot {slot_id} is the last one; without it nobody could open the vault. First add another "
+                "one: cryptfs key add passphrase VAULT"
             )
         self._set([slot for slot in self.config.slots if slot.id != slot_id])
         return gone
@@ -152,7 +152,7 @@ class SlotTable:
         for slot in self.config.slots:
             if slot.id == slot_id:
                 return slot
-        raise VaultError(f"the vault has no key slot {slot_id}; cryptfs key list shows them")
+        raise VaultError(f"the vault has no key slot {slot_id}. To list them: cryptfs key list VAULT")
 
     def passphrase_slot(self, slot_id: int | None = None) -> KeySlot:
         """The slot whose passphrase a person wants to replace.

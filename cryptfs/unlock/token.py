@@ -57,7 +57,7 @@ class TokenParams:
             or not (isinstance(credential, str) and isinstance(salt, str))
             or uv not in (0, 1)
         ):
-            raise VaultConfigError(f"{slot.name} derives its key in a way that this version does not know")
+            raise VaultConfigError(f"{slot.name} is of a newer cryptfs: this version cannot derive its key")
         size = len(credential) // 2
         if not 1 <= size <= MAX_CREDENTIAL_SIZE:
             raise VaultConfigError(f"{slot.name} has a credential of {size} bytes")

@@ -193,7 +193,9 @@ class _Usable:
     def _nothing_to_try(self) -> str:
         if self._offer.slot_id is not None:
             if all(slot.id != self._offer.slot_id for slot in self._config.slots):
-                return f"the vault has no key slot {self._offer.slot_id}; cryptfs info lists them"
+                return (
+                    f"the vault has no key slot {self._offer.slot_id}. To list them: cryptfs key list VAULT"
+                )
             return f"key slot {self._offer.slot_id} takes {taken_by(self._config, self._offer.slot_id)}"
         return f"nothing was offered that this vault takes: {taken_by(self._config)}"
 

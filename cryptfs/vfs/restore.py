@@ -20,7 +20,7 @@ from cryptfs.core.geometry import HEADER_SIZE, chunk_size_of
 from cryptfs.core.keys import Subkeys
 from cryptfs.core.names.dirrecord import BOUND_DIRS, UPGRADING
 from cryptfs.core.names.host import MACHINE_STATE, state_of_name
-from cryptfs.core.printable import shown
+from cryptfs.core.printable import shell_word, shown
 from cryptfs.core.slots.checks import CONFIG_NAME, NEXT_RECOVERY_NAME
 from cryptfs.core.slots.config import (
     KNOWN_FEATURES,
@@ -264,7 +264,8 @@ def _refuse_config(vault_fd: int, vault_dir: Path, keys: Subkeys, *, proven: boo
     if config_mac(config, keys).hex() == config.mac:
         raise VaultError(
             f"{shown(vault_dir / CONFIG_NAME)} is whole: there is nothing to restore. For a new passphrase: "
-            "cryptfs passwd --words. With --force the config is replaced, and its key slots are gone"
+            f"cryptfs passwd {shell_word(vault_dir)} --words. With --force the config is "
+            "replaced, and its key slots are gone"
         )
     if not proven:
         raise VaultError(

@@ -18,6 +18,7 @@ from pathlib import Path
 from cryptfs.core.aead import SMALL_NONCE_SIZE
 from cryptfs.core.names.dirrecord import RECORD_NAME, UPGRADING, DirectoryRecord, pack_bound_record
 from cryptfs.core.names.host import SHARED_STATE, StateNames
+from cryptfs.core.printable import shell_word
 from cryptfs.core.slots.config import SLOTS, VaultConfig, authenticate, decode_config, replace_fields
 from cryptfs.core.slots.kdf import PassphraseCost
 from cryptfs.core.slots.slot import KeySlot, open_slot, seal_slot
@@ -129,7 +130,7 @@ def settle(vault: Vault) -> None:
     if not unsettled.over:
         raise VaultError(
             f"{vault.vault_dir}: some files that a crash left cannot be settled; first run: "
-            "cryptfs fsck --repair"
+            f"cryptfs fsck --repair {shell_word(vault.vault_dir)}"
         )
 
 

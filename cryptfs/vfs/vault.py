@@ -13,7 +13,7 @@ from cryptfs.core.format.journal import Sessions
 from cryptfs.core.keys import KEY_SIZE, Subkeys
 from cryptfs.core.names.dirrecord import BOUND_DIRS
 from cryptfs.core.names.host import MACHINE_STATE
-from cryptfs.core.printable import shell_word
+from cryptfs.core.printable import for_vault, shell_word
 from cryptfs.core.slots.checks import CONFIG_NAME
 from cryptfs.core.slots.config import (
     SLOTS,
@@ -207,7 +207,7 @@ class Vault:
                 context.note_unclean = MissingJournals(context, vault_fd).note
                 pin = Offer.of(secret).pin if lock else None
                 count = None if pin is None else CountOfSessions(context, vault_fd, vault_dir, pin)
-                said = _say_notices(context, vault_fd, held, sessions, of_recovery, count)
+                said = _say_notices(context, vault_dir, vault_fd, held, sessions, of_recovery, count)
                 if not read_only and durability is not Durability.OFF:
                     context.redo = _redo_log(context, vault_fd, held, sessions, durability)
                 opened = cls(vault_dir, vault_fd, held, config, context)
@@ -361,6 +361,7 @@ def _recover(context: FileContext, vault_fd: int, lock: VaultLock | NoLock) -> S
 
 def _say_notices(
     context: FileContext,
+    vault_dir: Path,
     vault_fd: int,
     lock: VaultLock | NoLock,
     sessions: Sessions,
@@ -371,6 +372,7 @@ def _say_notices(
         return []
     said = [*notices(context, vault_fd, lock, sessions), *of_recovery]
     said += [] if count is None else count.notices(sessions)
+    said = [for_vault(line, vault_dir) for line in said]
     for line in said:
         log.warning("%s", line)
     if context.owner.host:

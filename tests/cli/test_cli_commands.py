@@ -189,8 +189,8 @@ def test_a_vault_that_lost_its_config(vault: Path, tmp_path: Path, passfile: Pat
     (vault / "cryptfs.json").unlink()
     lost = (
         f"{vault} looks like a vault, but its cryptfs.json is missing. Restore that file from a backup, "
-        "or make it again from recovery words and a copy of the recovery record (cryptfs recovery "
-        "restore-config --record FILE). Else nothing can open the vault. Do not run init here\n"
+        "or make it again from recovery words and a copy of the recovery record: cryptfs recovery "
+        f"restore-config {vault} --record FILE. Else nothing can open the vault. Do not run init here\n"
     )
     before = sorted(vault.iterdir())
     for words in (

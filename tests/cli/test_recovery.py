@@ -326,6 +326,7 @@ def test_a_vault_of_version_0_1_and_its_upgrade(run: Run, vault: Path, tmp_path:
     assert said.code == 0
     (recovery_id,) = read_config(old).recovery
     assert f"It opens by these as well: recovery words {recovery_id[:8]}." in said.err
+    assert f"recovery record: cryptfs recovery export {old} FILE" in said.err
     (old / "cryptfs.json").unlink()
     assert "restore-config" in run("info", old).err
     assert restore(run, old, "--words-file", words).code == 0

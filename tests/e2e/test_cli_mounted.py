@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -75,3 +77,38 @@ def test_no_mount_one_and_two(place: Place, run: Run, tmp_path: Path) -> None:
         other.umount()
     assert run("umount").err == f"{place.mountpoint} is unmounted.\n"
     assert not place.is_mounted()
+
+
+def test_bash_completes_a_mountpoint_with_blanks(place: Place, tmp_path: Path) -> None:
+    """The word that bash puts into the line is the path, also for a person who began it without a quote."""
+    program = tmp_path / "bin" / "cryptfs"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {shlex.join(PROGRAM)} "$@"\n')
+    program.chmod(0o755)
+    odd = place.mountpoint.with_name("it's \\ odd")
+    odd.mkdir()
+    here = Place(place.vault, odd, place.passfile)
+    here.mount("--log-file", place.log_file)
+    begun = f"{odd.parent}/it"
+    script = f"""
+        source <(cryptfs completion bash)
+        for begun in {shlex.quote(begun)} it; do
+            COMP_WORDS=(cryptfs umount "$begun") COMP_CWORD=2
+            COMPREPLY=()
+            _cryptfs_completion cryptfs
+            [ ${{#COMPREPLY[@]}} -eq 1 ] && eval "printf '%s\\n' ${{COMPREPLY[0]}}"
+        done
+    """
+    try:
+        environment = ENVIRONMENT | {"PATH": f"{program.parent}:{os.environ['PATH']}"}
+        done = subprocess.run(
+            ["bash", "-c", script],
+            cwd=odd.parent,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.stdout, done.stderr) == (f"{odd}\n{odd.name}\n", "")
+    finally:
+        here.umount()

@@ -21,13 +21,19 @@ def test_a_read_only_disk(place: Place, tmp_path: Path) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", disk], check=True)
     try:
         subprocess.run(["cp", "-a", place.vault, vault], check=True)
+        (disk / "empty").mkdir()
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
         told = place.cryptfs("passwd", vault, "--passfile", tmp_path / "none", code=24).stderr
         assert told == f"cryptfs: {vault}: cannot write the vault config: Read-only file system\n"
         told = place.cryptfs("fsck", "--repair", vault, "--passfile", place.passfile, code=6).stderr
         assert "cryptfs.tmp" not in told
         assert "cannot be opened for writing: Read-only file system" in told
-        assert "fsck without --repair" in told
+        assert told.endswith(
+            f" To read it: cryptfs mount --read-only {vault} MOUNTPOINT. To check it: cryptfs fsck {vault}\n"
+        )
+        for words in (("init", disk / "new"), ("init", disk / "empty")):
+            told = place.cryptfs(*words, "--passfile", tmp_path / "none", code=6).stderr
+            assert told == f"cryptfs: {words[1]} cannot be made a vault: Read-only file system\n"
         place.cryptfs("fsck", vault, "--passfile", place.passfile)
     finally:
         subprocess.run(["umount", disk], check=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cryptfs.mount.mounts import mount_at
+from cryptfs.mount.mounts import mount_at, wait_until
 from tests.e2e.conftest import ENGINES
 from tests.e2e.test_cli_mount import ENVIRONMENT, PROGRAM, Place, place
 
@@ -144,6 +144,48 @@ def test_a_mount_helper_is_silent(place: Place, tmp_path: Path) -> None:
         assert (done.stderr == "") is silent
         place.umount()
     assert place.mount("--quiet").stderr == ""
+    place.umount()
+
+
+def test_a_line_in_fstab_as_the_manual_has_it(place: Place, tmp_path: Path) -> None:
+    """The manual's commands make the helper; then mount(8) finds it with any PATH."""
+    manual = (Path(__file__).parents[2] / "docs" / "MANUAL.md").read_text("utf-8")
+    commands = manual[manual.index("printf '#!/bin/sh") :].partition("```")[0]
+    assert "> /sbin/mount.fuse.cryptfs\nchmod 755" in commands
+    helper = tmp_path / "bin" / "mount.fuse.cryptfs"
+    helper.parent.mkdir()
+    helper.write_text(
+        f"#!{sys.executable}\nimport sys\nsys.path.insert(0, {ENVIRONMENT['PYTHONPATH']!r})\n"
+        "from cryptfs.cli.main import run\nrun()\n"
+    )
+    helper.chmod(0o755)
+    options = f"noauto,passfile={place.passfile},log_file={place.log_file},allow_other"
+    fields = (place.vault, place.mountpoint, "fuse.cryptfs", options)
+    fstab = "  ".join(str(field).replace(" ", "\\040") for field in fields)
+    (tmp_path / "fstab").write_text(f"{fstab}  0  0\n")
+    over, sbin = tmp_path / "over", os.path.realpath("/sbin")
+    over.mkdir()
+    mountpoint = shlex.quote(str(place.mountpoint))
+    script = f"""
+        set -e
+        mount -t tmpfs tmpfs {over}
+        mkdir {over}/up {over}/work
+        mount -t overlay -o lowerdir={sbin},upperdir={over}/up,workdir={over}/work overlay {sbin}
+        mount --bind {tmp_path}/fstab /etc/fstab
+        {commands}
+        export PATH=/usr/bin:/bin PYTHONPATH=/nonexistent
+        mount {mountpoint}
+        echo content > {mountpoint}/file
+        umount {mountpoint}
+    """
+    environment = ENVIRONMENT | {"PATH": f"{helper.parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["unshare", "-m", "bash", "-c", script], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert wait_until(lambda: place.info()["held_by"] is None, 20)
+    place.mount()
+    assert (place.mountpoint / "file").read_text() == "content\n"
     place.umount()
 
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import selectors
+import shlex
 import shutil
 import signal
 import subprocess
@@ -227,14 +228,21 @@ def test_the_vault_in_place_of_the_mountpoint(scene: Scene) -> None:
 def test_the_mountpoint_in_place_of_the_vault(scene: Scene, tmp_path: Path) -> None:
     place = scene.place
     (place.mountpoint / "below").mkdir()
-    for words in (("info",), ("fsck",), ("passwd",), ("upgrade",), ("snapshot",)):
-        told = place.cryptfs(*words, place.mountpoint, code=6).stderr
+    for command in ("info", "fsck", "snapshot", "rekey", "key list", "recovery list"):
+        told = place.cryptfs(*command.split(), place.mountpoint, code=6).stderr
         assert told == (
             f"cryptfs: {place.mountpoint} is the mountpoint of the vault {place.vault}. "
-            f"You probably mean: cryptfs {words[0]} {place.vault}\n"
+            f"You probably mean: cryptfs {command} {place.vault}\n"
         )
-    told = place.cryptfs("verify", place.mountpoint, place.passfile, code=6).stderr
-    assert told.endswith(f"You probably mean: cryptfs verify {place.vault} ...\n")
+    told = place.cryptfs("info", place.mountpoint / "below", code=6).stderr
+    assert f"/below is inside the mountpoint of the vault {place.vault}. " in told
+    assert told.endswith(f"You probably mean: cryptfs info {place.vault}\n")
+    for command, more in (("verify", place.passfile), ("key remove", 0), ("mount", tmp_path / "a b")):
+        told = place.cryptfs(*command.split(), place.mountpoint, more, code=6).stderr
+        right = f"cryptfs {command} {place.vault} {shlex.quote(str(more))}"
+        assert told.endswith(f"You probably mean: {right}\n")
+    told = place.cryptfs("init", place.mountpoint, code=6).stderr
+    assert f"{place.mountpoint} is a mountpoint: the vault " in told
     for command in ("umount", "status"):
         told = place.cryptfs(command, place.mountpoint / "below", code=10).stderr
         below = f"{place.mountpoint}/below is inside the mount on {place.mountpoint}"

@@ -121,5 +121,31 @@ def test_a_wrong_mountpoint_is_noticed_before_anything_is_made(home: Home) -> No
     assert code == 10, shown
     (home.here / "file").touch()
     code, shown = home.at_terminal(str(home.vault), str(home.here / "file"))
-    assert (code, shown) == (10, f"run: {home.here}/file: not a directory\n")
+    assert (code, shown.splitlines()[0]) == (10, f"run: {home.here}/file: not a directory")
     assert not home.vault.exists()
+
+
+def test_a_wrong_option_is_noticed_before_anything_is_made(home: Home) -> None:
+    for option, said in (
+        ("--bogus", "No such option '--bogus'."),
+        ("-obogus", "unknown mount option 'bogus'"),
+        ("--max-threads=no", "Invalid value for '--max-threads': give a whole number from 1 to 64"),
+    ):
+        code, shown = home.at_terminal(str(home.vault), str(home.mountpoint), option)
+        assert (code, shown.splitlines()[0]) == (1, f"run: {said}; see --help")
+    assert not home.vault.exists()
+
+
+def test_after_an_error_it_says_where_the_command_is(home: Home) -> None:
+    """Hints name `cryptfs`, which scripts/run does not put into PATH."""
+    path = ":".join(
+        each for each in home.environment["PATH"].split(":") if not (Path(each) / "cryptfs").exists()
+    )
+    home.environment["PATH"] = path
+    words = (str(home.vault), str(home.mountpoint), "--log-file", f"{home.here}/log")
+    assert home.at_terminal(*words)[0] == 0
+    code, shown = home.at_terminal(*words)
+    command = f"{home.environment['CRYPTFS_VENV']}/bin/cryptfs"
+    assert code == 10
+    assert f"unmount it with: cryptfs umount {shlex.quote(str(home.mountpoint))}\n" in shown
+    assert shown.endswith(f"(cryptfs is not in PATH; here it is {command})\n")

@@ -127,6 +127,29 @@ def test_a_session_of_work(place: Place) -> None:
     assert "1 moved" in text
 
 
+def test_what_is_said_of_a_file_that_is_being_written(place: Place) -> None:
+    place.mount()
+    manifest, said = place.manifest, place.says
+    with (place.mountpoint / "one").open("w") as one:
+        one.write("being written")
+        one.flush()
+        os.fsync(one.fileno())
+        made = said("snapshot", place.vault, "-o", manifest)
+        assert "1 file was being written: the manifest records that it exists, not its content\n" in made
+        assert "1 file was being written: its current content was not compared\n" in said(
+            "verify", place.vault, manifest
+        )
+        assert "mounted: the length of files still being written was not checked.\n" in said(
+            "fsck", place.vault
+        )
+        with (place.mountpoint / "two").open("w") as two:
+            two.write("as well")
+            two.flush()
+            os.fsync(two.fileno())
+            made = said("snapshot", place.vault, "-o", manifest, "--replace")
+            assert "2 files were being written: the manifest records that they exist, not their" in made
+
+
 def test_a_file_put_back_while_mounted(place: Place) -> None:
     place.mount()
     (place.mountpoint / "file").write_text("old")
@@ -264,8 +287,8 @@ def test_an_older_manifest_survives(place: Place, tmp_path: Path) -> None:
     place.says("snapshot", place.vault, "--replace", "-o", link)
     assert link.is_symlink()
     place.says("snapshot", place.vault, "-o", "/dev/null")
-    assert place.says("snapshot", place.vault, "-o", tmp_path / "no" / "such", code=11).startswith(
-        f"cryptfs: {tmp_path}/no/such: cannot be written: No such file or directory"
+    assert place.says("snapshot", place.vault, "-o", tmp_path / "no" / "such", code=1).startswith(
+        f"cryptfs: {tmp_path}/no/such: the directory {tmp_path}/no does not exist. To make it: mkdir -p "
     )
 
 

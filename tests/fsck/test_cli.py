@@ -145,6 +145,13 @@ def test_what_was_set_aside_before(place: Place, run: Run) -> None:
     assert "1 damaged file of earlier mounts: see above.\n" in told.out
 
 
+def test_a_stray_directory_record_in_the_root(place: Place, run: Run) -> None:
+    (place.vault_dir / RECORD_NAME).write_bytes(place.record.read_bytes())
+    told = run(*place.options())
+    assert told.code == 0
+    assert "A directory record where none belongs: the root has none." in told.out
+
+
 def test_lines_have_no_blanks_at_their_ends(place: Place, run: Run) -> None:
     damage(place)
     for options in ((), ("--deep",), ("--deep", "--repair")):

@@ -65,7 +65,7 @@ def test_blocks_of_another_manifest_do_not_fit(scene: Witnessed) -> None:
 
 def test_manifest_of_another_vault(scene: Witnessed, tmp_path: Path) -> None:
     other = BareVault(tmp_path / "other", masterkey=bytes(32))
-    with pytest.raises(ManifestError, match="damaged, cut short, or was made with other keys"):
+    with pytest.raises(ManifestError, match="damaged, cut short, or from before"):
         Witnessed(other).run(scene.manifest)  # the same vault_id, other keys
     other.close()
 

@@ -195,7 +195,10 @@ class ManifestCipher:
         """The reverse. Raises: ManifestError: damaged, forged, cut or moved."""
         plain = open_small(self._key, sealed, self._aad(index, last=last))
         if plain is None or (len(plain) != BLOCK_SIZE and not last):
-            raise ManifestError("the manifest is damaged, cut short, or was made with other keys")
+            raise ManifestError(
+                "the manifest is damaged, cut short, or from before a change of the masterkey. Use a whole "
+                "copy of it, or make a new one: cryptfs snapshot VAULT FILE"
+            )
         return plain
 
 

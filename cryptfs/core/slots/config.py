@@ -226,7 +226,8 @@ def _version_of(raw: bytes) -> int:
     version = found.get("version")
     if isinstance(version, int) and not 1 <= version <= CONFIG_VERSION:
         raise UnsupportedFormatError(
-            f"the vault has format version {version}; this program knows versions 1 to {CONFIG_VERSION}"
+            f"the vault has format version {version}; this program knows versions 1 to "
+            f"{CONFIG_VERSION}. Use a newer cryptfs"
         )
     return 2 if version == 2 else 1  # what is no number fails to decode
 

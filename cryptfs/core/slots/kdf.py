@@ -43,7 +43,7 @@ class PassphraseCost:
             or set(params) != _FIELDS
             or not (isinstance(memory, int) and isinstance(passes, int) and isinstance(salt, str))
         ):
-            raise VaultConfigError(f"{name} derives its key in a way that this version does not know")
+            raise VaultConfigError(f"{name} is of a newer cryptfs: this version cannot derive its key")
         check_costs(memory, passes, name)
         return cls(memory, passes, from_hex(salt, ARGON2_SALT_SIZE, f"{name}, salt"))
 

@@ -131,7 +131,7 @@ def refuse_other_masterkey(context: FileContext, vault_fd: int, vault_dir: Path)
     if len(looked) > 1 and not any(_is_sealed_with(context, vault_fd, name) for name in looked):
         raise VaultConfigError(
             f"{shown(vault_dir / CONFIG_NAME)} does not belong to what is in the vault: nothing opens by its "
-            "masterkey. Either the masterkey was changed since (cryptfs rekey), or it is another vault's "
+            "masterkey. Either the masterkey was changed since by cryptfs rekey, or it is another vault's "
             "config. Restore the right file from another copy or a backup"
         )
 
@@ -239,7 +239,7 @@ def notices(context: FileContext, vault_fd: int, lock: VaultLock, sessions: Sess
     if context.config.is_upgrading:
         found.append(
             "an upgrade of the vault was interrupted: until it ends, a moved directory is not noticed. "
-            "Run it again: cryptfs upgrade"
+            "Run it again: cryptfs upgrade VAULT"
         )
     last = lock.last_session()
     if context.owner.host and last is not None:
@@ -247,12 +247,12 @@ def notices(context: FileContext, vault_fd: int, lock: VaultLock, sessions: Sess
         if number > sessions.last and journal_id not in sessions.crashed:
             found.append(
                 "the last session here did not end by an unmount, and its journal is gone: synced changes "
-                "may be lost. To list the files: cryptfs fsck"
+                "may be lost. To list the files: cryptfs fsck VAULT"
             )
     for other in journals_of_others(vault_fd, context.owner):
         whose = f"of another machine ({other.host})" if other.host else "of version 0.1 of cryptfs"
         found.append(
             f"an unfinished session {whose} is here: the vault is mounted there, or was not unmounted. If "
-            "that session will not go on, save its synced data: cryptfs fsck --repair --other-machines"
+            "that session will not go on, save its synced data: cryptfs fsck --repair --other-machines VAULT"
         )
     return found

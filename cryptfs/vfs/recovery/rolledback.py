@@ -44,7 +44,7 @@ class CountOfSessions:
         return [
             "the vault has counted fewer sessions than this machine has seen: an older copy of it was put "
             "back, or its list of sessions is gone. If that was not you, compare the vault with a manifest: "
-            "cryptfs verify"
+            "cryptfs verify VAULT MANIFEST"
         ]
 
     def end(self) -> None:
