@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import rich_click as click
 
@@ -37,6 +37,9 @@ from cryptfs.core.printable import for_vault
 from cryptfs.errors import CryptfsError
 from cryptfs.mount.resources import open_standard_streams
 from cryptfs.version import VERSION
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 PROGRAM = "cryptfs"
 
@@ -135,11 +138,36 @@ def _failed(error: Exception, settings: Settings) -> ExitCode:
     return ExitCode.OTHER if code is None else code
 
 
+class _Output(io.FileIO):
+    """Standard output, whose first error says so, and is the last: what a buffer still has is lost."""
+
+    _is_lost = False
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        if self._is_lost:
+            return memoryview(data).nbytes
+        try:
+            return super().write(data)
+        except OSError as error:
+            self._is_lost = True
+            error.filename = "stdout"
+            raise
+
+
+def _named(stdout: io.TextIOWrapper) -> io.TextIOWrapper:
+    raw = _Output(stdout.fileno(), "wb", closefd=False)
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw), encoding=stdout.encoding, line_buffering=stdout.line_buffering
+    )
+
+
 def run() -> NoReturn:
     """Entry point of the scripts `cryptfs` and `mount.fuse.cryptfs`."""
     open_standard_streams()
     if logging.lastResort is not None:  # for warnings of the log before a mount has one, or without a mount
         logging.lastResort.setFormatter(logging.Formatter(f"{PROGRAM}: warning: %(message)s"))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout = _named(sys.stdout)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a path may have any bytes, and a terminal any encoding
             stream.reconfigure(errors="backslashreplace")

@@ -118,6 +118,8 @@ def snapshot(
         to_stdout: Callable[[bytes], object] = sys.stdout.buffer.write
         write = to_stdout if output is None else stack.enter_context(writing(output))
         totals = take(opened, write, update)
+        if output is None:
+            sys.stdout.flush()
     entries = f"{totals.entries:,} {'entry' if totals.entries == 1 else 'entries'}"
     note(f"Wrote {'the manifest' if output is None else shown(output)}: {entries}.")
     _warn_of(

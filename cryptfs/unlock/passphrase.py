@@ -57,7 +57,9 @@ def new_cost(memory: int = DEFAULT_KDF_MEMORY, passes: int = DEFAULT_KDF_PASSES)
 def new_passphrase(
     passphrase: bytes, memory: int = DEFAULT_KDF_MEMORY, passes: int = DEFAULT_KDF_PASSES
 ) -> NewKey:
-    """A key from a new passphrase. Raises: ValueError, as new_cost."""
+    """A key from a new passphrase. Raises: ValueError: it is empty; else as new_cost."""
+    if not passphrase:
+        raise ValueError("the passphrase is empty; an empty passphrase protects nothing")
     cost = new_cost(memory, passes)
     return NewKey(PASSPHRASE, cost.params(), cost.derive(passphrase))
 

@@ -101,7 +101,7 @@ class Vault:
     @classmethod
     def create(
         cls,
-        vault_dir: Path,
+        vault_dir: Path | str,
         passphrase: bytes,
         *,
         cipher: str | None = None,
@@ -124,6 +124,7 @@ class Vault:
         Raises: NotAVaultError: the directory is not empty or cannot be made.
                 ValueError: a parameter is out of bounds.
         """
+        vault_dir = Path(vault_dir)
         masterkey = os.urandom(KEY_SIZE)
         config = VaultConfig(
             chunk_size=chunk_size,
@@ -162,7 +163,7 @@ class Vault:
     @classmethod
     def unlock(
         cls,
-        vault_dir: Path,
+        vault_dir: Path | str,
         secret: bytes | Offer,
         *,
         read_only: bool = False,

@@ -98,6 +98,18 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+@pytest.mark.parametrize("words", ["--help", "info --json", "fsck v", "snapshot v"])
+def test_an_answer_onto_a_full_disk(words: str, made: Path) -> None:
+    """One message, and no claim that something was written."""
+    more = ("--passfile", "passfile") if words.endswith(" v") else ()
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [*CRYPTFS, *words.split(), *more],
+            stdout=full, stderr=subprocess.PIPE, env=ENVIRONMENT, cwd=made, check=False,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (11, b"cryptfs: stdout: No space left on device\n")
+
+
 def test_no_words_at_all() -> None:
     done = subprocess.run(CRYPTFS, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (1, "")

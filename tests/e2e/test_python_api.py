@@ -80,6 +80,10 @@ def test_the_vault_is_free_while_this_process_lives_on(vault_dir: Path, place: P
         cryptfs.change_passphrase(vault_dir, PASSPHRASE, text)
     with pytest.raises(TypeError, match=told):
         cryptfs.Vault.create(vault_dir.parent / "never", text)
+    with pytest.raises(ValueError, match="the passphrase is empty"):
+        cryptfs.Vault.create(vault_dir.parent / "never", b"")
+    with pytest.raises(ValueError, match="the passphrase is empty"):
+        cryptfs.change_passphrase(vault_dir, PASSPHRASE, b"")
     assert not (vault_dir.parent / "never").exists()
     with cryptfs.Vault.unlock(vault_dir, PASSPHRASE) as vault:
         assert list(vault.tree.list(vault.tree.root)) == []
@@ -114,3 +118,15 @@ def test_unmounting_twice_says_so(vault_dir: Path, place: Path) -> None:
 def test_no_secret_shows_in_the_handle(vault_dir: Path, place: Path) -> None:
     with cryptfs.mount_vault(vault_dir, place, PASSPHRASE) as mounted:
         assert repr(mounted) == f"MountedVault({str(vault_dir)!r} at {str(place)!r}, daemon {mounted.pid})"
+
+
+def test_paths_may_be_text(tmp_path: Path) -> None:
+    vault, place = str(tmp_path / "vault"), str(tmp_path / "place")
+    (tmp_path / "place").mkdir()
+    cryptfs.Vault.create(vault, PASSPHRASE, kdf_memory=64 << 20)
+    with cryptfs.Vault.unlock(vault, PASSPHRASE) as opened:
+        assert opened.vault_dir == tmp_path / "vault"
+    with cryptfs.mount_vault(vault, place, PASSPHRASE) as mounted:
+        assert mounted.mountpoint == tmp_path / "place"
+    with pytest.raises(cryptfs.NotAVaultError, match="already a vault"):
+        cryptfs.Vault.create(vault, PASSPHRASE)
