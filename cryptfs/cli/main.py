@@ -5,6 +5,7 @@ Nothing here, and no module of a command at import, loads libsodium or FUSE: hel
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
@@ -167,7 +168,8 @@ def run() -> NoReturn:
     if logging.lastResort is not None:  # for warnings of the log before a mount has one, or without a mount
         logging.lastResort.setFormatter(logging.Formatter(f"{PROGRAM}: warning: %(message)s"))
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout = _named(sys.stdout)
+        with contextlib.suppress(io.UnsupportedOperation):  # it has no descriptor
+            sys.stdout = _named(sys.stdout)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a path may have any bytes, and a terminal any encoding
             stream.reconfigure(errors="backslashreplace")

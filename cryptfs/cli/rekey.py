@@ -182,12 +182,7 @@ def _offers(first: Offer, passphrases: list[bytes], files: list[bytes]) -> list[
 
 
 def _begin(
-    place: Path,
-    first: Offer,
-    offers: list[Offer],
-    *,
-    drop_slots: bool,
-    set_aside: bool,
+    place: Path, first: Offer, offers: list[Offer], *, drop_slots: bool, set_aside: bool
 ) -> dict[str, Any]:
     """Up to the new config. Returns fields of the answer."""
     from cryptfs.rekey.begin import begin, plan_slots

@@ -179,7 +179,7 @@ DESCRIPTIONS = {
     FindingKind.OTHER_SESSION: Description(
         _INFO,
         "An unfinished session of another machine: the vault is mounted there, or was not unmounted. If that "
-        "session will not go on, save its synced data: cryptfs fsck --repair --other-machines VAULT",
+        "session will not go on, cryptfs fsck --repair --other-machines VAULT saves its synced data.",
         "",
     ),
     FindingKind.OTHER_UNFINISHED: Description(
@@ -222,8 +222,8 @@ DESCRIPTIONS = {
     ),
     FindingKind.RECOVERY_RECORD: Description(
         _WARNING,
-        "Recovery words and shares open nothing: their record is missing or damaged. Put a copy of it back, "
-        "or make new words: cryptfs recovery words VAULT",
+        "Recovery words and shares open nothing: their record is missing or damaged. Put a copy of it "
+        "back; or cryptfs recovery words VAULT makes new ones.",
         "",
     ),
 }

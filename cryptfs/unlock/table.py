@@ -126,8 +126,8 @@ class SlotTable:
         gone = self.slot(slot_id)
         if len(self.config.slots) == 1:
             raise VaultError(
-                f"key slot {slot_id} is the last one; without it nobody could open the vault. First add another "
-                "one: cryptfs key add passphrase VAULT"
+                f"key slot {slot_id} is the last one; without it nobody could open the vault. First add "
+                "another one: cryptfs key add passphrase VAULT"
             )
         self._set([slot for slot in self.config.slots if slot.id != slot_id])
         return gone

@@ -143,7 +143,7 @@ def test_hints_name_the_vault(vault: Path, passfile: Path, tmp_path: Path, run: 
         assert hint in told.err
     (other / "cryptfs.recovery").unlink()
     told = run("fsck", other, *offer(passfile))
-    assert f"make new words: cryptfs recovery words {word}" in " ".join(told.out.split())
+    assert f"; or cryptfs recovery words {word} makes new ones." in " ".join(told.out.split())
 
 
 def test_a_warning_at_unlocking_looks_like_one_and_names_the_vault(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -124,6 +125,8 @@ def test_without_a_syslog_mount_says_where_findings_are_kept(place: Place) -> No
     place.umount()
     assert "warning" not in place.mount("--log-file", place.vault.parent / "log").stderr
     place.umount()
+    assert place.cryptfs(*words, "--quiet").stderr == ""  # so `mount -a` prints no line
+    place.umount()
 
 
 def test_umount_returns_when_the_vault_is_free(place: Place) -> None:
@@ -162,6 +165,9 @@ def test_mountpoints_that_are_refused(place: Place) -> None:
     (place.mountpoint / "file").unlink()
     told = place.cryptfs("mount", place.vault, place.vault, "--passfile", place.passfile, code=10)
     assert "over itself" in told.stderr
+    told = place.cryptfs("mount", place.mountpoint, place.vault, code=6)
+    right = shlex.join(["cryptfs", "mount", str(place.vault), str(place.mountpoint)])
+    assert told.stderr.endswith(f"{place.vault} is one. The vault comes first: {right}\n")
     told = place.cryptfs("umount", place.mountpoint, code=10)
     assert "nothing is mounted there" in told.stderr
 
