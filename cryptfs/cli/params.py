@@ -62,6 +62,11 @@ class ByteSize(click.ParamType[int]):
 class Number(click.IntRange):
     """A whole number between bounds. What click says of a wrong one is no sentence for a person."""
 
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not str(value).isascii():  # int() takes the digits of other scripts as well
+            self.fail("", param, ctx)
+        return super().convert(value, param, ctx)
+
     def fail(
         self, message: str, param: click.Parameter | None = None, ctx: click.Context | None = None
     ) -> NoReturn:

@@ -116,13 +116,13 @@ def test_wrong_command_lines(args: tuple[str, ...], run: Run, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (("key", "remove", "V", "x"), "'x' is not a whole number from 0 to 4294967295"),
+        (("key", "remove", "V", "x"), "give a whole number from 0 to 4,294,967,295"),
         (("key", "test", "V", "-1"), "No such option"),
-        (("init", "V", "--kdf-passes", "65"), "'65' is not a whole number from 3 to 64"),
-        (("init", "V", "--kdf-passes", "9" * 5000), "is not a whole number from 3 to 64"),
-        (("init", "V", "--kdf-passes", "\u0663"), "is not a whole number from 3 to 64"),
-        (("init", "V", "--calibrate", "fast"), "'fast' is not a valid number of seconds"),
-        (("recovery", "shares", "V", "--needed", "1", "--of", "3"), "'1' is not a whole number from 2 to 16"),
+        (("init", "V", "--kdf-passes", "65"), "give a whole number from 3 to 64"),
+        (("init", "V", "--kdf-passes", "9" * 5000), "give a whole number from 3 to 64"),
+        (("init", "V", "--kdf-passes", "\u0663"), "give a whole number from 3 to 64"),
+        (("init", "V", "--calibrate", "fast"), "give a number from "),
+        (("recovery", "shares", "V", "--needed", "1", "--of", "3"), "give a whole number from 2 to 16"),
     ],
 )
 def test_wrong_numbers(args: tuple[str, ...], said: str, run: Run) -> None:
