@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ import rich_click as click
 
 from cryptfs.cli.exit_codes import ExitCode
 from cryptfs.cli.offers import OfferSource, say_opened, unlock_options, with_offer
-from cryptfs.cli.output import SCHEMA, console, note, with_paths
+from cryptfs.cli.output import SCHEMA, console, json_text, note, with_paths
 from cryptfs.cli.params import (
     debug_option,
     leave_to_findings,
@@ -158,7 +157,7 @@ class _Json:
         self._first = True
 
     def begin(self, **fields: object) -> None:
-        head = json.dumps(fields, indent=2, ensure_ascii=False).removesuffix("\n}")
+        head = json_text(fields, indent=2).removesuffix("\n}")
         sys.stdout.write(head + ',\n  "findings": [')
 
     def finding(self, finding: Finding) -> None:
@@ -174,7 +173,7 @@ class _Json:
         fields |= {"meaning": finding.meaning, "detail": finding.detail, "remedy": finding.remedy}
         if self._names or finding.state == "failed":
             fields["done"] = finding.done
-        sys.stdout.write(("" if self._first else ",") + "\n    " + json.dumps(fields, ensure_ascii=False))
+        sys.stdout.write(("" if self._first else ",") + "\n    " + json_text(fields))
         self._first = False
 
     def end(self, counts: Counts, tally: Tally) -> None:
@@ -186,7 +185,7 @@ class _Json:
             "bytes": counts.size,
             "bytes_opened": counts.size_checked,
         }
-        tail = json.dumps({"checked": checked, "summary": tally.as_json()}, indent=2)
+        tail = json_text({"checked": checked, "summary": tally.as_json()}, indent=2)
         sys.stdout.write(("" if self._first else "\n  ") + "]," + tail.removeprefix("{") + "\n")
 
 

@@ -123,7 +123,7 @@ def _usage_error(error: click.ClickException) -> ExitCode:
 
 def _failed(error: Exception, settings: Settings) -> ExitCode:
     if settings.debug:
-        traceback.print_exception(error)
+        note("".join(traceback.format_exception(error)).rstrip())
     code = exit_code_of(error)
     if code is None:
         text = f"internal error: {type(error).__name__}: {error}"

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 
 class Mountpoint(PathParameter):
-    """A path; completion proposes the mountpoints of vaults."""
+    """A path; completion proposes the mountpoints of vaults.
+
+    The scripts of click put a proposal on the command line as it is. So one in which a shell would see more
+    than a word is left out: it may be the choice of another user.
+    """
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
@@ -27,7 +31,7 @@ class Mountpoint(PathParameter):
         if incomplete and not incomplete.startswith("/"):
             here = f"{os.getcwd()}/"
             places = [place.removeprefix(here) for place in places if place.startswith(here)]
-        found = [_completed(place) for place in places if place.startswith(incomplete)]
+        found = [_completed(place) for place in places if place.startswith(incomplete) and place.isprintable()]
         return [CompletionItem(place) for place in found] or [CompletionItem(incomplete, type="dir")]
 
 

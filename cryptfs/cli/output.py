@@ -41,7 +41,16 @@ def with_paths(text: str) -> str:
 
 def answer_json(fields: dict[str, Any], *, indent: int | None = 2) -> None:
     """The answer as JSON on stdout. Paths in it must be `shown`: one may have bytes that are not text."""
-    click.echo(json.dumps({"schema": SCHEMA, **fields}, indent=indent, ensure_ascii=False))
+    click.echo(json_text({"schema": SCHEMA, **fields}, indent=indent))
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """JSON in which nothing acts on a terminal: unprintable characters are \\u escapes."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    if text.replace("\n", "").isprintable():
+        return text
+    # Each of them stands within a string, where such an escape means the same.
+    return "".join(each if each.isprintable() or each == "\n" else json.dumps(each)[1:-1] for each in text)
 
 
 def console(*, stderr: bool = False) -> Console:

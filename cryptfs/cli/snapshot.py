@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import tempfile
 import time
@@ -17,7 +16,7 @@ import rich_click as click
 from cryptfs.cli.exit_codes import CommandError, ExitCode, UsageProblem
 from cryptfs.cli.newfile import refuse_no_file, writing
 from cryptfs.cli.offers import OfferSource, say_opened, unlock_options, with_offer
-from cryptfs.cli.output import SCHEMA, console, note, warn
+from cryptfs.cli.output import SCHEMA, console, json_text, note, warn
 from cryptfs.cli.params import (
     PLACE,
     debug_option,
@@ -293,7 +292,7 @@ def _line(screen: Console, finding: Difference) -> None:
 def _answer_json(verification: Verification) -> None:
     """One document, written finding by finding: there may be more than memory holds."""
     head = {"created": verification.head.created, "entries": verification.entries_then}
-    sys.stdout.write(f'{{\n  "schema": {SCHEMA},\n  "manifest": {json.dumps(head)},')
+    sys.stdout.write(f'{{\n  "schema": {SCHEMA},\n  "manifest": {json_text(head)},')
     sys.stdout.write('\n  "findings": [')
     first = True
     for finding in verification.run():
@@ -306,7 +305,7 @@ def _answer_json(verification: Verification) -> None:
             "cipher_path": cipher_path or None,
             "detail": finding.detail,
         }
-        sys.stdout.write(("" if first else ",") + "\n    " + json.dumps(fields, ensure_ascii=False))
+        sys.stdout.write(("" if first else ",") + "\n    " + json_text(fields))
         first = False
     totals, counts = verification.totals, verification.counts
     summary = {
@@ -315,4 +314,4 @@ def _answer_json(verification: Verification) -> None:
         "skipped": len(totals.skipped),
         "counts": {change.value: count for change, count in sorted(counts.items(), key=_rank) if count},
     }
-    sys.stdout.write(("" if first else "\n  ") + f'],\n  "summary": {json.dumps(summary)}\n}}\n')
+    sys.stdout.write(("" if first else "\n  ") + f'],\n  "summary": {json_text(summary)}\n}}\n')

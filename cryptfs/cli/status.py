@@ -85,30 +85,28 @@ def _rows(found: dict[str, Any], before: dict[str, Any] | None) -> Iterator[tupl
     for name in ("read", "written"):
         yield f"bytes {name}", bytes_text(found["bytes"][name]), rate("bytes", name, size=True)
     for name, count in list(found["operations"].items())[:_MOST]:
-        yield name, f"{count:,}", rate("operations", name)
+        yield shown(name), f"{count:,}", rate("operations", name)
     if (rest := sum(list(found["operations"].values())[_MOST:])) > 0:
         yield "other operations", f"{rest:,}", ""
     for name, count in found["errors"].items():
-        yield f"error {name}", f"{count:,}", rate("errors", name)
+        yield f"error {shown(name)}", f"{count:,}", rate("errors", name)
 
 
 def _heading(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     state = " (read-only)" if found["read_only"] else ""
     yield "mounted on", shown(found["mountpoint"]) + state
     yield "vault", shown(found["vault"])
-    yield "daemon", f"process {found['pid']}, engine {found['engine']}, cryptfs {found['version']}"
+    program = f"engine {shown(found['engine'])}, cryptfs {shown(found['version'])}"
+    yield "daemon", f"process {found['pid']}, {program}"
     processor = f"{found['processor_seconds']:.1f} s of processor time"
     if "python" in found:  # a daemon of an older cryptfs does not say
         python = found["python"]
         yield "Python", python["version"] + ("" if python["pgo"] else ", built without PGO: it is slower")
     yield "up for", f"{duration_text(found['uptime_seconds'])}, {processor}"
-    memory = found["memory"]
-    if memory:
-        yield (
-            "memory",
-            f"{bytes_text(memory['resident'])} resident, {bytes_text(memory['highest'])} at its highest",
-        )
-    yield "open", ", ".join(counted(count, name) for name, count in found["open"].items())
+    if memory := found["memory"]:
+        now, highest = (bytes_text(memory.get(name, 0)) for name in ("resident", "highest"))
+        yield "memory", f"{now} resident, {highest} at its highest"
+    yield "open", ", ".join(counted(count, shown(name)) for name, count in found["open"].items())
     cache = found.get("directory_cache", {})
     if looked := sum(cache.values()):
         yield "directory cache", f"{cache['hits']:,} of {counted(looked, 'lookups')} hit"
@@ -123,7 +121,7 @@ def finding_lines(found: dict[str, Any], most: int | None = None) -> Iterator[st
     if not findings:
         yield "Nothing was found to be wrong."
         return
-    dropped = found["findings_dropped"]
+    dropped = found.get("findings_dropped", 0)
     older = f"; {dropped:,} older ones are not kept" if dropped else ""
     yield f"Found to be wrong, the newest first (cipher paths{older}):"
     for each in findings[:most]:
@@ -150,7 +148,7 @@ def render(found: dict[str, Any], before: dict[str, Any] | None = None) -> Rende
     table.add_column("in all", justify="right")
     table.add_column("now", justify="right")
     for row in _rows(found, before):
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     return Group(heading, "", table)
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import cryptfs.errors
+from cryptfs.core.printable import fit_for_terminal
 from cryptfs.errors import CryptfsError, MountError
 from cryptfs.mount.recent import RecentFindings
 from cryptfs.mount.repeats import RepeatFilter
@@ -64,6 +65,14 @@ def harden_process() -> None:
         forbid_dumps()
 
 
+class _Formatter(logging.Formatter):
+    """Lines in which nothing acts on a terminal, tracebacks as well."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The text of a record."""
+        return fit_for_terminal(super().format(record))
+
+
 def configure_logging(target: LogTarget, *, daemon: bool) -> None:
     """Attach the one handler that writes the log of this process, and the one that keeps findings.
 
@@ -74,10 +83,10 @@ def configure_logging(target: LogTarget, *, daemon: bool) -> None:
         handler = logging.StreamHandler(
             os.fdopen(open_log(target.file), "a", encoding="utf-8", errors="backslashreplace")
         )
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     elif not daemon:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("cryptfs: %(message)s"))
+        handler.setFormatter(_Formatter("cryptfs: %(message)s"))
     else:
         handler = _syslog_handler()
     if not target.debug:
@@ -121,7 +130,7 @@ def _syslog_handler() -> logging.Handler:
     except OSError:
         return logging.NullHandler()
     handler.ident = f"cryptfs[{os.getpid()}]: "
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_Formatter("%(message)s"))
     return handler
 
 

@@ -24,7 +24,9 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
+
+import msgspec
 
 from cryptfs.core.printable import shell_word, shown
 from cryptfs.errors import MountError
@@ -43,6 +45,48 @@ _SEND_SECONDS = 1.0
 _MAX_ANSWER = 1 << 20
 _STATUS = Path("/proc/self/status")
 _SOCKETS = Path("/proc/net/unix")
+
+
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+_Seconds = Annotated[float, msgspec.Meta(ge=0, le=2**36)]
+
+
+class _Finding(TypedDict):
+    path: str | None
+    chunk: _Count | None
+    reason: str
+    count: _Count
+    last: _Seconds
+
+
+class _Bytes(TypedDict):
+    read: _Count
+    written: _Count
+
+
+class _Lookups(TypedDict):
+    hits: _Count
+    misses: _Count
+
+
+class _Answer(TypedDict):
+    """What a daemon says, as far as commands rely on it. If root asks, the daemon may be another user's."""
+
+    mountpoint: str
+    vault: str
+    read_only: bool
+    version: str
+    engine: str
+    uptime_seconds: _Seconds
+    processor_seconds: _Seconds
+    operations: dict[str, _Count]
+    errors: dict[str, _Count]
+    bytes: _Bytes
+    open: dict[str, _Count]
+    memory: dict[str, _Count]
+    directory_cache: NotRequired[_Lookups]
+    findings: NotRequired[list[_Finding]]
+    findings_dropped: NotRequired[_Count]
 
 
 class Statistics:
@@ -207,7 +251,13 @@ def ask_status(mount: Mount) -> dict[str, Any]:
         raise MountError(
             f"{shown(mount.mountpoint)}: its daemon answers only root and the user who mounted it"
         )
-    found: dict[str, Any] = json.loads(raw)
+    try:
+        found: dict[str, Any] = json.loads(raw)
+        msgspec.convert(found, _Answer)
+    except (ValueError, RecursionError):  # also of msgspec
+        raise MountError(
+            f"{shown(mount.mountpoint)}: its daemon, process {pid}, gives an answer that makes no sense"
+        ) from None
     found["pid"] = pid  # as this process sees it, which may be in another container
     return found
 
@@ -234,7 +284,11 @@ def device_served_by(pid: int) -> str | None:
 
 
 def _receive(connection: socket.socket) -> bytes:
+    """All of the answer. Raises: TimeoutError: it does not come in time as a whole."""
     raw = b""
+    deadline = time.monotonic() + _ANSWER_SECONDS
     while len(raw) < _MAX_ANSWER and (piece := connection.recv(65536)):
         raw += piece
+        if time.monotonic() > deadline:
+            raise TimeoutError
     return raw

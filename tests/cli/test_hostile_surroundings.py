@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -11,8 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from cryptfs.cli.status import render
+from cryptfs.cli.exit_codes import CommandError
+from cryptfs.cli.output import answer_json, console
+from cryptfs.cli.status import finding_lines, render
 from cryptfs.core.printable import fit_for_terminal
+from cryptfs.mount.daemon import LogTarget, configure_logging
 from cryptfs.storage.vaultdir import LOCK_NAME
 from tests.cli.test_cli_commands import CHEAP, write_passfile
 from tests.commands import Run, runner
@@ -63,17 +67,48 @@ def test_a_path_with_escapes(tmp_path: Path, run: Run) -> None:
 
 
 def test_a_daemon_that_says_anything(capsys: pytest.CaptureFixture[str]) -> None:
-    from cryptfs.cli.output import console
-
+    """root may ask the daemon of another user, which is any program that mounts as `fuse.cryptfs`."""
+    word = f"{ESCAPE}[bold]x[/bold]"
+    finding = {"path": word, "chunk": None, "reason": word, "count": 2, "last": 1.0}
     found = {
-        "mountpoint": f"/m{ESCAPE}[bold]x[/bold]", "vault": f"/v{ESCAPE}[red]", "read_only": False, "pid": 1,
-        "engine": "native", "version": "0.1.0", "uptime_seconds": 1.0, "processor_seconds": 1.0, "memory": {},
-        "open": {}, "bytes": {"read": 0, "written": 0}, "operations": {}, "errors": {},
+        "mountpoint": f"/m{word}", "vault": f"/v{ESCAPE}[red]", "read_only": False, "pid": 1,
+        "engine": word, "version": word, "uptime_seconds": 1.0, "processor_seconds": 1.0, "memory": {},
+        "open": {word: 1}, "bytes": {"read": 0, "written": 0}, "operations": {word: 1}, "errors": {word: 1},
+        "findings": [finding], "findings_dropped": 0,
     }  # fmt: skip
     console().print(render(found))
+    print(*finding_lines(found), sep="\n")
     text = capsys.readouterr().out
     assert_harmless(text)
-    assert "[bold]x[/bold]" in text and "[red]" in text
+    assert text.count("[bold]x[/bold]") == 8 and "[red]" in text
+    answer_json(found)
+    text = capsys.readouterr().out
+    assert_harmless(text)
+    assert json.loads(text) == {"schema": 1, **found}, "escaped, and nothing is lost"
+
+
+def test_a_traceback_and_a_log(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both have the texts of errors, and those what other programs print."""
+
+    def fail(*_: object) -> None:
+        raise CommandError(f"a program said {ESCAPE}")
+
+    monkeypatch.setattr("cryptfs.cli.info.describe", fail)
+    said = run("--debug", "info", tmp_path).err
+    assert "Traceback" in said
+    assert_harmless(said)
+    for logger in (logging.root, logging.getLogger("cryptfs")):
+        monkeypatch.setattr(logger, "handlers", [])
+        monkeypatch.setattr(logger, "level", logger.level)
+    configure_logging(LogTarget(tmp_path / "log"), daemon=True)
+    try:
+        raise OSError(f"a disk said {ESCAPE}")
+    except OSError as error:
+        logging.getLogger("cryptfs").error("cannot unmount %s", f"/m{ESCAPE}\nforged", exc_info=error)
+    (handler,) = logging.root.handlers
+    assert isinstance(handler, logging.StreamHandler)
+    handler.stream.close()
+    assert_harmless((tmp_path / "log").read_text())
 
 
 @pytest.mark.parametrize("name", ["cryptfs", "click", "pip", "venv", "encodings"])

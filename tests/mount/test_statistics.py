@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import json
 import os
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any, cast
@@ -132,6 +135,62 @@ def test_a_daemon_that_hangs_does_not_hang_the_command(monkeypatch: pytest.Monke
         deaf.listen(1)
         with pytest.raises(MountError, match="does not answer"):
             ask_status(a_mount())
+
+
+def answering(answer: Callable[[socket.socket], object]) -> contextlib.ExitStack:
+    """A server in place of the daemon, for one question."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(statistics._address(a_mount().device))
+    listener.listen(1)
+
+    def serve() -> None:
+        with listener.accept()[0] as connection, contextlib.suppress(OSError):
+            answer(connection)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    stack = contextlib.ExitStack()
+    stack.callback(thread.join)
+    stack.enter_context(listener)
+    return stack
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        None, 3, "[" * 100_000, {"vault": None}, {"read_only": "no"}, {"bytes": {"read": 1}},
+        {"operations": {"x": "y"}}, {"directory_cache": {"hits": 1}}, {"open": [1]},
+        {"memory": {"resident": -1}}, {"uptime_seconds": 1e300}, {"errors": {"E": 10**400}},
+        {"findings": [{"path": "p", "chunk": 0, "reason": "r", "count": 1}]},
+    ],
+)  # fmt: skip
+def test_an_answer_that_makes_no_sense(numbers: Statistics, change: object) -> None:
+    """root may ask a daemon of another user: an error of one line, and no internal one."""
+    honest = StatusServer(a_mount(), numbers)
+    answer = honest._describe()
+    honest.close()
+    raw = json.dumps(answer | change if isinstance(change, dict) else change).encode()
+    if isinstance(change, str):
+        raw = change.encode()
+    with (
+        answering(lambda connection: connection.sendall(raw)),
+        pytest.raises(MountError, match="an answer that makes no sense"),
+    ):
+        ask_status(a_mount())
+    with answering(lambda connection: connection.sendall(json.dumps(answer).encode())):
+        assert ask_status(a_mount())["vault"] == "/vault"
+
+
+def test_an_answer_that_comes_in_drops(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "_ANSWER_SECONDS", 0.3)
+
+    def drip(connection: socket.socket) -> None:
+        while True:
+            connection.sendall(b" ")
+            time.sleep(0.05)
+
+    with answering(drip), pytest.raises(MountError, match="does not answer"):
+        ask_status(a_mount())
 
 
 def test_a_second_server_of_one_mount_is_refused(served: Statistics) -> None:
