@@ -83,6 +83,48 @@ def test_an_overlay_with_its_upper_layer_here(mount: Mounted) -> None:
         subprocess.run(["umount", str(merged)], check=False)
 
 
+def test_what_can_have_no_attributes_is_copied_up(mount: Mounted) -> None:
+    """Symlinks and special files; afterwards overlayfs still marks directories as opaque, and as moved."""
+    upper, work = mount.mountpoint / "upper", mount.mountpoint / "work"
+    lower, merged = mount.scratch / "lower", mount.scratch / "merged"
+    for directory in (upper, work, lower, merged):
+        directory.mkdir()
+    (lower / "link").symlink_to("target")
+    (lower / "long").symlink_to("t" * 3000)
+    os.mkfifo(lower / "fifo")
+    os.mknod(lower / "device", stat.S_IFCHR | 0o600, os.makedev(1, 3))
+    (lower / "moved" / "below").mkdir(parents=True)
+    (lower / "removed" / "below").mkdir(parents=True)
+    layers = f"redirect_dir=on,lowerdir={lower},upperdir={upper},workdir={work}"
+    command = ["mount", "-t", "overlay", "overlay", "-o", layers, str(merged)]
+    subprocess.run(command, check=True)
+    try:
+        for name in ("link", "long", "fifo", "device"):
+            os.chown(merged / name, 12, 34, follow_symlinks=False)
+            with pytest.raises(PermissionError):
+                os.setxattr(upper / name, "trusted.note", b"value", follow_symlinks=False)
+            assert os.listxattr(upper / name, follow_symlinks=False) == []
+        (merged / "moved").rename(merged / "new")
+        subprocess.run(["rm", "-r", str(merged / "removed")], check=True)
+        (merged / "removed").mkdir()
+        subprocess.run(["umount", str(merged)], check=True)
+        mount.remount()
+        assert os.getxattr(upper / "new", "trusted.overlay.redirect") == b"moved"
+        assert os.getxattr(upper / "removed", "trusted.overlay.opaque") == b"y"
+        subprocess.run(command, check=True)
+        assert os.listdir(merged / "removed") == []
+        assert os.listdir(merged / "new") == ["below"]
+        assert {name: (merged / name).lstat().st_uid for name in ("link", "long", "fifo", "device")} == {
+            "link": 12,
+            "long": 12,
+            "fifo": 12,
+            "device": 12,
+        }
+        assert (os.readlink(merged / "link"), os.readlink(merged / "long")) == ("target", "t" * 3000)
+    finally:
+        subprocess.run(["umount", str(merged)], check=False)
+
+
 INSIDE = """
 set -e; cd "$1"; mkdir plain/upper plain/work mountpoint
 "$2" -m cryptfs init --kdf-memory 64m --passfile passphrase vault > init.log 2>&1

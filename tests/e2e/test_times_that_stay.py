@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -126,6 +128,45 @@ def test_nosymfollow_goes_to_the_kernel() -> None:
             (mount.mountpoint / "link").read_bytes()
 
 
+@contextlib.contextmanager
+def remembered(*paths: Path) -> Iterator[None]:
+    """Meanwhile the kernel does not forget these inodes, whoever drops caches on this machine."""
+    pins = [os.open(path, os.O_PATH | os.O_NOFOLLOW) for path in paths]
+    try:
+        yield
+    finally:
+        for pin in pins:
+            os.close(pin)
+
+
+def listed(directory: Path) -> dict[str, int]:
+    """The inode numbers in a listing, as ls -i and find -inum take them."""
+    return {entry.name: entry.inode() for entry in os.scandir(directory)}
+
+
+@pytest.mark.parametrize("target", ["short", "t" * 3000])
+def test_all_names_of_a_symlink_show_one_inode_number(own_mount: Mounted, target: str) -> None:
+    """A link or a rename seals it again; find -samefile, tar and rsync -H compare the numbers."""
+    top = own_mount.mountpoint / str(len(target))
+    top.mkdir()
+    (top / "first").symlink_to(target)
+    number = (top / "first").lstat().st_ino
+    with remembered(top / "first"):
+        (top / "first").rename(top / "moved")
+        assert listed(top) == {"moved": number}
+        os.link(top / "moved", top / "second", follow_symlinks=False)
+        for wait in (0.0, 1.1):  # until the kernel asks again
+            time.sleep(wait)
+            assert [(top / name).lstat().st_ino for name in ("moved", "second")] == [number, number]
+            assert listed(top) == {"moved": number, "second": number}
+        (top / "moved").unlink()
+        (top / "second").rename(top / "third")
+        time.sleep(1.1)
+        assert (top / "third").lstat().st_ino == number
+        assert listed(top) == {"third": number}
+        assert (top / "third").lstat().st_nlink == 1
+
+
 def test_a_renamed_symlink_keeps_its_inode_number(own_mount: Mounted) -> None:
     """It is sealed again for its new place, by a new file on the disk."""
     top = own_mount.mountpoint
@@ -133,15 +174,16 @@ def test_a_renamed_symlink_keeps_its_inode_number(own_mount: Mounted) -> None:
     for name in ("a", "b"):
         (top / name).symlink_to(f"target of {name}")
     first, second = ((top / name).lstat().st_ino for name in ("a", "b"))
-    (top / "a").rename(top / "c")
-    (top / "c").rename(top / "d" / "c")
-    assert (top / "d" / "c").lstat().st_ino == first
-    renameat2(AT_FDCWD, str(top / "d" / "c"), AT_FDCWD, str(top / "b"), RENAME_EXCHANGE)
-    assert ((top / "b").lstat().st_ino, (top / "d" / "c").lstat().st_ino) == (first, second)
-    assert (os.readlink(top / "b"), os.readlink(top / "d" / "c")) == ("target of a", "target of b")
-    (top / "b").rename(top / "d" / "c")
-    assert (top / "d" / "c").lstat().st_ino == first
-    time.sleep(1.1)  # the kernel asks again
-    assert (top / "d" / "c").lstat().st_ino == first
-    (top / "other").symlink_to("x")
-    assert (top / "other").lstat().st_ino != first
+    with remembered(top / "a", top / "b"):
+        (top / "a").rename(top / "c")
+        (top / "c").rename(top / "d" / "c")
+        assert (top / "d" / "c").lstat().st_ino == first
+        renameat2(AT_FDCWD, str(top / "d" / "c"), AT_FDCWD, str(top / "b"), RENAME_EXCHANGE)
+        assert ((top / "b").lstat().st_ino, (top / "d" / "c").lstat().st_ino) == (first, second)
+        assert (os.readlink(top / "b"), os.readlink(top / "d" / "c")) == ("target of a", "target of b")
+        (top / "b").rename(top / "d" / "c")
+        assert (top / "d" / "c").lstat().st_ino == first
+        time.sleep(1.1)  # the kernel asks again
+        assert (top / "d" / "c").lstat().st_ino == first
+        (top / "other").symlink_to("x")
+        assert (top / "other").lstat().st_ino != first

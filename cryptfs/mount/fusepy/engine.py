@@ -156,7 +156,7 @@ class VaultFuse(mfusepy.FUSE):  # type: ignore[misc]
         found, size = self.operations.getattr(_text(path), _handle_of(fip))
         ctypes.memset(buf, 0, ctypes.sizeof(mfusepy.c_stat))
         stat = buf.contents
-        stat.st_ino = self.operations.told.number_of(found)
+        stat.st_ino = self.operations.told.number_of(found.st_dev, found.st_ino, found.st_mode)
         stat.st_mode = found.st_mode
         stat.st_nlink = found.st_nlink
         stat.st_uid = found.st_uid

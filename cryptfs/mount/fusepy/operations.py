@@ -189,12 +189,13 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
     def readdir(self, path: str | None, fh: int) -> Iterator[tuple[str, dict[str, int], int]]:
         """All entries with inode and type; libfuse keeps them until the directory is closed."""
         directory = self._directories[fh]
-        own = {"st_mode": stat.S_IFDIR, "st_ino": os.fstat(directory.fd).st_ino}
-        yield ".", own, 0
+        st = os.fstat(directory.fd)
+        yield ".", {"st_mode": stat.S_IFDIR, "st_ino": st.st_ino}, 0
         yield "..", {"st_mode": stat.S_IFDIR}, 0
         try:
             for name, inode, kind in self._tree.list(directory):
-                yield name.decode("latin-1"), {"st_mode": kind, "st_ino": inode}, 0
+                number = self.told.number_of(st.st_dev, inode, kind)
+                yield name.decode("latin-1"), {"st_mode": kind, "st_ino": number}, 0
         except Exception as error:  # noqa: BLE001 - as in `translated`, which cannot wrap a generator
             code = errno_of(error)
             raise os_error(code) from None
@@ -265,11 +266,11 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
     def link(self, target: str, source: str) -> int:
         """A new name `target` for the file `source`: mfusepy's names for them."""
         directory, name = self._paths.resolve(source)
-        self.told.hold(source, directory, name)
+        held = self.told.hold(source, directory, name)
         # The kernel makes a new inode for the new name, and keeps the first attributes that it gets.
         self._tree.make_clean(directory, name)
         self._tree.link(directory, name, *self._paths.resolve(target))
-        self.told.saw(source, self._tree.stat(directory, name))
+        self.told.renewed(source, self._tree.stat(directory, name), held)  # a symlink is sealed again
         return 0
 
     @translated

@@ -163,19 +163,19 @@ class ToldTable:
         self._note(self.at(path), found)
 
     def renewed(self, path: str, found: Attributes, old: HeldFile | None) -> None:
-        """As saw, of a symlink that a rename has sealed again. old: the file whose number it shows."""
+        """As saw, of what may be a symlink that was sealed again. old: the file whose number it shows."""
         key = (found.st.st_dev, found.st.st_ino)
-        if old is not None and key != (old.st.st_dev, old.st.st_ino):
+        if old is not None and stat.S_ISLNK(found.st.st_mode) and key != (old.st.st_dev, old.st.st_ino):
             first = self._numbers.pop((old.st.st_dev, old.st.st_ino), old)
             self._numbers[key] = first  # held, so that no other file gets the number
             while len(self._numbers) > MAX_KEPT_NUMBERS:
                 del self._numbers[next(iter(self._numbers))]
         self.saw(path, found)
 
-    def number_of(self, st: os.stat_result) -> int:
+    def number_of(self, device: int, inode: int, mode: int) -> int:
         """The inode number that the kernel gets."""
-        first = self._numbers.get((st.st_dev, st.st_ino)) if stat.S_ISLNK(st.st_mode) else None
-        return st.st_ino if first is None else first.st.st_ino
+        first = self._numbers.get((device, inode)) if stat.S_ISLNK(mode) else None
+        return inode if first is None else first.st.st_ino
 
     def _note(self, told: Told, found: Attributes) -> None:
         st = found.st
@@ -315,7 +315,7 @@ class ToldTable:
         """After a name went. held: its file; the last answers about its other names are in doubt."""
         with self._lock:
             self._take_away(path)
-        if held is not None:
+        if held is not None and held.st.st_nlink == 1:
             self._numbers.pop((held.st.st_dev, held.st.st_ino), None)
         if held is not None and held.st.st_nlink > 1:
             told = self._by_key.get((held.st.st_dev, held.st.st_ino))

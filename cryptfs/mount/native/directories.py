@@ -30,6 +30,7 @@ _BUFFER_SIZE = 64 * 1024
 _LARGEST_RECORD = 280  # of getdents64(2): 19 bytes, a name of up to 255, a NUL, alignment
 _AFTER_SEEK = 4  # entries of the first answer after a seek
 _RECORD = struct.Struct("=QqHB")  # d_ino d_off d_reclen d_type
+_LINK = 10  # DT_LNK
 _DOTS = (b".", b"..")
 _NO_ENTRY = bytes(structs.ENTRY_OUT.size + structs.ATTR.size)
 
@@ -52,11 +53,15 @@ class DirectoryHandle:
     each time: a program may seek for each entry, and a large answer would cost as much as the whole listing.
 
     Args: directory, node: the same directory, for the vfs and for the kernel.
+          shown_inode: the inode number that the kernel gets for a backing one.
     Raises: OSError: no right to read it.
     """
 
-    def __init__(self, tree: VaultTree, directory: Directory, node: Node) -> None:
+    def __init__(
+        self, tree: VaultTree, directory: Directory, node: Node, shown_inode: Callable[[int], int]
+    ) -> None:
         self.directory = directory
+        self._shown_inode = shown_inode
         self._tree = tree
         self._node = node
         self._fd = open_for_listing(directory.fd, keep_atime=tree.context.nodiratime)
@@ -135,6 +140,8 @@ class DirectoryHandle:
             if entry_name not in _DOTS:
                 name = listed_name(directory, entry_name.decode("utf-8", "surrogateescape"), left_out)
             if name is not None:
+                if kind == _LINK:  # a rename makes a new one of it
+                    inode = self._shown_inode(inode)
                 return _Record(offset, name, structs.pack_dirent(inode, offset, kind, name))
 
     def _read_more(self) -> bool:
@@ -187,7 +194,7 @@ class DirectoryHandlers:
         node = self._nodes.get(request.nodeid)
         directory = self._nodes.directory(node)
         node.require_present()
-        handle = DirectoryHandle(self._tree, directory, node)
+        handle = DirectoryHandle(self._tree, directory, node, self._nodes.shown_inode)
         fh = self._context.new_handle()
         self.handles[fh] = handle
         return structs.OPEN_OUT.pack(fh, self._open_flags, 0)

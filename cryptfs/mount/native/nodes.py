@@ -84,6 +84,11 @@ class NodeTable:
         """The node of a backing file, or None."""
         return self._by_key.get(self._key(st))
 
+    def shown_inode(self, inode: int) -> int:
+        """The inode number that the kernel gets for a backing file on the disk of the vault."""
+        node = self._by_key.get(inode)
+        return inode if node is None else node.inode
+
     def file_key(self, node: Node) -> tuple[int, int]:
         """Device and inode of a node's backing file."""
         return file_key(node.key, self._device)
