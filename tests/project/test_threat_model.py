@@ -92,26 +92,10 @@ def rows_off_a_mount(text: str, on_a_mount: set[str]) -> list[str]:
 
 
 BELOW_A_MOUNT = {
-    "a file that was being written when its writer died, cut below the length from before": "its header is "
-    "made by hand, and a mount judges it by the one verdict that test_sizes tries",
-    "an older header restored over the content of the same epoch: from before the file grew, or from when "
-    "it was empty": "as the row above",
-    "a directory put back at an old place, with its record of then": "the record fits, as any that a mount "
-    "accepts in test_tamper_directories",
-    "**two directories exchanged in a vault of version 0.1**, before `cryptfs upgrade` ends": "their records "
-    "fit anywhere; the witness that lists them needs no mount",
-    "a directory moved back during its rename, or after a crash in it": "the middle of a rename, which only "
-    "a test below a mount can hold",
-    "a config from before an upgrade restored": "refused before there is a mount",
-    "any byte of the recovery record; a record from before words came or went, or of another vault; "
-    "something else in its place, or nothing": "it is read before there is a mount, and never after that",
-    "words or shares that a person took out, with the record of then put back": "as the row above",
     "the config deleted, with a recovery record of another vault or another masterkey beside it": "without a "
-    "config there is no mount",
+    "config there is no mount, and restore-config decides",
     "the config deleted, with the recovery record from before an upgrade put back": "as the row above",
     "the config deleted, and the recovery record from before new words put back": "as the row above",
-    "files whose writer died: a cut, or zeroed or lost chunks, in the part after the bytes that were on "
-    "disk": "depends on what a disk had kept, which only the power tests arrange",
 }
 """Rows of section 3 whose tests do without a mount, and why."""
 
