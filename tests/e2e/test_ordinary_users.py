@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from cryptfs.vfs.vault import Vault
+from tests.commands import runner
 from tests.e2e.conftest import ENGINES, require_fuse
 from tests.e2e.mounting import Mounted, MountSpec, mounted
 from tests.e2e.test_users import NOBODY, OTHER, as_user
 from tests.e2e.trace import Record, Trace, first_difference, run_case
+from tests.support import make_old_vault
 
 pytestmark = [
     pytest.mark.waits,
@@ -263,3 +266,41 @@ def test_root_mounts_the_vault_of_a_user_once(engine: str, options: str) -> None
         assert found.startswith(b"OVERWRITTEN, by way of a journal")
         assert as_user(NOBODY, lambda: os.readlink(top / "mine" / "long link")) == "t" * 3000
         as_user(NOBODY, lambda: shutil.rmtree(top / "mine"))
+
+
+def test_commands_of_root_in_the_vault_of_a_user(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever they make or replace in it is the user's."""
+    run = runner(capsys)
+    vault_dir, passfile = tmp_path / "vault", tmp_path / "passfile"
+    make_old_vault(vault_dir, b"correct horse", kdf_memory=64 << 20)
+    passfile.touch(mode=0o600)
+    passfile.write_text("correct horse\n")
+    given = ("--passfile", passfile)
+    with Vault.unlock(vault_dir, b"correct horse") as vault:
+        tree = vault.tree
+        tree.make_directory(tree.root, b"d" * 200, 0o755)
+        inner = tree.directory(tree.root, b"d" * 200)
+        tree.make_symlink(inner, b"link", b"t" * 3000)
+        file = tree.create(inner, b"file", os.O_RDWR, 0o600)
+        file.write(0, bytes(100_000))
+        tree.release(file)
+    for path in (vault_dir, *vault_dir.rglob("*")):
+        os.chown(path, *NOBODY, follow_symlinks=False)
+    new = ("--new-passfile", passfile, "--kdf-memory", "64m")
+    words, key = tmp_path / "words", tmp_path / "key"
+    for command in (
+        ("upgrade", vault_dir, *given),
+        ("passwd", vault_dir, *given, *new),
+        ("key", "add", "keyfile", vault_dir, key, "--generate", *given),
+        ("recovery", "words", vault_dir, "--output", words, *given),
+        ("fsck", "--deep", "--repair", vault_dir, *given),
+        ("rekey", vault_dir, *given, "--drop-slots", "--no-recovery"),
+    ):
+        if command[0] == "fsck":
+            backing = max(vault_dir.rglob("*"), key=lambda path: path.lstat().st_size)
+            raw = backing.read_bytes()
+            backing.write_bytes(raw[:50_000] + b"damage" + raw[50_006:])
+        told = run(*command)
+        assert told.code == 0, told
+        of_others = [path.name for path in vault_dir.rglob("*") if path.lstat().st_uid != NOBODY[0]]
+        assert of_others == [], command
