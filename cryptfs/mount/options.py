@@ -35,7 +35,7 @@ IGNORED_OPTIONS = frozenset(
     {
         "defaults", "auto", "noauto", "user", "users", "nouser", "owner", "group", "nofail", "_netdev",
         "atime", "diratime", "relatime", "norelatime", "strictatime", "nostrictatime", "lazytime",
-        "nolazytime", "silent", "loud", "quiet",
+        "nolazytime", "silent", "loud", "quiet", "iversion", "noiversion", "mand", "nomand",
     }
 )  # fmt: skip
 IGNORED_PREFIXES = ("x-", "X-", "comment=", "subtype=")

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import subprocess
+from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import Pair
+from tests.crash.blockdevice import loop_device, missing, mounted_disk
+from tests.e2e.conftest import ENGINES, Pair, require_fuse
+from tests.e2e.mounting import Mounted, MountSpec
 from tests.e2e.trace import Case, Cases, Trace
 
 CASES = Cases()
@@ -147,6 +153,10 @@ def on_what_cannot_have_them(t: Trace) -> None:
     t.do("list of link", lambda: [n for n in os.listxattr("link", follow_symlinks=False) if n[:5] == "user."])
     t.do("fifo", os.setxattr, "fifo", "user.x", b"1")
     t.do("get of fifo", os.getxattr, "fifo", "user.x")
+    for name in ("link", "fifo"):  # what root may have there on other filesystems is not there here
+        t.do("get trusted", os.getxattr, name, "trusted.x", follow_symlinks=False)
+        t.do("remove trusted", os.removexattr, name, "trusted.x", follow_symlinks=False)
+        t.do("remove user", os.removexattr, name, "user.x", follow_symlinks=False)
     t.do("nothing", os.setxattr, "none", "user.x", b"1")
     t.do("get of nothing", os.getxattr, "none", "user.x")
     t.do("list of nothing", os.listxattr, "none")
@@ -169,3 +179,35 @@ def test_xattrs(case: Case, pair: Pair) -> None:
             os.setxattr(on_mount, "user.x", b"value")
         return
     pair.check(case)
+
+
+@pytest.mark.skipif(bool(missing()), reason=missing() or "-")
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_largest_values(engine: str, tmp_path: Path) -> None:
+    """ext4 has one block for the attributes of a file, names included. The kernel's limit is 64 KiB."""
+    spec = MountSpec(engine)
+    require_fuse(spec)
+    image = tmp_path / "image"
+    with image.open("wb") as file:
+        file.truncate(16 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-F", "-b", "4096", image], check=True)
+    with contextlib.ExitStack() as stack:
+        device = stack.enter_context(loop_device(image))
+        disk = stack.enter_context(mounted_disk(device, tmp_path / "disk"))
+        (disk / "plain").touch()
+        os.setxattr(disk / "plain", "user.value", b"v" * 4000)
+        (disk / "scratch").mkdir()
+        mount = Mounted(spec, disk / "scratch")
+        stack.callback(mount.abandon)
+        mount.create()
+        mount.start()
+        path = mount.mountpoint / "file"
+        path.touch()
+        os.setxattr(path, "user.value", b"v" * 3940)
+        assert os.getxattr(path, "user.value") == b"v" * 3940
+        for size, code in ((4000, errno.ENOSPC), (65_497, errno.E2BIG)):
+            with pytest.raises(OSError) as raised:
+                os.setxattr(path, "user.value", b"v" * size)
+            assert raised.value.errno == code
+        assert os.getxattr(path, "user.value") == b"v" * 3940
+        mount.unmount()

@@ -87,6 +87,21 @@ def truncating_to_the_same_size(t: Trace) -> None:
     t.note("times moved", moved(b"file", before))
 
 
+FAR_NS = 2**36 * 10**9  # in the year 4147; inodes of ext4 end in 2446
+
+
+@differs(
+    "the kernel keeps a time that the disk cannot hold until it forgets the file",
+    mount=[True, False],
+    plain=[False, False],
+)
+def a_time_beyond_what_the_disk_can_hold(t: Trace) -> None:
+    write(b"file")
+    os.utime(b"file", ns=(FAR_NS, FAR_NS))
+    found = os.stat(b"file")
+    t.note("kept: mtime, atime", [found.st_mtime_ns == FAR_NS, found.st_atime_ns == FAR_NS])
+
+
 @differs(
     "a directory gets its record before it appears: three calls, each a moment later", mount=False, plain=True
 )

@@ -46,6 +46,17 @@ def test_what_fstab_adds_is_ignored() -> None:
     assert parse_options(text) == MountOptions()
 
 
+def test_every_option_of_mount_8_that_no_filesystem_may_refuse() -> None:
+    """mount(8), FILESYSTEM-INDEPENDENT MOUNT OPTIONS; but `context=`, which only SELinux has, and remount."""
+    text = """
+        async atime noatime auto noauto defaults dev nodev diratime nodiratime dirsync exec noexec group
+        iversion noiversion mand nomand _netdev nofail relatime norelatime strictatime nostrictatime lazytime
+        nolazytime suid nosuid silent loud owner ro rw sync user nouser users nosymfollow symfollow
+    """
+    for name in text.split():
+        parse_options(name)
+
+
 def test_options_are_laid_over_others() -> None:
     base = MountOptions(read_only=True, extra=("nodev",))
     assert parse_options("noexec", base) == MountOptions(read_only=True, extra=("nodev", "noexec"))

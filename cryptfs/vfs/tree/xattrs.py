@@ -51,6 +51,11 @@ def _target(directory: Directory | Unnamed, name: bytes) -> _Target:
     return _Target(directory.proc_path(entry_name), False, directory.path_of(entry_name))
 
 
+def _can_have_any(st: os.stat_result) -> bool:
+    """Whether an entry can have attributes here: a link or special file has no id to bind them to."""
+    return stat.S_ISREG(st.st_mode) or stat.S_ISDIR(st.st_mode)
+
+
 def open_attribute(names: DirectoryNames, backing_name: str, stored: bytes) -> tuple[bytes, bytes]:
     """(plain name, sealed value) of a backing attribute that begins with PREFIX.
 
@@ -126,7 +131,14 @@ class Xattrs:
         """Remove an attribute; ENODATA if there is none."""
         backing_name, _ = self._backing_name(attribute)
         target = _target(directory, name)
-        os.removexattr(target.path, backing_name, follow_symlinks=target.follow)
+        try:
+            os.removexattr(target.path, backing_name, follow_symlinks=target.follow)
+        except PermissionError as error:
+            if error.errno != errno.EPERM or _can_have_any(
+                os.stat(target.path, follow_symlinks=target.follow)
+            ):
+                raise
+            raise os_error(errno.ENODATA) from None
 
     def drop(self, directory: Directory | Unnamed, name: bytes, attribute: bytes) -> None:
         """Remove an attribute, present or not."""
