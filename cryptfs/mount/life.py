@@ -193,7 +193,7 @@ def serve(
         life.end_status()
         vault.close()
     life.finish()
-    log.info("unmounted %s and closed the vault", mountpoint)
+    log.info("unmounted %s and closed the vault", shown(mountpoint))
 
 
 class _Life:
@@ -264,7 +264,7 @@ class _Life:
         try:
             self._status = StatusServer(mount, self._statistics, self._findings, self._vault_dir)
         except OSError as error:
-            log.info("%s: `cryptfs status` will not work: %s", self.mountpoint, error.strerror)
+            log.info("%s: `cryptfs status` will not work: %s", shown(self.mountpoint), error.strerror)
 
     def end_status(self) -> None:
         """After the engine: stop answering `cryptfs status`."""
@@ -314,7 +314,7 @@ class _Life:
                 logging.shutdown()
                 os._exit(1)
             asked = True
-            log.info("%s: unmounting %s", signal.Signals(number).name, self.mountpoint)
+            log.info("%s: unmounting %s", signal.Signals(number).name, shown(self.mountpoint))
             self._stop()
 
     def _stop(self) -> None:
@@ -325,10 +325,10 @@ class _Life:
         try:
             _detach_with_sync(mount)
         except (MountError, OSError) as error:
-            log.error("cannot unmount %s: %s", self.mountpoint, error)
+            log.error("cannot unmount %s: %s", shown(self.mountpoint), error)
         if self.ended.wait(GRACE):
             return
-        log.warning("files on %s are still open; cutting them off", self.mountpoint)
+        log.warning("files on %s are still open; cutting them off", shown(self.mountpoint))
         if not abort_connection(mount):
             log.warning(
                 "the kernel offers no way to do that here; waiting for them (a second signal ends at once)"
@@ -342,7 +342,7 @@ def _detach_with_sync(mount: Mount) -> None:
         if error.errno != errno.EBUSY:
             raise
         users = describe_holders(find_holders(mount.mountpoint), commands=False)
-        log.warning("%s is still in use%s", mount.mountpoint, users)
+        log.warning("%s is still in use%s", shown(mount.mountpoint), users)
         sync_mount(mount.mountpoint)
         detach(mount.mountpoint, lazy=True)
 

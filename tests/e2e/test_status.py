@@ -80,8 +80,8 @@ def test_paths_that_are_no_text(tmp_path: Path) -> None:
         assert all(line.decode().isprintable() for line in (done.stdout + done.stderr).splitlines())
         return bytes(done.stdout)
 
-    text = f"{tmp_path}/v\\xffÜ\\n\\x1b[2J"
-    with cryptfs.mount_vault(vault, mountpoint, b"tests only"):
+    text, log = f"{tmp_path}/v\\xffÜ\\n\\x1b[2J", tmp_path / "log"
+    with cryptfs.mount_vault(vault, mountpoint, b"tests only", log_file=log):
         found = json.loads(output("info", "--json", vault))
         assert (found["schema"], found["vault"]) == (1, text)
         assert found["held_by"]["mountpoint"] == found["mounts"][0]["mountpoint"] == f"{text}.mount"
@@ -90,6 +90,9 @@ def test_paths_that_are_no_text(tmp_path: Path) -> None:
         assert f"vault:       {text}\n".encode() in output("info", vault)
         assert text.encode() in output("status", mountpoint)
         output("status", vault, code=10)
+    lines = log.read_text().splitlines()
+    assert f"unmounted {text}.mount and closed" in lines[-1]
+    assert all(line[:2] == "20" and line.isprintable() for line in lines), "a name begins no line"
     for words in (("fsck", "--json", vault), ("upgrade", "--json", vault)):
         found = json.loads(output(*words))
         assert (found["schema"], found["vault"]) == (1, text)
