@@ -68,6 +68,27 @@ def test_the_root_keeps_its_time(own_mount: Mounted) -> None:
     assert root.stat().st_mtime_ns != OLD_NS
 
 
+def test_a_mount_that_changes_nothing_moves_no_ctime(own_mount: Mounted) -> None:
+    """It moves once, when cryptfs has finished what a program wrote; then it stays, read or not."""
+    top = own_mount.mountpoint
+    (top / "d").mkdir()
+    (top / "d" / "file").write_bytes(b"x" * 100_000)
+    (top / "d" / ("l" * 200)).write_bytes(b"")
+    (top / "link").symlink_to("target")
+    (top / "long").symlink_to("t" * 3000)
+    os.link(top / "link", top / "second", follow_symlinks=False)
+    os.mkfifo(top / "fifo")
+    own_mount.remount()
+    paths = [top, *sorted(top.rglob("*"))]
+    seen = []
+    for _ in range(2):
+        seen.append({path: (path.lstat().st_ctime_ns, path.lstat().st_mtime_ns) for path in paths})
+        assert (top / "d" / "file").read_bytes() == b"x" * 100_000
+        own_mount.remount()
+    before, after = seen
+    assert [path for path in paths if before[path] != after[path]] == []
+
+
 def read_later(path: Path, flags: int = os.O_RDONLY, *, wait: float = 0.0) -> bool:
     """Whether a read of a file moves its time of access, as relatime does: it is not after mtime.
 
