@@ -101,7 +101,10 @@ def _heading(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     processor = f"{found['processor_seconds']:.1f} s of processor time"
     if "python" in found:  # a daemon of an older cryptfs does not say
         python = found["python"]
-        yield "Python", python["version"] + ("" if python["pgo"] else ", built without PGO: it is slower")
+        yield (
+            "Python",
+            shown(python["version"]) + ("" if python["pgo"] else ", built without PGO: it is slower"),
+        )
     yield "up for", f"{duration_text(found['uptime_seconds'])}, {processor}"
     if memory := found["memory"]:
         now, highest = (bytes_text(memory.get(name, 0)) for name in ("resident", "highest"))

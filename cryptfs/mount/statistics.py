@@ -69,6 +69,11 @@ class _Lookups(TypedDict):
     misses: _Count
 
 
+class _Python(TypedDict):
+    version: str
+    pgo: bool
+
+
 class _Answer(TypedDict):
     """What a daemon says, as far as commands rely on it. If root asks, the daemon may be another user's."""
 
@@ -76,6 +81,7 @@ class _Answer(TypedDict):
     vault: str
     read_only: bool
     version: str
+    python: NotRequired[_Python]
     engine: str
     uptime_seconds: _Seconds
     processor_seconds: _Seconds

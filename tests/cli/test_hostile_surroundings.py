@@ -74,13 +74,13 @@ def test_a_daemon_that_says_anything(capsys: pytest.CaptureFixture[str]) -> None
         "mountpoint": f"/m{word}", "vault": f"/v{ESCAPE}[red]", "read_only": False, "pid": 1,
         "engine": word, "version": word, "uptime_seconds": 1.0, "processor_seconds": 1.0, "memory": {},
         "open": {word: 1}, "bytes": {"read": 0, "written": 0}, "operations": {word: 1}, "errors": {word: 1},
-        "findings": [finding], "findings_dropped": 0,
+        "findings": [finding], "findings_dropped": 0, "python": {"version": word, "pgo": False},
     }  # fmt: skip
     console().print(render(found))
     print(*finding_lines(found), sep="\n")
     text = capsys.readouterr().out
     assert_harmless(text)
-    assert text.count("[bold]x[/bold]") == 8 and "[red]" in text
+    assert text.count("[bold]x[/bold]") == 9 and "[red]" in text
     answer_json(found)
     text = capsys.readouterr().out
     assert_harmless(text)

@@ -161,7 +161,7 @@ def answering(answer: Callable[[socket.socket], object]) -> contextlib.ExitStack
         None, 3, "[" * 100_000, {"vault": None}, {"read_only": "no"}, {"bytes": {"read": 1}},
         {"operations": {"x": "y"}}, {"directory_cache": {"hits": 1}}, {"open": [1]},
         {"memory": {"resident": -1}}, {"uptime_seconds": 1e300}, {"errors": {"E": 10**400}},
-        {"findings": [{"path": "p", "chunk": 0, "reason": "r", "count": 1}]},
+        {"findings": [{"path": "p", "chunk": 0, "reason": "r", "count": 1}]}, {"python": "3.13"},
     ],
 )  # fmt: skip
 def test_an_answer_that_makes_no_sense(numbers: Statistics, change: object) -> None:
