@@ -125,6 +125,26 @@ def test_a_first_read_from_the_page_cache_moves_atime(own_mount: Mounted) -> Non
         assert not read_later(place / name), "only the first one moves it"
 
 
+def test_o_noatime_holds_without_the_page_cache(own_mount: Mounted) -> None:
+    """As backup programs open files; and a program that reads the same file beside them moves its time."""
+    place, native = own_mount.mountpoint, own_mount.spec.engine == "native"
+    (place / "d").mkdir()
+    (place / "d" / "file").write_bytes(bytes(100_000))
+    own_mount.remount()
+    kept = place / "d" / "file"
+    assert not read_later(kept, os.O_RDONLY | os.O_NOATIME, wait=1.1)
+    before = (place / "d").stat().st_atime_ns
+    fd = os.open(place / "d", os.O_RDONLY | os.O_DIRECTORY | os.O_NOATIME)
+    assert os.listdir(fd) == ["file"]
+    os.close(fd)
+    time.sleep(1.1)
+    if native:  # libfuse's engine does not hear of the flag of a directory
+        assert (place / "d").stat().st_atime_ns == before
+    quiet = os.open(kept, os.O_RDONLY | os.O_NOATIME)
+    assert read_later(kept, wait=1.1)
+    os.close(quiet)
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_noatime_holds_for_cached_reads(engine: str) -> None:
     spec = MountSpec(engine, options="noatime,strictatime,lazytime,silent,quiet")

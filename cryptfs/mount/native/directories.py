@@ -17,6 +17,7 @@ from cryptfs.mount.native.context import Handles, MountContext
 from cryptfs.mount.native.node import Node
 from cryptfs.mount.native.request import Payload, Request, Table
 from cryptfs.mount.opcodes import Op
+from cryptfs.storage.backing import O_NOATIME
 from cryptfs.storage.dirs import open_for_listing
 from cryptfs.storage.libc import getdents64
 from cryptfs.vfs.tree.attributes import Attributes
@@ -54,17 +55,24 @@ class DirectoryHandle:
 
     Args: directory, node: the same directory, for the vfs and for the kernel.
           shown_inode: the inode number that the kernel gets for a backing one.
+          keep_atime: whether a listing leaves the time of access alone.
     Raises: OSError: no right to read it.
     """
 
     def __init__(
-        self, tree: VaultTree, directory: Directory, node: Node, shown_inode: Callable[[int], int]
+        self,
+        tree: VaultTree,
+        directory: Directory,
+        node: Node,
+        shown_inode: Callable[[int], int],
+        *,
+        keep_atime: bool,
     ) -> None:
         self.directory = directory
         self._shown_inode = shown_inode
         self._tree = tree
         self._node = node
-        self._fd = open_for_listing(directory.fd, keep_atime=tree.context.nodiratime)
+        self._fd = open_for_listing(directory.fd, keep_atime=keep_atime)
         self._raw = b""  # records of the backing directory, and where the next one of them begins
         self._at = 0
         self._next: _Record | None = None  # taken from _raw but not yet returned
@@ -194,7 +202,10 @@ class DirectoryHandlers:
         node = self._nodes.get(request.nodeid)
         directory = self._nodes.directory(node)
         node.require_present()
-        handle = DirectoryHandle(self._tree, directory, node, self._nodes.shown_inode)
+        flags, _ = structs.OPEN_IN.unpack_from(request.body)
+        keep_atime = self._tree.context.nodiratime or bool(flags & O_NOATIME)
+        shown_inode = self._nodes.shown_inode
+        handle = DirectoryHandle(self._tree, directory, node, shown_inode, keep_atime=keep_atime)
         fh = self._context.new_handle()
         self.handles[fh] = handle
         return structs.OPEN_OUT.pack(fh, self._open_flags, 0)

@@ -42,14 +42,16 @@ class OpenFile:
     """One handle on a file. Offsets and sizes are plaintext bytes.
 
     Args: state: shared with the other handles on the file.   writable: whether it may change the file.
+    keeps_atime: whether its reads leave the time of access alone, as O_NOATIME asks for.
     """
 
-    __slots__ = ("_buffers", "_cipher", "_context", "_geometry", "state", "writable", "writer")
+    __slots__ = ("_buffers", "_cipher", "_context", "_geometry", "keeps_atime", "state", "writable", "writer")
 
     def __init__(self, state: FileState, *, writable: bool) -> None:
         self.state = state
         self.writable = writable
         context = state.context
+        self.keeps_atime = context.noatime
         self._context = context
         self._geometry = context.geometry
         self._cipher = context.cipher
@@ -115,8 +117,8 @@ class OpenFile:
         buffer = self._buffers.take(cipher_length)
         try:
             sealed = buffer[:cipher_length]
-            if state.keeps_atime != self._context.noatime:
-                state.keep_atime(self._context.noatime)
+            if state.keeps_atime != self.keeps_atime:
+                state.keep_atime(self.keeps_atime)
             got = read_fully(state.fd, sealed, geometry.record_offset(span.first))
             if state.overlay.records:
                 got = self._lay_over(span, sealed, got)

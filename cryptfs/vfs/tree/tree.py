@@ -234,7 +234,7 @@ class VaultTree(EntryOperations):
     def open(
         self, directory: Directory, name: bytes, flags: int, meant: tuple[FileKey, Known] | None = None
     ) -> OpenFile:
-        """Open a regular file. flags: access mode, O_TRUNC; the kernel handles others.
+        """Open a regular file. flags: access mode, O_TRUNC, O_NOATIME; the kernel handles others.
 
         Args: meant: the file that the caller means, with what we told about it.
 
@@ -343,6 +343,8 @@ class VaultTree(EntryOperations):
         except BaseException:
             self.release(file)
             raise
+        if flags & O_NOATIME:
+            file.keeps_atime = True
         return file
 
     def _verify(self, state: FileState, st: os.stat_result, flags: int) -> None:
