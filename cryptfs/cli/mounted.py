@@ -31,7 +31,9 @@ class Mountpoint(PathParameter):
         if incomplete and not incomplete.startswith("/"):
             here = f"{os.getcwd()}/"
             places = [place.removeprefix(here) for place in places if place.startswith(here)]
-        found = [_completed(place) for place in places if place.startswith(incomplete) and place.isprintable()]
+        found = [
+            _completed(place) for place in places if place.startswith(incomplete) and place.isprintable()
+        ]
         return [CompletionItem(place) for place in found] or [CompletionItem(incomplete, type="dir")]
 
 
