@@ -282,27 +282,6 @@ def remove(vault: Path, recovery_id: str, force: bool, source: OfferSource) -> N
     with_offer(source, config, take_out)
 
 
-def _check_place(vault: Path, file: Path) -> None:
-    """Raises: UsageProblem: the copy would be in the vault, or replace what is no copy."""
-    from cryptfs.core.slots.recovery import RECOVERY_MAGIC
-
-    if is_inside(vault, file):
-        raise UsageProblem(
-            f"{shown(file)} is in the vault itself, and would be lost with it. Choose a place elsewhere"
-        )
-    if not file.is_file():
-        return
-    try:
-        with file.open("rb") as found:
-            is_copy = found.read(len(RECOVERY_MAGIC)) == RECOVERY_MAGIC
-    except OSError as error:
-        raise CommandError(f"{shown(file)}: {error.strerror}") from None
-    if not is_copy:
-        raise UsageProblem(
-            f"{shown(file)} exists and is no recovery record, so it is not replaced; choose another name"
-        )
-
-
 @recovery.command()
 @vault_argument
 @click.argument("file", type=PLACE, metavar="FILE")
@@ -315,9 +294,12 @@ def export(vault: Path, file: Path) -> None:
     """
     from cryptfs.core.slots.checks import RECOVERY_NAME
 
-    _check_place(vault, file)
-    found = _describe(vault)
+    if is_inside(vault, file):
+        raise UsageProblem(
+            f"{shown(file)} is in the vault itself, and would be lost with it. Choose a place elsewhere"
+        )
     refuse_no_file(file)
+    found = _describe(vault)
     if found["record"] != "present":
         state = found["record"].replace("none", "missing")
         raise CommandError(

@@ -57,7 +57,7 @@ def test_the_vault_in_the_place_of_the_mountpoint(vault: Path, tmp_path: Path, r
         (("recovery", "shares", "V", "--needed", "1", "--of", "3"), "give a whole number from 2 to 16"),
         (("mount", "V", "M", "--max-threads", "65"), "give a whole number from 1 to 64"),
         (("mount", "V", "M", "--attr-timeout", "ever"), "give a number from 0 to 86,400"),
-        (("mount", "V", "M", "--passfd", "-1"), "give a whole number from 0"),
+        (("mount", "V", "M", "--passfd", "-1"), "give a whole number from 0 to 2,147,483,647"),
         (("status", "M", "--interval", "0"), "give a number from 0.1 to 3,600"),
     ],
 )

@@ -175,7 +175,7 @@ def test_an_export_replaces_older_copies_alone(run: Run, vault: Path, tmp_path: 
     make_words(run, vault)
     (tmp_path / "thesis").write_bytes(b"years of work")
     told = run("recovery", "export", vault, tmp_path / "thesis")
-    assert (told.code, "is no recovery record" in told.err) == (1, True)
+    assert (told.code, "is not a copy of the recovery record" in told.err) == (1, True)
     assert (tmp_path / "thesis").read_bytes() == b"years of work"
     told = run("recovery", "export", vault, vault / "copy")
     assert (told.code, "is in the vault itself" in told.err) == (1, True)

@@ -70,6 +70,7 @@ class Command:
         return True
 
 
+@pytest.mark.timeout(900)
 def test_kills(tmp_path: Path) -> None:
     dice = random.Random(SEED)
     passfile = tmp_path / "passphrase"

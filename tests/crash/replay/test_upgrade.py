@@ -29,7 +29,7 @@ from tests.crash.replay.scenes import CHUNK, NAME, OLD, copy_of, replaced
 from tests.crash.striking import Strike
 from tests.support import KIB, MIB, crash_in, make_old_vault, pattern, state_files
 
-pytestmark = pytest.mark.waits
+pytestmark = pytest.mark.serial
 
 PASSPHRASE, SECOND = b"of an old vault", b"of its second slot"
 NEW = pattern(CHUNK, 2)
