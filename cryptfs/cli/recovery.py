@@ -298,8 +298,8 @@ def export(vault: Path, file: Path) -> None:
         raise UsageProblem(
             f"{shown(file)} is in the vault itself, and would be lost with it. Choose a place elsewhere"
         )
-    refuse_no_file(file)
     found = _describe(vault)
+    refuse_no_file(file)
     if found["record"] != "present":
         state = found["record"].replace("none", "missing")
         raise CommandError(
