@@ -58,13 +58,23 @@ def change_slots(
 
 
 @contextlib.contextmanager
-def writing_config(vault: Path) -> Iterator[None]:
-    """Errors of the disk while the config is replaced. Raises: ConfigUnwritableError."""
+def writing_config(vault: Path, unchanged: str = "nothing was changed") -> Iterator[None]:
+    """Errors of the disk while the config is replaced. unchanged: what it means that the old one is there.
+
+    Raises: ConfigUnwritableError.
+    """
+    from cryptfs.storage.vaultdir import NotDurableError
+
     try:
         yield
+    except NotDurableError as error:
+        raise ConfigUnwritableError(
+            f"{shown(vault)}: the vault config is changed, but the disk reported an error after that: "
+            f"{error.strerror}. After a loss of power the old config may be there again"
+        ) from None
     except OSError as error:
         raise ConfigUnwritableError(
-            f"{shown(vault)}: cannot write the vault config: {error.strerror}; nothing was changed"
+            f"{shown(vault)}: cannot write the vault config: {error.strerror}; {unchanged}"
         ) from None
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import rich_click as click
 
-from cryptfs.cli.exit_codes import ConfigUnwritableError, UsageProblem
-from cryptfs.cli.keyslots import find_slot
+from cryptfs.cli.exit_codes import UsageProblem
+from cryptfs.cli.keyslots import find_slot, writing_config
 from cryptfs.cli.newsecret import (
     Cost,
     NewPassphrase,
@@ -104,12 +104,8 @@ def passwd(
             table = stack.enter_context(changing_slots(vault.absolute(), again))
             return _changed(table, target, Offer(passphrase, key_file), costs)
 
-    try:
+    with writing_config(vault, "the old passphrase still works"):
         slot = with_offer(source, config, change, "Old passphrase" if change_slot is None else "Passphrase")
-    except OSError as error:
-        raise ConfigUnwritableError(
-            f"{shown(vault)}: cannot write the vault config: {error.strerror}; the old passphrase still works"
-        ) from None
     memory, passes = _cost_of(slot)
     note(
         f"The passphrase of {shown(vault)} is changed (key slot {slot.id}; a try costs "

@@ -29,6 +29,10 @@ LOCK_NAME = SHARED_STATE.lock  # common to all machines
 _MAX_LOCK_SIZE = 8192
 
 
+class NotDurableError(OSError):
+    """A file is replaced, but the disk could not say that the directory is stored: the old one may return."""
+
+
 @dataclass(frozen=True, slots=True)
 class LockHolder:
     """The process that has a vault open. pid 0 if unknown (another machine, another namespace)."""
@@ -119,7 +123,7 @@ def replace_file(vault_fd: int, name: str, content: bytes, owner: StateNames) ->
     Sets aside a directory in its place.
 
     Args:   owner: this machine's names.
-    Raises: OSError: the old file is still there.
+    Raises: NotDurableError: the new file is there.   OSError: the old file is still there.
     """
     try:
         fd = put_small(vault_fd, name, content, owner, sync=True)
@@ -127,7 +131,10 @@ def replace_file(vault_fd: int, name: str, content: bytes, owner: StateNames) ->
         put_aside(vault_fd, name, owner)
         fd = put_small(vault_fd, name, content, owner, sync=True)
     os.close(fd)
-    os.fsync(vault_fd)
+    try:
+        os.fsync(vault_fd)
+    except OSError as error:
+        raise NotDurableError(error.errno, error.strerror) from None
 
 
 def remove_unfinished_keys(vault_fd: int) -> None:
