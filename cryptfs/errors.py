@@ -20,8 +20,8 @@
       NameTooLongError        a name or symlink target that no vault can hold (ENAMETOOLONG)
 
 An OSError of the backing filesystem passes through with its errno. A broken precondition is a ValueError,
-outside this tree. mount/errno_map.py turns an exception into an errno, and cli/exit_codes.py into an exit
-code; a test asserts that every class here is in both.
+outside this tree. errnos.py has the errno of an exception, and cli/exit_codes.py its exit code; a test
+asserts that every class here is in both.
 
 No message holds a secret or a plaintext name: cipher paths only.
 """

@@ -1,4 +1,4 @@
-"""From an exception to the errno that the kernel gets: one place for all engines.
+"""From an exception to the errno that the kernel gets, by the table in errnos.py: one place for all engines.
 
 Detected damage goes to the log here, once for each request that meets it: cipher path, chunk, reason. The
 log shows the same line once a minute (repeats.py).
@@ -9,25 +9,10 @@ from __future__ import annotations
 import errno
 import logging
 
-from cryptfs.errors import (
-    CryptfsError,
-    IntegrityError,
-    MountError,
-    NameTooLongError,
-    ReadOnlyVaultError,
-    VaultError,
-)
+from cryptfs.errnos import code_of
+from cryptfs.errors import CryptfsError
 
 log = logging.getLogger(__name__)
-
-ERRNO_OF: dict[type[CryptfsError], int] = {
-    IntegrityError: errno.EIO,
-    ReadOnlyVaultError: errno.EROFS,
-    NameTooLongError: errno.ENAMETOOLONG,
-    VaultError: errno.EIO,
-    MountError: errno.EIO,
-}
-"""For each class itself and what descends from it."""
 
 
 def errno_of(error: Exception) -> int:
@@ -35,12 +20,10 @@ def errno_of(error: Exception) -> int:
     if isinstance(error, OSError):
         return error.errno or errno.EIO
     if isinstance(error, CryptfsError):
-        for kind in type(error).__mro__:
-            code = ERRNO_OF.get(kind)
-            if code is not None:
-                if code == errno.EIO:
-                    log.error("%s", error)
-                return code
+        code = code_of(error)
+        if code == errno.EIO:
+            log.error("%s", error)
+        return code
     if isinstance(error, ValueError | OverflowError):  # also a number that no system call takes
         return errno.EINVAL
     if isinstance(error, MemoryError):

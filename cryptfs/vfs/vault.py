@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 from cryptfs.core.aead import SUITES
 from cryptfs.core.format.journal import Sessions
@@ -169,7 +170,7 @@ class Vault:
         read_only: bool = False,
         lock: bool = True,
         durability: Durability = DEFAULT_DURABILITY,
-    ) -> Vault:
+    ) -> Self:
         """Unlock a vault and take its lock. After a crash its journal is replayed.
 
         Args:   secret: a passphrase, or all that a person offers; its pin, if it has one, is checked first.
@@ -279,7 +280,7 @@ class Vault:
             wipe(getattr(self.context.keys, name))
         os.close(self._vault_fd)
 
-    def __enter__(self) -> Vault:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -51,7 +51,10 @@ def names_of(package_dir: Path) -> CodeNames:
         found.names |= module
     exports = ast.walk(ast.parse((package_dir / "__init__.py").read_text(encoding="utf-8")))
     found.members[package_dir.name] = {
-        alias.name for node in exports if isinstance(node, ast.ImportFrom) for alias in node.names
+        alias.asname or alias.name
+        for node in exports
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
     }
     return found
 

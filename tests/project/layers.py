@@ -18,6 +18,7 @@ import cryptfs
 ORDER = (
     ("version", "interpreter"),
     ("errors",),
+    ("errnos",),
     ("core",),
     ("core.names",),
     ("core.format", "core.slots"),
@@ -29,7 +30,7 @@ ORDER = (
     ("vfs.scan",),
     ("vfs.recovery",),
     ("vfs",),
-    ("fsck", "witness", "rekey", "mount"),
+    ("fsck", "witness", "rekey", "transfer", "mount"),
     ("mount.native", "mount.fusepy"),
     ("cli",),
 )

@@ -1,0 +1,37 @@
+"""A vault that its tests share, opened as a program opens it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import cryptfs
+
+PASSPHRASE = b"transfer"
+
+
+@pytest.fixture(scope="session")
+def made_vault(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty vault, to be copied: making one costs a key derivation."""
+    vault_dir = tmp_path_factory.mktemp("made") / "vault"
+    cryptfs.Vault.create(vault_dir, PASSPHRASE, kdf_memory=64 << 20)
+    return vault_dir
+
+
+@pytest.fixture
+def vault_dir(made_vault: Path, tmp_path: Path) -> Path:
+    """A fresh vault."""
+    target = tmp_path / "vault"
+    target.mkdir(mode=0o700)
+    for each in made_vault.iterdir():
+        (target / each.name).write_bytes(each.read_bytes())
+    return target
+
+
+@pytest.fixture
+def opened(vault_dir: Path) -> Iterator[cryptfs.Vault]:
+    """The fresh vault, unlocked."""
+    with cryptfs.Vault.unlock(vault_dir, PASSPHRASE) as vault:
+        yield vault
