@@ -23,6 +23,7 @@ from cryptfs.cli.fsck import fsck
 from cryptfs.cli.info import info
 from cryptfs.cli.init import init
 from cryptfs.cli.key import key
+from cryptfs.cli.ls import cat, find, ls, tree
 from cryptfs.cli.mount import mount, umount
 from cryptfs.cli.mounthelper import HELPER_NAMES, helper_arguments, leave_environment
 from cryptfs.cli.output import note
@@ -58,6 +59,7 @@ def cli() -> None:
 
 _COMMANDS = (
     *(init, mount, umount, info, status, fsck, passwd, key, recovery, rekey, upgrade),
+    *(ls, tree, find, cat),
     *(snapshot, verify, speed, completion),
 )
 for _command in _COMMANDS:

@@ -86,7 +86,7 @@ class PathVault(Vault):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self._places = Places(self.tree)
+        self.places = Places(self.tree)
         self.tree.xattrs.supports_acls = True
         self.acls = Acls(self.tree)
         self.privileges = Privileges(self.tree, self.acls, xattrs=True)
@@ -118,7 +118,7 @@ class PathVault(Vault):
         """Close open files, settle everything, wipe keys, release the lock. Idempotent."""
         for file in list(self._files):
             file.close()
-        self._places.forget()
+        self.places.forget()
         super().close()
 
     # ---- files
@@ -139,14 +139,18 @@ class PathVault(Vault):
         flags = flags_of(mode)
         name = os.fspath(path)
         with errors_of(name):
-            raw = VaultFile(self.tree, self._opened(path, flags), name, flags, self._written)
-        self._files.add(raw)
-        return wrapped(raw, mode, buffering, encoding, errors, newline)
+            found = self.places.find(path, follow=not flags & os.O_EXCL)
+        return wrapped(self.open_found(found, name, flags), mode, buffering, encoding, errors, newline)
 
-    def _opened(self, path: AnyPath, flags: int) -> OpenFile:
-        creates = bool(flags & os.O_CREAT)
-        found = self._places.find(path, follow=not flags & os.O_EXCL)
-        if creates and found.name != SELF:
+    def open_found(self, found: Found, name: Name, flags: int = os.O_RDONLY) -> VaultFile:
+        """Open the file at a place, without a buffer. name: the path, for messages.   flags: of open(2)."""
+        with errors_of(name):
+            raw = VaultFile(self.tree, self._opened(found, flags), name, flags, self._written)
+        self._files.add(raw)
+        return raw
+
+    def _opened(self, found: Found, flags: int) -> OpenFile:
+        if flags & os.O_CREAT and found.name != SELF:
             inherited = self.acls.inherited(found.directory, stat.S_IFREG | 0o666)
             mode = 0o666 if inherited is None else inherited.mode
             try:
@@ -179,7 +183,7 @@ class PathVault(Vault):
     def stat(self, path: AnyPath, *, follow_symlinks: bool = True) -> os.stat_result:
         """As os.stat."""
         with errors_of(os.fspath(path)):
-            found = self._places.find(path, follow=follow_symlinks)
+            found = self.places.find(path, follow=follow_symlinks)
             return plain_stat(*self.tree.stat(*found)[:2])
 
     def lstat(self, path: AnyPath) -> os.stat_result:
@@ -210,7 +214,7 @@ class PathVault(Vault):
         """As os.readlink."""
         name = os.fspath(path)
         with errors_of(name):
-            target = self.tree.symlinks.read(*self._places.find(path, follow=False))
+            target = self.tree.symlinks.read(*self.places.find(path, follow=False))
         return target if isinstance(name, bytes) else os.fsdecode(target)
 
     def scandir(self, path: AnyPath = "") -> Iterator[VaultEntry[Any]]:
@@ -220,7 +224,7 @@ class PathVault(Vault):
         """
         top: Any = os.fspath(path)
         with errors_of(top):
-            found = list(self.tree.list(self._places.directory(path)))
+            found = list(self.tree.list(self.places.directory(path)))
         for entry in found:
             name = entry.name if isinstance(top, bytes) else os.fsdecode(entry.name)
             yield VaultEntry(self, entry, name, os.path.join(top, name))
@@ -269,7 +273,7 @@ class PathVault(Vault):
         """As os.getxattr."""
         wanted = os.fsencode(attribute)
         with errors_of(os.fspath(path)):
-            found = self._places.find(path, follow=follow_symlinks)
+            found = self.places.find(path, follow=follow_symlinks)
             if wanted in ACL_NAMES:
                 return self.acls.get(*found, wanted)
             return self.tree.xattrs.get(*found, wanted)
@@ -277,7 +281,7 @@ class PathVault(Vault):
     def listxattr(self, path: AnyPath = "", *, follow_symlinks: bool = True) -> list[str]:
         """As os.listxattr."""
         with errors_of(os.fspath(path)):
-            names = self.tree.xattrs.list(*self._places.find(path, follow=follow_symlinks))
+            names = self.tree.xattrs.list(*self.places.find(path, follow=follow_symlinks))
         return [os.fsdecode(name) for name in names]
 
     # ---- changing
@@ -321,7 +325,7 @@ class PathVault(Vault):
         with errors_of(os.fspath(source)):
             old, new = self._changing(source), self._changing(target)
             self.tree.rename(*old, *new, 0 if replace else RENAME_NOREPLACE)
-        self._places.forget()
+        self.places.forget()
 
     def symlink(self, target: AnyPath, path: AnyPath) -> None:
         """As os.symlink: a new symlink at `path` that says `target`."""
@@ -385,7 +389,7 @@ class PathVault(Vault):
 
     def _writable(self, path: AnyPath, *, follow: bool) -> Found:
         self.tree.require_writable()
-        return self._places.find(path, follow=follow)
+        return self.places.find(path, follow=follow)
 
     def _changing(self, path: AnyPath) -> Found:
         """The place of an entry that is made, moved or removed. Raises: OSError: EBUSY: it is the root."""

@@ -175,7 +175,7 @@ def test_walk(
 def test_walk_tells_of_errors(opened: cryptfs.Vault) -> None:
     opened.makedirs("a/b")
     (opened.vault_dir / opened.tree.root.entry_name(b"a") / "cryptfs.dir").unlink()
-    opened._places.forget()
+    opened.places.forget()
     errors: list[OSError] = []
     assert [top for top, _, _ in opened.walk(onerror=errors.append)] == [""]
     assert [(error.errno, error.filename) for error in errors] == [(errno.EIO, "a")]

@@ -1,0 +1,137 @@
+"""For commands that work inside of a vault without a mount: open it, and report what cannot be read."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import rich_click as click
+
+from cryptfs.cli.exit_codes import ExitCode, exit_code_of
+from cryptfs.cli.offers import OfferSource, say_opened, with_offer
+from cryptfs.cli.output import note
+from cryptfs.cli.params import leave_to_findings, shell_word, shown
+from cryptfs.cli.vaults import config_of, naming, refuse_locked
+from cryptfs.errors import CryptfsError, IntegrityError, VaultLockedError
+
+if TYPE_CHECKING:
+    from cryptfs.transfer.pathvault import PathVault
+    from cryptfs.transfer.places import Found
+
+
+class Problems:
+    """Reports each entry that something is wrong with, and knows the exit code in the end."""
+
+    def __init__(self) -> None:
+        self.told: list[dict[str, str]] = []  # as in JSON
+        self._code = ExitCode.OK
+
+    def __call__(self, path: bytes, error: Exception) -> None:
+        """One entry. path: in the vault."""
+        if isinstance(error.__cause__, CryptfsError):
+            error = error.__cause__
+        code = exit_code_of(error) or ExitCode.OTHER
+        if code is ExitCode.DAMAGE or self._code is ExitCode.OK:
+            self._code = code
+        reason = str(error)
+        if isinstance(error, IntegrityError):
+            reason = f"{error.reason} (in the vault: {_where(error)})"
+        elif isinstance(error, OSError) and error.strerror:
+            reason = error.strerror
+        self.told.append({"path": shown(path), "reason": reason})
+        note(f"cryptfs: {shown(path) or '/'}: {reason}")
+
+    def code(self) -> ExitCode:
+        """26 after damage, else that of the first problem."""
+        return self._code
+
+
+def _where(error: IntegrityError) -> str:
+    """Cipher path and chunk."""
+    return str(error).removesuffix(f": {error.reason}")
+
+
+@contextlib.contextmanager
+def opened_inside(
+    ctx: click.Context, vault: Path, source: OfferSource, *, write: bool = False
+) -> Iterator[PathVault]:
+    """The vault, unlocked for reading, or for reading and writing.
+
+    Raises: VaultLockedError: it is mounted, or a command works in it.
+    """
+    from cryptfs.mount.mounts import absolute
+    from cryptfs.mount.resources import claim_resources
+
+    config = config_of(vault)
+    if not write:
+        _refuse_mounted(vault)
+    refuse_locked(vault, read_only=False)
+    leave_to_findings(ctx)
+    from cryptfs.transfer.pathvault import PathVault
+
+    claim_resources()
+    with naming(vault):
+        opened = with_offer(
+            source, config, lambda offer: PathVault.unlock(absolute(vault), offer, read_only=not write)
+        )
+    say_opened(opened.config, opened.slot, opened.spelling, quiet=True)
+    with opened:
+        yield opened
+
+
+def _refuse_mounted(vault: Path) -> None:
+    """A mount for writing has newer content than the disk: so send a reader there.
+
+    Raises: VaultLockedError.
+    """
+    from cryptfs.mount.closing import mountpoint_of
+    from cryptfs.vfs.vault import lock_holder
+
+    holder = lock_holder(vault)
+    place = None if holder is None else mountpoint_of(vault, holder)
+    if place is not None:
+        raise VaultLockedError(
+            f"{shown(vault)} is mounted on {shown(place)}: work with its files there, or unmount it with: "
+            f"cryptfs umount {shell_word(place)}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What a path of the command line leads to. path: as it was given, or as a wildcard found it."""
+
+    path: bytes
+    found: Found
+
+
+def chosen(
+    opened: PathVault, paths: tuple[str, ...], problems: Problems, *, follow: bool = False
+) -> Iterator[Chosen]:
+    """All that paths and patterns lead to, one by one; what does not exist is a problem.
+
+    Args: follow: also a symlink at the end of a path.
+    """
+    from cryptfs.transfer.walking import expanded
+
+    for pattern in paths:
+        for path in expanded(opened.tree, opened.places, os.fsencode(pattern), problems):
+            try:
+                found = opened.places.find(path, follow=follow)
+                opened.tree.stat(*found)
+            except (CryptfsError, OSError) as error:
+                problems(path, error)
+                continue
+            yield Chosen(path, found)
+
+
+def name_writer(*, zero: bool) -> Callable[[bytes], None]:
+    """Writes a name a line, fit for a terminal; or, with zero, each as it is with a zero byte after it."""
+    if not zero:
+        return lambda name: click.echo(shown(name))
+    sys.stdout.flush()
+    return lambda name: click.echo(name + b"\0", nl=False)
