@@ -34,6 +34,7 @@ from cryptfs.cli.rekey import rekey
 from cryptfs.cli.snapshot import snapshot, verify
 from cryptfs.cli.speed import speed
 from cryptfs.cli.status import status
+from cryptfs.cli.transfer import export, import_
 from cryptfs.cli.upgrade import upgrade
 from cryptfs.core.printable import for_vault
 from cryptfs.errors import CryptfsError
@@ -59,7 +60,7 @@ def cli() -> None:
 
 _COMMANDS = (
     *(init, mount, umount, info, status, fsck, passwd, key, recovery, rekey, upgrade),
-    *(ls, tree, find, cat),
+    *(ls, tree, find, cat, export, import_),
     *(snapshot, verify, speed, completion),
 )
 for _command in _COMMANDS:

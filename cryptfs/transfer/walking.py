@@ -17,8 +17,8 @@ from cryptfs.vfs.tree.directory import Directory
 from cryptfs.vfs.tree.leftout import LeftOut
 from cryptfs.vfs.tree.tree import Entry, VaultTree
 
-OnProblem = Callable[[bytes, CryptfsError | OSError], None]
-"""Gets each entry that does not authenticate or cannot be read: its path or its directory's, and why."""
+OnProblem = Callable[[bytes, Exception], None]
+"""Gets each entry that something is wrong with: its path, or its directory's, and why."""
 
 _MAGIC = re.compile(r"[*?\[\\]")
 
@@ -37,8 +37,8 @@ class Walked(NamedTuple):
         return stat.S_IFMT(self.attributes.st.st_mode)
 
 
-class _Reported(LeftOut):
-    """Reports entries whose names do not authenticate, in place of the log."""
+class ReportedNames(LeftOut):
+    """Reports names that do not authenticate, in place of the log. path: for all of them."""
 
     __slots__ = ("_path", "_report")
 
@@ -53,7 +53,7 @@ class _Reported(LeftOut):
 
 def entries(tree: VaultTree, directory: Directory, path: bytes, report: OnProblem) -> list[Entry]:
     """The entries of a directory, by name. path: of the directory, for reports. Raises: OSError."""
-    left_out = _Reported(path, report)
+    left_out = ReportedNames(path, report)
     listing_fd = open_for_listing(directory.fd, keep_atime=True)
     try:
         return sorted(

@@ -148,11 +148,17 @@ class Xattrs:
             if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP, errno.EPERM):
                 raise
 
-    def list(self, directory: Directory | Unnamed, name: bytes) -> list[bytes]:
-        """The names; leaves out one that does not verify, with a warning."""
+    def list(
+        self, directory: Directory | Unnamed, name: bytes, left_out: LeftOut | None = None
+    ) -> list[bytes]:
+        """The names, without those that do not verify.
+
+        Args: left_out: gets those; None writes a warning into the log.
+        """
         target = _target(directory, name)
         found = []
-        left_out = LeftOut(target.cipher_path, ("the list of xattrs", "xattrs"))
+        if left_out is None:
+            left_out = LeftOut(target.cipher_path, ("the list of xattrs", "xattrs"))
         for backing_name in os.listxattr(target.path, follow_symlinks=target.follow):
             if not backing_name.startswith(PREFIX):
                 continue

@@ -1,0 +1,204 @@
+"""The plain filesystem as one side of a copy: by descriptors of directories, never through a symlink."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+
+from cryptfs.storage.backing import read_fully, write_fully
+from cryptfs.storage.libc import AT_FDCWD, RENAME_NOREPLACE, os_error, renameat2, syncfs, utimensat
+from cryptfs.transfer.sides import SAME_NAMESPACE, OnLost, Side, SideFile
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+_SET_ID = stat.S_ISUID | stat.S_ISGID
+
+
+class PlainDirectory:
+    """A directory held open by a descriptor, which its last reference closes."""
+
+    __slots__ = ("fd",)
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+    @classmethod
+    def at(cls, path: str | bytes) -> PlainDirectory:
+        """The directory of a path; symlinks on the way and at its end are followed. Raises: OSError."""
+        return cls(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+
+
+class PlainSideFile(SideFile):
+    """A file by its descriptor."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def read_into(self, offset: int, out: memoryview) -> int:
+        return read_fully(self._fd, out, offset)
+
+    def write(self, offset: int, data: memoryview) -> None:
+        write_fully(self._fd, [data], offset)
+
+    def set_size(self, size: int) -> None:
+        os.ftruncate(self._fd, size)
+
+    def data_from(self, offset: int) -> tuple[int, int] | None:
+        try:
+            start = os.lseek(self._fd, offset, os.SEEK_DATA)
+            return start, os.lseek(self._fd, start, os.SEEK_HOLE)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return None
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                raise
+            size = os.fstat(self._fd).st_size  # this filesystem knows no holes
+            return (offset, size) if offset < size else None
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+class PlainSide(Side[PlainDirectory]):
+    """The plain filesystem. top: any directory of it, to sync."""
+
+    def __init__(self, top: PlainDirectory) -> None:
+        self._top = top
+
+    def stat(self, where: PlainDirectory, name: bytes) -> os.stat_result:
+        return os.stat(name, dir_fd=where.fd, follow_symlinks=False)
+
+    def enter(self, where: PlainDirectory, name: bytes) -> PlainDirectory:
+        return PlainDirectory(os.open(name, _DIRECTORY, dir_fd=where.fd))
+
+    def names(self, where: PlainDirectory, path: bytes) -> list[bytes]:
+        return sorted(map(os.fsencode, os.listdir(where.fd)))
+
+    def readlink(self, where: PlainDirectory, name: bytes) -> bytes:
+        return os.readlink(name, dir_fd=where.fd)
+
+    def attributes(self, where: PlainDirectory, name: bytes, on_lost: OnLost) -> dict[bytes, bytes]:
+        path = _path(where, name)
+        found = {}
+        try:
+            listed = os.listxattr(path, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EPERM):
+                on_lost(b"", error)
+            return {}
+        for attribute in map(os.fsencode, listed):
+            try:
+                found[attribute] = os.getxattr(path, attribute, follow_symlinks=False)
+            except OSError as error:
+                on_lost(attribute, error)
+        return found
+
+    def open(self, where: PlainDirectory, name: bytes) -> SideFile:
+        fd = os.open(name, os.O_RDONLY | _FILE, dir_fd=where.fd)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise os_error(errno.ESTALE)  # it was one a moment ago
+        return PlainSideFile(fd)
+
+    def create(self, where: PlainDirectory, name: bytes, mode: int) -> SideFile:
+        return PlainSideFile(
+            os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | _FILE, 0o600, dir_fd=where.fd)
+        )
+
+    def mkdir(self, where: PlainDirectory, name: bytes) -> None:
+        os.mkdir(name, 0o700, dir_fd=where.fd)
+
+    def symlink(self, where: PlainDirectory, name: bytes, target: bytes) -> None:
+        os.symlink(target, name, dir_fd=where.fd)
+
+    def mknod(self, where: PlainDirectory, name: bytes, mode: int, device: int) -> None:
+        os.mknod(name, stat.S_IFMT(mode) | 0o600, device, dir_fd=where.fd)
+
+    def link(self, where: PlainDirectory, name: bytes, new_where: PlainDirectory, new_name: bytes) -> None:
+        os.link(name, new_name, src_dir_fd=where.fd, dst_dir_fd=new_where.fd, follow_symlinks=False)
+
+    def rename(self, where: PlainDirectory, name: bytes, new_name: bytes, *, replace: bool) -> None:
+        if replace:
+            os.rename(name, new_name, src_dir_fd=where.fd, dst_dir_fd=where.fd)
+            return
+        old, new = os.fsdecode(name), os.fsdecode(new_name)
+        try:
+            renameat2(where.fd, old, where.fd, new, RENAME_NOREPLACE)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOSYS):
+                raise
+            if _is_there(where, new_name):  # this filesystem cannot do both at once
+                raise os_error(errno.EEXIST) from None
+            os.rename(name, new_name, src_dir_fd=where.fd, dst_dir_fd=where.fd)
+
+    def unlink(self, where: PlainDirectory, name: bytes) -> None:
+        os.unlink(name, dir_fd=where.fd)
+
+    def let_in(self, where: PlainDirectory, name: bytes) -> None:
+        mode = stat.S_IMODE(self.stat(where, name).st_mode)
+        if mode & stat.S_IRWXU != stat.S_IRWXU:
+            with contextlib.suppress(PermissionError):  # somebody else's: the next step says so
+                os.chmod(name, mode | stat.S_IRWXU, dir_fd=where.fd)
+
+    def finish(
+        self,
+        where: PlainDirectory,
+        name: bytes,
+        st: os.stat_result,
+        attributes: dict[bytes, bytes],
+        on_lost: OnLost,
+    ) -> None:
+        path = _path(where, name)
+        mode = stat.S_IMODE(st.st_mode)
+        before = self.stat(where, name)
+        if (before.st_uid, before.st_gid) != (st.st_uid, st.st_gid):
+            mode = _given(path, st.st_uid, st.st_gid, mode)
+        self._set_attributes(path, attributes, on_lost)  # before the mode, which may forbid it
+        if not stat.S_ISLNK(st.st_mode):
+            os.chmod(path, mode)
+        times = (*divmod(st.st_atime_ns, 10**9), *divmod(st.st_mtime_ns, 10**9))
+        utimensat(AT_FDCWD, os.fsdecode(path), times)
+
+    @staticmethod
+    def _set_attributes(path: bytes, attributes: dict[bytes, bytes], on_lost: OnLost) -> None:
+        with contextlib.suppress(OSError):
+            for inherited in os.listxattr(path, follow_symlinks=False):  # from a default ACL above
+                if os.fsencode(inherited) in SAME_NAMESPACE and os.fsencode(inherited) not in attributes:
+                    os.removexattr(path, inherited, follow_symlinks=False)
+        for attribute, value in attributes.items():
+            try:
+                os.setxattr(path, attribute, value, follow_symlinks=False)
+            except OSError as error:
+                on_lost(attribute, error)
+
+    def sync(self) -> None:
+        syncfs(self._top.fd)
+
+
+def _path(where: PlainDirectory, name: bytes) -> bytes:
+    """For calls that take no descriptor of a directory."""
+    return b"/proc/self/fd/%d/%s" % (where.fd, name)
+
+
+def _is_there(where: PlainDirectory, name: bytes) -> bool:
+    try:
+        os.stat(name, dir_fd=where.fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _given(path: bytes, uid: int, gid: int, mode: int) -> int:
+    """Give a file away as far as this process may; the mode that it may have then."""
+    try:
+        os.chown(path, uid, gid, follow_symlinks=False)
+    except PermissionError:
+        with contextlib.suppress(PermissionError):
+            os.chown(path, -1, gid, follow_symlinks=False)
+        return mode & ~_SET_ID  # they would lend the rights of another user
+    return mode
