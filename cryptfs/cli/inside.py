@@ -58,26 +58,30 @@ def _where(error: IntegrityError) -> str:
 
 @contextlib.contextmanager
 def opened_inside(
-    ctx: click.Context, vault: Path, source: OfferSource, *, write: bool = False
+    ctx: click.Context, vault: Path, source: OfferSource, *, write: bool = False, lock: bool = True
 ) -> Iterator[PathVault]:
     """The vault, unlocked for reading, or for reading and writing.
 
+    Args:   lock: False reads names beside a mount; content may be newer there.
     Raises: VaultLockedError: it is mounted, or a command works in it.
     """
     from cryptfs.mount.mounts import absolute
     from cryptfs.mount.resources import claim_resources
 
     config = config_of(vault)
-    if not write:
-        _refuse_mounted(vault)
-    refuse_locked(vault, read_only=False)
+    if lock:
+        if not write:
+            _refuse_mounted(vault)
+        refuse_locked(vault, read_only=False)
     leave_to_findings(ctx)
     from cryptfs.transfer.pathvault import PathVault
 
     claim_resources()
     with naming(vault):
         opened = with_offer(
-            source, config, lambda offer: PathVault.unlock(absolute(vault), offer, read_only=not write)
+            source,
+            config,
+            lambda offer: PathVault.unlock(absolute(vault), offer, read_only=not write, lock=lock),
         )
     say_opened(opened.config, opened.slot, opened.spelling, quiet=True)
     with opened:
@@ -110,19 +114,33 @@ class Chosen:
 
 
 def chosen(
-    opened: PathVault, paths: tuple[str, ...], problems: Problems, *, follow: bool = False
+    opened: PathVault,
+    paths: tuple[str, ...],
+    problems: Problems,
+    *,
+    follow: bool = False,
+    looks: bool = True,
+    missing_is_fine: bool = False,
 ) -> Iterator[Chosen]:
-    """All that paths and patterns lead to, one by one; what does not exist is a problem.
+    """All that paths and patterns lead to, one by one. A path that leads to nothing is a problem.
 
-    Args: follow: also a symlink at the end of a path.
+    Args: follow: also a symlink at the end of a path.   looks: the entry must be readable, not only there.
     """
     from cryptfs.transfer.walking import expanded
+    from cryptfs.vfs.tree.attributes import backing_stat
 
     for pattern in paths:
         for path in expanded(opened.tree, opened.places, os.fsencode(pattern), problems):
             try:
                 found = opened.places.find(path, follow=follow)
-                opened.tree.stat(*found)
+                if looks:
+                    opened.tree.stat(*found)
+                else:
+                    backing_stat(*found)
+            except FileNotFoundError as error:
+                if not missing_is_fine:
+                    problems(path, error)
+                continue
             except (CryptfsError, OSError) as error:
                 problems(path, error)
                 continue

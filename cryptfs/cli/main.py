@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import rich_click as click
 
+from cryptfs.cli.changing import cp, mkdir, mv, rm
 from cryptfs.cli.completion import completion
 from cryptfs.cli.exit_codes import CommandError, ExitCode, exit_code_of
 from cryptfs.cli.fsck import fsck
@@ -29,6 +30,7 @@ from cryptfs.cli.mounthelper import HELPER_NAMES, helper_arguments, leave_enviro
 from cryptfs.cli.output import note
 from cryptfs.cli.params import Settings, debug_option, shown
 from cryptfs.cli.passwd import passwd
+from cryptfs.cli.path import path
 from cryptfs.cli.recovery import recovery
 from cryptfs.cli.rekey import rekey
 from cryptfs.cli.snapshot import snapshot, verify
@@ -60,7 +62,7 @@ def cli() -> None:
 
 _COMMANDS = (
     *(init, mount, umount, info, status, fsck, passwd, key, recovery, rekey, upgrade),
-    *(ls, tree, find, cat, export, import_),
+    *(ls, tree, find, cat, export, import_, cp, mv, rm, mkdir, path),
     *(snapshot, verify, speed, completion),
 )
 for _command in _COMMANDS:

@@ -111,7 +111,8 @@ class PathVault(Vault):
         opened = super().unlock(
             Path(vault_dir), secret, read_only=read_only, lock=lock, durability=durability
         )
-        opened.start()
+        if lock:
+            opened.start()
         return opened
 
     def close(self) -> None:
