@@ -9,7 +9,8 @@ import stat
 
 from cryptfs.storage.backing import read_fully, write_fully
 from cryptfs.storage.libc import AT_FDCWD, RENAME_NOREPLACE, os_error, renameat2, syncfs, utimensat
-from cryptfs.transfer.sides import SAME_NAMESPACE, OnLost, Side, SideFile
+from cryptfs.transfer.sides import OnLost, Side, SideFile
+from cryptfs.vfs.tree.xattrs import ACL_NAMES
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
@@ -153,26 +154,36 @@ class PlainSide(Side[PlainDirectory]):
         attributes: dict[bytes, bytes],
         on_lost: OnLost,
     ) -> None:
-        path = _path(where, name)
-        mode = stat.S_IMODE(st.st_mode)
-        before = self.stat(where, name)
+        held_fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=where.fd)
+        try:
+            self._finish_held(held_fd, st, attributes, on_lost)
+        finally:
+            os.close(held_fd)
+
+    def _finish_held(
+        self, held_fd: int, st: os.stat_result, attributes: dict[bytes, bytes], on_lost: OnLost
+    ) -> None:
+        """By a descriptor: so nobody can put a symlink in the way between two steps."""
+        before, mode, path = os.fstat(held_fd), stat.S_IMODE(st.st_mode), b"/proc/self/fd/%d" % held_fd
+        if stat.S_IFMT(before.st_mode) != stat.S_IFMT(st.st_mode):
+            raise os_error(errno.ESTALE)
         if (before.st_uid, before.st_gid) != (st.st_uid, st.st_gid):
             mode = _given(path, st.st_uid, st.st_gid, mode)
-        self._set_attributes(path, attributes, on_lost)  # before the mode, which may forbid it
         if not stat.S_ISLNK(st.st_mode):
+            self._set_attributes(path, attributes, on_lost)  # before the mode, which may forbid it
             os.chmod(path, mode)
         times = (*divmod(st.st_atime_ns, 10**9), *divmod(st.st_mtime_ns, 10**9))
-        utimensat(AT_FDCWD, os.fsdecode(path), times)
+        utimensat(AT_FDCWD, os.fsdecode(path), times, follow=True)
 
     @staticmethod
     def _set_attributes(path: bytes, attributes: dict[bytes, bytes], on_lost: OnLost) -> None:
         with contextlib.suppress(OSError):
-            for inherited in os.listxattr(path, follow_symlinks=False):  # from a default ACL above
-                if os.fsencode(inherited) in SAME_NAMESPACE and os.fsencode(inherited) not in attributes:
-                    os.removexattr(path, inherited, follow_symlinks=False)
+            for inherited in os.listxattr(path):  # from a default ACL above
+                if os.fsencode(inherited) in ACL_NAMES and os.fsencode(inherited) not in attributes:
+                    os.removexattr(path, inherited)
         for attribute, value in attributes.items():
             try:
-                os.setxattr(path, attribute, value, follow_symlinks=False)
+                os.setxattr(path, attribute, value)
             except OSError as error:
                 on_lost(attribute, error)
 
@@ -196,9 +207,9 @@ def _is_there(where: PlainDirectory, name: bytes) -> bool:
 def _given(path: bytes, uid: int, gid: int, mode: int) -> int:
     """Give a file away as far as this process may; the mode that it may have then."""
     try:
-        os.chown(path, uid, gid, follow_symlinks=False)
+        os.chown(path, uid, gid)
     except PermissionError:
         with contextlib.suppress(PermissionError):
-            os.chown(path, -1, gid, follow_symlinks=False)
+            os.chown(path, -1, gid)
         return mode & ~_SET_ID  # they would lend the rights of another user
     return mode

@@ -14,8 +14,6 @@ Folder = TypeVar("Folder")
 OnLost = Callable[[bytes, Exception], None]
 """Gets each attribute that cannot be read or kept: its name, and why."""
 
-SAME_NAMESPACE = (b"system.posix_acl_access", b"system.posix_acl_default")
-
 
 class SideFile(abc.ABC):
     """An open file of one side."""

@@ -41,6 +41,8 @@ def test_copies_are_those_of_cp(engine: str, tmp_path: Path, run: Run) -> None:
         assert told.code == 40
         assert f"is mounted on {mountpoint}" in told.err
         assert run("import", tmp_path / "source", f"{vault}:import").code == 40
+        told = run("path", vault, "cp/d/inner")
+        assert (vault / told.out.rstrip("\n")).is_file()
         mount.unmount()
         told = run("import", tmp_path / "source", f"{vault}:import", "--verify")
         assert told.code == 0, told.err
@@ -60,3 +62,17 @@ def test_copies_are_those_of_cp(engine: str, tmp_path: Path, run: Run) -> None:
         for path in ("cp", "import"):
             both = [mountpoint / path, tmp_path / f"export of {path}", tmp_path / "source"]
             assert len({(os.stat(each).st_mode, os.stat(each).st_mtime_ns) for each in both}) == 1
+
+
+def test_readers_share_a_vault_with_a_read_only_mount(tmp_path: Path, run: Run) -> None:
+    spec = MountSpec("native")
+    require_fuse(spec)
+    with mounted(spec) as mount:
+        (mount.mountpoint / "file").write_text("content")
+        mount.unmount()
+        mount.spec = MountSpec("native", options="ro")
+        mount.start()
+        assert run("cat", mount.vault_dir, "file").out == "content"
+        assert run("export", mount.vault_dir, tmp_path / "out").code == 0
+        assert run("rm", mount.vault_dir, "file").code == 40
+        assert (mount.mountpoint / "file").read_text() == (tmp_path / "out" / "file").read_text()

@@ -201,6 +201,7 @@ def test_it_goes_on_after_kill_9(
     if direction == "import":
         assert run("export", vault_dir, out).code == 0
     assert seen(out) == seen(source)
+    assert run("fsck", "--deep", vault_dir).code == 0
 
 
 class CutShort(Exception):
