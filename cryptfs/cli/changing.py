@@ -13,6 +13,7 @@ from cryptfs.cli.exit_codes import CommandError, ExitCode, UsageProblem
 from cryptfs.cli.inside import Chosen, Problems, chosen, opened_inside
 from cryptfs.cli.offers import OfferSource, unlock_options
 from cryptfs.cli.params import debug_option, shown, vault_argument
+from cryptfs.cli.transfer import goes_on_with_room
 from cryptfs.errors import CryptfsError
 
 if TYPE_CHECKING:
@@ -114,7 +115,8 @@ def cp(
             elif at.found == new:
                 problems(at.path, CommandError("it cannot be copied to itself"))
             else:
-                work.run(*at.found, *new, at.path)
+                with goes_on_with_room(vault):
+                    work.run(*at.found, *new, at.path)
     return problems.code()
 
 

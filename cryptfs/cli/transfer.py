@@ -97,8 +97,9 @@ def export(
         work = TreeCopy(
             VaultSide(opened, problems), plain, problems, progress, overwrite=overwrite, verify=verify
         )
-        work.run(*found, where, name, os.fsencode(path).strip(b"/"))
-        plain.sync()
+        with goes_on_with_room(target):
+            work.run(*found, where, name, os.fsencode(path).strip(b"/"))
+            plain.sync()
     return _end(progress, problems, "Exported", quiet=quiet, verify=verify)
 
 
@@ -149,8 +150,9 @@ def import_(
             *(PlainSide(where), side, problems, progress),
             overwrite=overwrite, verify=verify, workers=WORKERS,
         )  # fmt: skip
-        work.run(where, name, *found, inside)
-        side.sync()
+        with goes_on_with_room(vault):
+            work.run(where, name, *found, inside)
+            side.sync()
     return _end(progress, problems, "Imported", quiet=quiet, verify=verify)
 
 
@@ -168,6 +170,21 @@ def _plain_place(target: Path, name: bytes | None) -> tuple[PlainDirectory, byte
         return PlainDirectory.at(str(absolute.parent)), os.fsencode(absolute.name) or b"."
     except OSError as error:
         raise CommandError(f"{shown(absolute.parent)}: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def goes_on_with_room(place: Path) -> Iterator[None]:
+    """Around a copy. Raises: CommandError: the disk of its target is full."""
+    from cryptfs.storage.libc import NO_ROOM
+
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise CommandError(
+            f"{shown(place)}: its disk is full. Free some space there, then repeat the command: it goes on"
+        ) from None
 
 
 @contextlib.contextmanager

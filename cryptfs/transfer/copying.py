@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from cryptfs.errors import CryptfsError
+from cryptfs.storage.libc import NO_ROOM
 from cryptfs.transfer.sides import Side, SideFile
 from cryptfs.transfer.walking import OnProblem, joined
 
@@ -108,13 +109,15 @@ class TreeCopy(Generic[From, To]):
         self._verify = verify
         self._workers = workers
         self._pool: ThreadPoolExecutor | None = None
-        self._links: dict[tuple[int, int], tuple[To, bytes]] = {}
+        # A first copy, by device and inode, and how many names may still come: else it would keep its
+        # directory open.
+        self._links: dict[tuple[int, int], tuple[To, bytes, int]] = {}
 
     def run(self, source: From, name: bytes, target: To, new_name: bytes, path: bytes) -> None:
         """Copy one entry, and all that is below it, to a name that is free or has the same type.
 
         Args:   path: of the entry in the vault, for reports.
-        Raises: OSError, CryptfsError: the entry itself cannot be looked at.
+        Raises: OSError, CryptfsError: the entry itself cannot be looked at.   OSError: the disk is full.
         """
         st = self._source.stat(source, name)
         try:
@@ -179,7 +182,7 @@ class TreeCopy(Generic[From, To]):
             else:
                 made = target
         except (OSError, CryptfsError, ExistsError) as error:
-            self._on_problem(path, error)
+            self._tell(path, error)
             return None
         return _Level(path, parents, st, opened, made, iter(names))
 
@@ -192,7 +195,7 @@ class TreeCopy(Generic[From, To]):
             try:
                 self._finish(source, name, target, new_name, level.path, level.st)
             except (OSError, CryptfsError) as error:
-                self._on_problem(level.path, error)
+                self._tell(level.path, error)
                 return
         self._progress.add(entries=1)
 
@@ -213,18 +216,27 @@ class TreeCopy(Generic[From, To]):
             if self._verify:
                 self._compare(source, name, target, new_name, st)
             if st.st_nlink > 1:
-                self._links[st.st_dev, st.st_ino] = (target, new_name)
+                self._links[st.st_dev, st.st_ino] = (target, new_name, st.st_nlink - 1)
         except (OSError, CryptfsError, ExistsError, DiffersError) as error:
-            self._on_problem(path, error)
+            self._tell(path, error)
+
+    def _tell(self, path: bytes, error: Exception) -> None:
+        """Report an entry, and go on. Raises: OSError: the disk is full: so are all that follow."""
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            raise error
+        self._on_problem(path, error)
 
     def _is_linked(self, target: To, new_name: bytes, st: os.stat_result) -> bool:
         """Whether it is a further name of a file that was copied; then it gets that name."""
-        first = self._links.get((st.st_dev, st.st_ino)) if st.st_nlink > 1 else None
+        first = self._links.pop((st.st_dev, st.st_ino), None) if st.st_nlink > 1 else None
         if first is None:
             return False
+        where, name, left = first
+        if left > 1:
+            self._links[st.st_dev, st.st_ino] = (where, name, left - 1)
         part = part_name(new_name)
         self._clear(target, part)
-        self._target.link(*first, target, part)
+        self._target.link(where, name, target, part)
         try:
             self._name(target, part, new_name, st)
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -232,6 +233,34 @@ def test_what_a_kill_leaves_is_cleared(source: Path, opened: cryptfs.Vault, tmp_
     assert sorted(name for _, _, files in opened.walk("copy") for name in files) == sorted(
         name for _, _, files in os.walk(source) for name in files
     )
+
+
+@pytest.mark.parametrize("direction", ["import", "export"])
+def test_a_full_disk_ends_it_at_once(
+    direction: str, source: Path, vault_dir: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if direction == "export":
+        assert run("import", source, vault_dir).code == 0
+    side: Any = VaultSide if direction == "import" else PlainSide
+    create, made = side.create, []
+
+    def create_a_few(*arguments: Any) -> Any:
+        made.append(arguments)
+        if len(made) > 5:
+            raise OSError(errno.ENOSPC, "No space left on device", "cipher name")
+        return create(*arguments)
+
+    monkeypatch.setattr(side, "create", create_a_few)
+    words = (
+        ["import", source, vault_dir] if direction == "import" else ["export", vault_dir, tmp_path / "out"]
+    )
+    told = run(*words)
+    assert told.code == 11
+    place = vault_dir if direction == "import" else tmp_path / "out"
+    assert told.err.startswith(f"cryptfs: {place}: its disk is full.")
+    assert len(told.err.splitlines()) == 1
+    monkeypatch.undo()
+    assert run(*words).code == 0
 
 
 def _raise(*_: object) -> None:
