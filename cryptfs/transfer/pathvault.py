@@ -90,7 +90,7 @@ class PathVault(Vault):
         self.tree.xattrs.supports_acls = True
         self.acls = Acls(self.tree)
         self.privileges = Privileges(self.tree, self.acls, xattrs=True)
-        self._files: weakref.WeakSet[VaultFile] = weakref.WeakSet()
+        self._files: weakref.WeakSet[IO[Any]] = weakref.WeakSet()
 
     @classmethod
     def unlock(
@@ -116,11 +116,16 @@ class PathVault(Vault):
         return opened
 
     def close(self) -> None:
-        """Close open files, settle everything, wipe keys, release the lock. Idempotent."""
-        for file in list(self._files):
-            file.close()
-        self.places.forget()
-        super().close()
+        """Flush and close open files, settle everything, wipe keys, release the lock. Idempotent.
+
+        Raises: OSError: a file could not be written; everything is closed all the same.
+        """
+        with contextlib.ExitStack() as stack:
+            stack.callback(super().close)
+            stack.callback(self.places.forget)
+            # The last is closed first: buffers before the files that they write to.
+            for file in sorted(self._files, key=lambda file: not isinstance(file, VaultFile)):
+                stack.callback(file.close)
 
     # ---- files
 
@@ -141,13 +146,15 @@ class PathVault(Vault):
         name = os.fspath(path)
         with errors_of(name):
             found = self.places.find(path, follow=not flags & os.O_EXCL)
-        return wrapped(self.open_found(found, name, flags), mode, buffering, encoding, errors, newline)
+        file = wrapped(self.open_found(found, name, flags), mode, buffering, encoding, errors, newline)
+        self._files.add(file)
+        return file
 
     def open_found(self, found: Found, name: Name, flags: int = os.O_RDONLY) -> VaultFile:
         """Open the file at a place, without a buffer. name: the path, for messages.   flags: of open(2)."""
         with errors_of(name):
             raw = VaultFile(self.tree, self._opened(found, flags), name, flags, self._written)
-        self._files.add(raw)
+        self._files.add(raw)  # type: ignore[arg-type]
         return raw
 
     def _opened(self, found: Found, flags: int) -> OpenFile:

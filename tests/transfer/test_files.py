@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 import cryptfs
+from cryptfs.vfs.content.openfile import OpenFile
 from tests.support import pattern
 
 MODES = ("r", "w", "x", "a", "r+", "w+", "x+", "a+")
@@ -188,12 +189,30 @@ def test_libraries_take_it_for_a_file(opened: cryptfs.Vault) -> None:
 
 
 def test_a_file_that_nobody_closed_is_whole(vault_dir: Path, opened: cryptfs.Vault) -> None:
-    left = opened.open("left open", "wb", buffering=0)
-    left.write(pattern(30_000))
+    left = [opened.open("raw", "wb", buffering=0), opened.open("buffered", "wb"), opened.open("text", "w")]
+    for file in left:
+        file.write("x" * 3_000 if file is left[2] else b"x" * 3_000)
     opened.close()
-    assert left.closed
+    assert all(file.closed for file in left)
     with cryptfs.Vault.unlock(vault_dir, b"transfer", read_only=True) as again:
-        assert again.stat("left open").st_size == 30_000
+        assert [again.stat(name).st_size for name in ("raw", "buffered", "text")] == [3_000] * 3
+
+
+def test_a_file_that_cannot_be_written_keeps_no_vault_open(
+    vault_dir: Path, opened: cryptfs.Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = opened.open("new", "w")
+    file.write("words")
+
+    def fail(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(OpenFile, "write", fail)
+    with pytest.raises(OSError, match="No space left") as raised:
+        opened.close()
+    assert raised.value.filename == "new"
+    monkeypatch.undo()
+    cryptfs.Vault.unlock(vault_dir, b"transfer").close()
 
 
 def test_damage_is_an_oserror_that_says_where(opened: cryptfs.Vault) -> None:
