@@ -79,6 +79,7 @@ class _Level(Generic[From, To]):
     source: From
     target: To
     names: Iterator[bytes]
+    fresh: bool  # the target was made here: so nothing is in it
     working: list[Future[None]] = field(default_factory=list)
 
 
@@ -124,7 +125,7 @@ class TreeCopy(Generic[From, To]):
             if self._workers > 1:
                 self._pool = ThreadPoolExecutor(self._workers, "cryptfs-copy")
             if not stat.S_ISDIR(st.st_mode):
-                self._entry(source, name, target, new_name, path, st)
+                self._entry(source, name, target, new_name, path, st, fresh=False)
             elif (top := self._enter(source, name, target, new_name, path, st)) is not None:
                 self._below(top)
         finally:
@@ -154,12 +155,12 @@ class TreeCopy(Generic[From, To]):
                 if found is not None:
                     levels.append(found)
             elif self._pool is None or st.st_nlink > 1 or st.st_size >= _LARGE:
-                self._entry(level.source, name, level.target, name, path, st)
+                self._entry(level.source, name, level.target, name, path, st, fresh=level.fresh)
             else:
                 if len(level.working) >= 4 * self._workers:
                     level.working.pop(0).result()
                 arguments = (level.source, name, level.target, name, path, st)
-                level.working.append(self._pool.submit(self._entry, *arguments))
+                level.working.append(self._pool.submit(self._entry, *arguments, fresh=level.fresh))
 
     # ---- directories
 
@@ -169,11 +170,12 @@ class TreeCopy(Generic[From, To]):
         try:
             opened = self._source.enter(source, name)
             names = self._source.names(opened, path)
-            parents = None
+            parents, fresh = None, False
             if new_name:
                 parents = (source, name, target, new_name)
                 try:
                     self._target.mkdir(target, new_name)
+                    fresh = True
                 except FileExistsError:
                     if not stat.S_ISDIR(self._target.stat(target, new_name).st_mode):
                         raise ExistsError("the target has something else of this name") from None
@@ -184,7 +186,7 @@ class TreeCopy(Generic[From, To]):
         except (OSError, CryptfsError, ExistsError) as error:
             self._tell(path, error)
             return None
-        return _Level(path, parents, st, opened, made, iter(names))
+        return _Level(path, parents, st, opened, made, iter(names), fresh)
 
     def _leave(self, level: _Level[From, To]) -> None:
         """All entries are there: the directory gets its own attributes, its times last."""
@@ -202,13 +204,22 @@ class TreeCopy(Generic[From, To]):
     # ---- everything else
 
     def _entry(
-        self, source: From, name: bytes, target: To, new_name: bytes, path: bytes, st: os.stat_result
+        self,
+        source: From,
+        name: bytes,
+        target: To,
+        new_name: bytes,
+        path: bytes,
+        st: os.stat_result,
+        *,
+        fresh: bool,
     ) -> None:
+        """Anything but a directory. fresh: nothing is in the target."""
         try:
             if self._is_linked(target, new_name, st):
                 self._progress.add(entries=1)
                 return
-            if self._is_present(source, name, target, new_name, st):
+            if not fresh and self._is_present(source, name, target, new_name, st):
                 self._progress.add(entries=1, present=1)
             else:
                 self._make(source, name, target, new_name, path, st)
@@ -264,19 +275,26 @@ class TreeCopy(Generic[From, To]):
         self, source: From, name: bytes, target: To, new_name: bytes, path: bytes, st: os.stat_result
     ) -> None:
         part = part_name(new_name)
-        self._clear(target, part)
         try:
-            if stat.S_ISREG(st.st_mode):
-                self._content(source, name, target, part, st)
-            elif stat.S_ISLNK(st.st_mode):
-                self._target.symlink(target, part, self._source.readlink(source, name))
-            else:
-                self._target.mknod(target, part, st.st_mode, st.st_rdev)
+            try:
+                self._begin(source, name, target, part, st)
+            except FileExistsError:  # an interrupted run left it
+                self._clear(target, part)
+                self._begin(source, name, target, part, st)
             self._finish(source, name, target, part, path, st)
             self._name(target, part, new_name, st)
         except BaseException:
             self._clear(target, part)
             raise
+
+    def _begin(self, source: From, name: bytes, target: To, part: bytes, st: os.stat_result) -> None:
+        """Make an entry, under the name that it has until it is whole."""
+        if stat.S_ISREG(st.st_mode):
+            self._content(source, name, target, part, st)
+        elif stat.S_ISLNK(st.st_mode):
+            self._target.symlink(target, part, self._source.readlink(source, name))
+        else:
+            self._target.mknod(target, part, st.st_mode, st.st_rdev)
 
     def _name(self, target: To, part: bytes, new_name: bytes, st: os.stat_result) -> None:
         try:
@@ -308,6 +326,8 @@ class TreeCopy(Generic[From, To]):
             writing.close()
         finally:
             reading.close()
+        if not self._source.may_change:
+            return
         after = self._source.stat(source, name)
         if (after.st_size, after.st_mtime_ns) != (st.st_size, st.st_mtime_ns):
             raise DiffersError("it changed while it was copied")

@@ -8,7 +8,7 @@ import os
 import stat
 
 from cryptfs.storage.backing import read_fully, write_fully
-from cryptfs.storage.libc import AT_FDCWD, RENAME_NOREPLACE, os_error, renameat2, syncfs, utimensat
+from cryptfs.storage.libc import RENAME_NOREPLACE, os_error, renameat2, syncfs
 from cryptfs.transfer.sides import OnLost, Side, SideFile
 from cryptfs.vfs.tree.xattrs import ACL_NAMES
 
@@ -172,8 +172,7 @@ class PlainSide(Side[PlainDirectory]):
         if not stat.S_ISLNK(st.st_mode):
             self._set_attributes(path, attributes, on_lost)  # before the mode, which may forbid it
             os.chmod(path, mode)
-        times = (*divmod(st.st_atime_ns, 10**9), *divmod(st.st_mtime_ns, 10**9))
-        utimensat(AT_FDCWD, os.fsdecode(path), times, follow=True)
+        os.utime(path, ns=(st.st_atime_ns, st.st_mtime_ns))
 
     @staticmethod
     def _set_attributes(path: bytes, attributes: dict[bytes, bytes], on_lost: OnLost) -> None:

@@ -40,7 +40,12 @@ class SideFile(abc.ABC):
 
 
 class Side(abc.ABC, Generic[Folder]):
-    """One side. All methods raise OSError, those of a vault also CryptfsError."""
+    """One side. All methods raise OSError, those of a vault also CryptfsError.
+
+    may_change: whether others may change a file while it is copied.
+    """
+
+    may_change = True
 
     # ---- looking
 

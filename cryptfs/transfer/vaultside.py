@@ -66,6 +66,7 @@ class VaultSide(Side[Directory]):
         self._vault = vault
         self._tree = vault.tree
         self._on_problem = on_problem
+        self.may_change = not vault.has_lock
 
     def stat(self, where: Directory, name: bytes) -> os.stat_result:
         return plain_stat(*self._tree.stat(where, name))
