@@ -27,6 +27,11 @@ class ProgressBar:
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, total=total)
 
+    @property
+    def is_drawn(self) -> bool:
+        """Whether a person sees it."""
+        return self._bar is not None
+
     def is_due(self) -> bool:
         """Whether it is time to show something new. Ask before making the words."""
         return self._bar is not None and time.monotonic() - self._changed >= _REDRAW

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,8 +82,8 @@ def export(
     if is_inside(vault, target):
         raise UsageProblem(f"{shown(target)} is in the vault itself, or in its mountpoint")
     problems = Problems()
-    with opened_inside(ctx, vault, source) as opened, _progress() as progress:
-        from cryptfs.transfer.copying import TreeCopy
+    with opened_inside(ctx, vault, source) as opened, _progress() as (progress, expect):
+        from cryptfs.transfer.copying import TreeCopy, work_of
         from cryptfs.transfer.fileio import errors_of
         from cryptfs.transfer.plainside import PlainSide
         from cryptfs.transfer.vaultside import VaultSide
@@ -97,6 +97,9 @@ def export(
         work = TreeCopy(
             VaultSide(opened, problems), plain, problems, progress, overwrite=overwrite, verify=verify
         )
+        # Another side: names that do not authenticate are reported once.
+        counted = VaultSide(opened, lambda *_: None)
+        expect(lambda: work_of(counted, *found))
         with goes_on_with_room(target):
             work.run(*found, where, name, os.fsencode(path).strip(b"/"))
             plain.sync()
@@ -131,8 +134,8 @@ def import_(
     except OSError as error:
         raise CommandError(f"{shown(origin)}: {error.strerror}") from None
     problems = Problems()
-    with opened_inside(ctx, vault, source, write=True) as opened, _progress() as progress:
-        from cryptfs.transfer.copying import WORKERS, TreeCopy
+    with opened_inside(ctx, vault, source, write=True) as opened, _progress() as (progress, expect):
+        from cryptfs.transfer.copying import WORKERS, TreeCopy, work_of
         from cryptfs.transfer.fileio import errors_of
         from cryptfs.transfer.plainside import PlainDirectory, PlainSide
         from cryptfs.transfer.vaultside import VaultSide
@@ -150,6 +153,7 @@ def import_(
             *(PlainSide(where), side, problems, progress),
             overwrite=overwrite, verify=verify, workers=WORKERS,
         )  # fmt: skip
+        expect(lambda: work_of(PlainSide(where), where, name))
         with goes_on_with_room(vault):
             work.run(where, name, *found, inside)
             side.sync()
@@ -188,17 +192,21 @@ def goes_on_with_room(place: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _progress() -> Iterator[Copied]:
-    """A bar on stderr, on a terminal only."""
+def _progress() -> Iterator[tuple[Copied, Callable[[Callable[[], int]], None]]]:
+    """A count for the work, and a function that takes the total, for which it asks on a terminal only."""
     from cryptfs.transfer.copying import Copied
 
     with progress_bar(console(stderr=True), "0 entries") as bar:
 
         def tell(progress: Copied) -> None:
             if bar.is_due():
-                bar.show(f"{progress.entries:,} entries, {progress.size / 1e6:,.0f} MB")
+                bar.show(f"{progress.entries:,} entries, {progress.size / 1e6:,.0f} MB", progress.work)
 
-        yield Copied(tell)
+        def expect(total: Callable[[], int]) -> None:
+            if bar.is_drawn:
+                bar.expect(total())
+
+        yield Copied(tell), expect
 
 
 def _end(progress: Copied, problems: Problems, did: str, *, quiet: bool, verify: bool) -> ExitCode:

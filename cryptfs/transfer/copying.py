@@ -26,6 +26,7 @@ From = TypeVar("From")
 To = TypeVar("To")
 _PIECE = 4 << 20
 _LARGE = 1 << 20  # from this size on a file has the cores for itself
+_ENTRY_WORK = 64 << 10  # bytes of content that take as long as an entry of any kind
 PART_PREFIX = b".cryptfs-part-"
 WORKERS = max(1, min(4, os.cpu_count() or 1))
 """Threads that pay for small files on the way into a vault: 10,000 of them take two thirds of the time. On
@@ -59,6 +60,11 @@ class Copied:
             self.size += size
             self.present += present
             self.verified += verified
+
+    @property
+    def work(self) -> int:
+        """The work so far, in the unit of `work_of`."""
+        return self.size + self.entries * _ENTRY_WORK
 
     def lose(self, attribute: bytes) -> None:
         """Count an attribute that the target cannot keep."""
@@ -376,6 +382,21 @@ class TreeCopy(Generic[From, To]):
                 two.close()
         finally:
             one.close()
+
+
+def work_of(side: Side[From], where: From, name: bytes) -> int:
+    """About how much there is to copy: bytes, and something for each entry. Damage counts nothing."""
+    total = 0
+    waiting = [(where, name)]
+    while waiting:
+        here, each = waiting.pop()
+        with contextlib.suppress(OSError, CryptfsError):
+            st = side.stat(here, each)
+            total += _ENTRY_WORK + (st.st_size if stat.S_ISREG(st.st_mode) else 0)
+            if stat.S_ISDIR(st.st_mode):
+                below = side.enter(here, each)
+                waiting += [(below, name) for name in side.names(below, b"")]
+    return total
 
 
 def part_name(name: bytes) -> bytes:

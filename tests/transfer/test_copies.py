@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
+import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -203,6 +206,24 @@ def test_it_goes_on_after_kill_9(
         assert run("export", vault_dir, out).code == 0
     assert seen(out) == seen(source)
     assert run("fsck", "--deep", vault_dir).code == 0
+
+
+@pytest.mark.serial
+def test_a_terminal_gets_a_bar(source: Path, vault_dir: Path, passfile: Path) -> None:
+    (source / "large").write_bytes(pattern(20 << 20))
+    terminal, end = pty.openpty()
+    words = ["import", str(source), str(vault_dir), "--passfile", str(passfile)]
+    command = [sys.executable, "-m", "cryptfs", *words]
+    with subprocess.Popen(command, env=child_environment() | {"TERM": "xterm"}, stderr=end) as process:
+        os.close(end)
+        said = b""
+        with contextlib.suppress(OSError):  # the program has ended
+            while piece := os.read(terminal, 65536):
+                said += piece
+    os.close(terminal)
+    assert process.returncode == 0
+    assert re.search(rb"[1-9]\d* entries, \d+ MB", said)
+    assert said.decode().endswith("Imported 26 entries.\r\n")
 
 
 class CutShort(Exception):
