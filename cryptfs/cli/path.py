@@ -61,10 +61,15 @@ def path(
                 fields = (each, found) if not plain else (found, each)
                 answers.append({"path": shown(fields[0]), "cipher_path": shown(fields[1])})
             else:
-                write(found or b".")
+                write(found or b"." if plain else _no_option(found))
     if as_json:
         answer_json({"entries": answers, "problems": problems.told})
     return problems.code()
+
+
+def _no_option(cipher: bytes) -> bytes:
+    """A cipher path that no program takes for an option: one name in 64 begins with a dash."""
+    return b"./" + cipher if cipher.startswith(b"-") else cipher or b"."
 
 
 def _from_stdin(*, zero: bool) -> Iterator[bytes]:

@@ -204,13 +204,27 @@ def test_path_and_back(vault: Path, run: Run) -> None:
     assert run("path", vault, "--plain", *absolute).out.splitlines() == plain
     assert run("path", vault, "/").out == ".\n"
     found = json.loads(run("path", vault, "--json", "top", "no").out)
-    assert found["entries"] == [{"path": "top", "cipher_path": ciphers[-1]}]
+    assert found["entries"] == [{"path": "top", "cipher_path": ciphers[-1].removeprefix("./")}]
     assert found["problems"] == [{"path": "no", "reason": "No such file or directory"}]
     for wrong in ("cryptfs.json", "no", ciphers[0] + "/cryptfs.dir"):
         assert run("path", vault, "--plain", wrong).code == 11
     assert run("path", vault, "--plain", "A" * len(ciphers[0])).code == 11  # there is none
     (vault / ciphers[-1]).rename(vault / ("A" * len(ciphers[-1])))
     assert run("path", vault, "--plain", "A" * len(ciphers[-1])).code == 26
+
+
+def test_no_cipher_path_looks_like_an_option(vault_dir: Path, run: Run) -> None:
+    with cryptfs.Vault.unlock(vault_dir, PASSPHRASE) as opened:
+        numbers = (
+            number for number in range(10_000) if opened.tree.root.entry_name(b"%d" % number)[0] == "-"
+        )
+        name = str(next(numbers))
+        opened.open(name, "w").close()
+    told = run("path", vault_dir, name)
+    assert told.out.startswith("./-")
+    assert run("path", vault_dir, "--plain", told.out.rstrip("\n")).out == f"{name}\n"
+    assert run("rm", vault_dir, "--cipher", told.out.rstrip("\n").removeprefix("./")).code == 0
+    assert names(vault_dir) == []
 
 
 @pytest.mark.serial
