@@ -24,7 +24,7 @@ from cryptfs.transfer.walking import OnProblem, joined
 
 From = TypeVar("From")
 To = TypeVar("To")
-_PIECE = 4 << 20
+_PIECE = 2 << 20  # its records still fit the buffers that are kept
 _LARGE = 1 << 20  # from this size on a file has the cores for itself
 _ENTRY_WORK = 64 << 10  # bytes of content that take as long as an entry of any kind
 PART_PREFIX = b".cryptfs-part-"
