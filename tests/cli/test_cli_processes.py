@@ -61,6 +61,9 @@ def test_a_reader_that_goes_away() -> None:
         ["verify"],
         ["speed"],
         ["fsck", "--json"],
+        ["tree"],
+        ["find", "-0"],
+        ["find", "--json"],
     ],
     ids=" ".join,
 )
@@ -69,6 +72,8 @@ def test_every_answer_into_a_closed_pipe(words: list[str], made: Path) -> None:
     places = {
         "fsck": ["v", "--passfile", "passfile"],
         "info": ["v"],
+        "tree": ["v", "--passfile", "passfile"],
+        "find": ["v", "--passfile", "passfile"],
         "speed": ["--size", "1m", "--repeat", "1"],
     }
     places["verify"] = ["v", "manifest", "--passfile", "passfile"]

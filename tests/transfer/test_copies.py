@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import json
@@ -12,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from cryptfs.transfer.copying import PART_PREFIX, Copied, TreeCopy
 from cryptfs.transfer.plainside import PlainDirectory, PlainSide
 from cryptfs.transfer.vaultside import VaultSide
 from tests.commands import Run, runner
-from tests.support import child_environment, pattern
+from tests.support import child_environment, crash_in, pattern
 from tests.transfer.conftest import PASSPHRASE
 from tests.transfer.trees import make_tree, seen
 from tests.vaults.make_golden import PASSPHRASE as GOLDEN_PASSPHRASE
@@ -206,6 +208,55 @@ def test_it_goes_on_after_kill_9(
         assert run("export", vault_dir, out).code == 0
     assert seen(out) == seen(source)
     assert run("fsck", "--deep", vault_dir).code == 0
+
+
+@pytest.mark.serial
+def test_an_ordinary_user_keeps_what_cp_keeps() -> None:
+    """Owners of others go, and their set-id bits; modes that forbid their owner to read or write stay."""
+    place = Path(tempfile.mkdtemp(prefix="transfer-user-"))
+    source, user = place / "source", 64_001
+    (source / "closed").mkdir(parents=True)
+    for name, owner, mode in (
+        *(("mine", user, 0o640), ("read only", user, 0o400), ("mine, set-id", user, 0o6755)),
+        *(("of root", 0, 0o644), ("of root, set-id", 0, 0o4755), ("closed/file", user, 0o600)),
+    ):
+        (source / name).write_text(name)
+        os.chown(source / name, owner, owner)
+        (source / name).chmod(mode)
+    os.setxattr(source / "read only", "user.colour", b"blue")
+    os.chown(source / "closed", user, user)
+    (source / "closed").chmod(0o500)
+    os.chown(place, user, user)
+    codecs.lookup("ascii")  # afterwards the interpreter's own files may be out of reach
+
+    def work() -> None:
+        os.setgroups([])
+        os.setgid(user)
+        os.setuid(user)
+        cryptfs.Vault.create(place / "vault", PASSPHRASE, kdf_memory=64 << 20)
+        problems: list[object] = []
+
+        def tell(*problem: object) -> None:
+            problems.append(problem)
+
+        with cryptfs.Vault.unlock(place / "vault", PASSPHRASE) as vault:
+            top, root = PlainDirectory.at(str(place)), vault.tree.root
+            plain, inside = PlainSide(top), VaultSide(vault, tell)
+            for _ in range(2):  # the second finds everything there
+                importing = TreeCopy(plain, inside, tell, Copied(), verify=True)
+                importing.run(top, b"source", root, b"a", b"")
+                exporting = TreeCopy(inside, plain, tell, Copied(), verify=True)
+                exporting.run(root, b"a", top, b"out", b"")
+        assert problems == [], problems
+        subprocess.run(["cp", "-a", source, place / "cp"], check=True)
+
+    try:
+        crash_in(work)
+        assert seen(place / "out") == seen(place / "cp")
+        assert (place / "out" / "mine, set-id").stat().st_mode & 0o7777 == 0o6755
+        assert (place / "out" / "of root, set-id").stat().st_mode & 0o7777 == 0o755
+    finally:
+        shutil.rmtree(place)
 
 
 @pytest.mark.serial
