@@ -19,12 +19,12 @@ from typing import Generic, TypeVar
 
 from cryptfs.errors import CryptfsError
 from cryptfs.storage.libc import NO_ROOM
+from cryptfs.transfer.pieces import PIECE, pieces_of, read_ahead
 from cryptfs.transfer.sides import Side, SideFile
 from cryptfs.transfer.walking import OnProblem, joined
 
 From = TypeVar("From")
 To = TypeVar("To")
-_PIECE = 2 << 20  # its records still fit the buffers that are kept
 _LARGE = 1 << 20  # from this size on a file has the cores for itself
 _ENTRY_WORK = 64 << 10  # bytes of content that take as long as an entry of any kind
 PART_PREFIX = b".cryptfs-part-"
@@ -116,6 +116,7 @@ class TreeCopy(Generic[From, To]):
         self._verify = verify
         self._workers = workers
         self._pool: ThreadPoolExecutor | None = None
+        self._reader: ThreadPoolExecutor | None = None  # reads the next piece of a large file
         # A first copy, by device and inode, and how many names may still come: else it would keep its
         # directory open.
         self._links: dict[tuple[int, int], tuple[To, bytes, int]] = {}
@@ -127,6 +128,7 @@ class TreeCopy(Generic[From, To]):
         Raises: OSError, CryptfsError: the entry itself cannot be looked at.   OSError: the disk is full.
         """
         st = self._source.stat(source, name)
+        self._reader = ThreadPoolExecutor(1, "cryptfs-read")
         try:
             if self._workers > 1:
                 self._pool = ThreadPoolExecutor(self._workers, "cryptfs-copy")
@@ -137,7 +139,8 @@ class TreeCopy(Generic[From, To]):
         finally:
             if self._pool is not None:
                 self._pool.shutdown(wait=True, cancel_futures=True)
-                self._pool = None
+            self._reader.shutdown()
+            self._pool = self._reader = None
 
     def _below(self, top: _Level[From, To]) -> None:
         levels = [top]
@@ -320,11 +323,7 @@ class TreeCopy(Generic[From, To]):
         try:
             writing = self._target.create(target, part, st.st_mode)
             try:
-                for offset, data in _pieces(reading):
-                    writing.write(offset, data)
-                    self._progress.add(size=len(data))
-                    if st.st_size >= _LARGE:
-                        self._progress.tell(self._progress)
+                self._move(reading, writing, is_large=st.st_size >= _LARGE)
                 writing.set_size(st.st_size)
             except BaseException:
                 _close_quietly(writing)
@@ -337,6 +336,17 @@ class TreeCopy(Generic[From, To]):
         after = self._source.stat(source, name)
         if (after.st_size, after.st_mtime_ns) != (st.st_size, st.st_mtime_ns):
             raise DiffersError("it changed while it was copied")
+
+    def _move(self, reading: SideFile, writing: SideFile, *, is_large: bool) -> None:
+        pieces = pieces_of(reading)
+        if self._reader is not None and is_large:
+            pieces = read_ahead(pieces, self._reader)
+        with contextlib.closing(pieces):
+            for offset, data in pieces:
+                writing.write(offset, data)
+                self._progress.add(size=len(data))
+                if is_large:
+                    self._progress.tell(self._progress)
 
     def _finish(
         self, source: From, name: bytes, target: To, new_name: bytes, path: bytes, st: os.stat_result
@@ -369,7 +379,7 @@ class TreeCopy(Generic[From, To]):
         try:
             two = self._target.open(target, new_name)
             try:
-                buffers = memoryview(bytearray(_PIECE)), memoryview(bytearray(_PIECE))
+                buffers = memoryview(bytearray(PIECE)), memoryview(bytearray(PIECE))
                 offset = 0
                 while True:
                     got = one.read_into(offset, buffers[0])
@@ -402,22 +412,6 @@ def work_of(side: Side[From], where: From, name: bytes) -> int:
 def part_name(name: bytes) -> bytes:
     """The name under which a file is written until it is whole: always the same one, so that none is left."""
     return PART_PREFIX + hashlib.blake2b(name, digest_size=12).hexdigest().encode()
-
-
-def _pieces(reading: SideFile) -> Iterator[tuple[int, memoryview]]:
-    """The data of a file, piece by piece, without its holes."""
-    buffer: memoryview | None = None
-    offset = 0
-    while (data := reading.data_from(offset)) is not None:
-        offset, stop = data
-        while offset < stop:
-            if buffer is None or len(buffer) < min(stop - offset, _PIECE):
-                buffer = memoryview(bytearray(min(stop - offset, _PIECE)))
-            got = reading.read_into(offset, buffer[: min(stop - offset, _PIECE)])
-            if not got:
-                return  # it became shorter meanwhile
-            yield offset, buffer[:got]
-            offset += got
 
 
 def _close_quietly(content: SideFile) -> None:
