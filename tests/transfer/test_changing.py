@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,8 @@ from tests.commands import Run, runner
 from tests.support import child_environment, pattern
 from tests.transfer.conftest import PASSPHRASE
 from tests.transfer.trees import make_tree, seen
+from tests.vaults.make_golden import PASSPHRASE as GOLDEN_PASSPHRASE
+from tests.vaults.test_golden import GOLDEN, HERE
 
 
 @pytest.fixture
@@ -277,3 +280,25 @@ def test_removing_leaves_nothing(vault_dir: Path, run: Run) -> None:
     assert run("rm", vault_dir, "large", "long target").code == 0
     assert [each for each in os.listdir(vault_dir) if not each.startswith("cryptfs.")] == []
     assert os.listdir(vault_dir / "cryptfs.links") == []
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_a_vault_of_01(name: str, tmp_path: Path, run: Run, passfile: Path) -> None:
+    shutil.copytree(HERE / name, tmp_path / "golden", symlinks=True)
+    vault = tmp_path / "golden" / "vault"
+    passfile.write_bytes(GOLDEN_PASSPHRASE)
+    long = "d" * 200
+    assert run("mkdir", vault, "new").code == 0
+    assert run("cp", vault, "-r", long, "sparse", "link", "new").code == 0
+    assert run("mv", vault, "n" * 255, "L" * 255, "empty directory", "new").code == 0
+    assert run("path", vault, f"new/{long}/deeper/leaf").code == 0
+    assert run("rm", vault, "-r", long, "sparse").code == 0
+    assert run("fsck", "--deep", vault).code == 0
+    found = run("find", vault, "new").out.splitlines()
+    expected = ["", "L" * 255, "empty directory", "link", "n" * 255, "sparse"]
+    expected += [
+        long,
+        *(f"{long}/{each}" for each in ("deeper", "deeper/leaf", "i" * 255, "inside", "moved link")),
+    ]
+    assert found == sorted(f"new/{each}".rstrip("/") for each in expected)
+    assert run("cat", vault, f"new/{long}/deeper/leaf").out == "leaf"

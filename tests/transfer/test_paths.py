@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -233,3 +234,22 @@ def test_other_vaults_and_paths_of_any_kind(opened: cryptfs.Vault) -> None:
     ]
     with pytest.raises(ValueError, match="null"):
         opened.stat("a\0b")
+
+
+def test_the_example_of_the_manual(
+    vault_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manual = (Path(__file__).parents[2] / "docs" / "MANUAL.md").read_text(encoding="utf-8")
+    (example,) = (
+        each for each in re.findall(r"```python\n(.*?)```", manual, re.DOTALL) if "Vault.unlock" in each
+    )
+    monkeypatch.chdir(vault_dir.parent)
+    with cryptfs.Vault.unlock("vault", PASSPHRASE) as vault:
+        vault.mkdir("letters")
+    exec(example, {"cryptfs": cryptfs, "passphrase": PASSPHRASE})
+    assert capsys.readouterr().out == " []\nletters ['ana.txt']\n"
+    with (
+        cryptfs.Vault.unlock("vault", PASSPHRASE, read_only=True) as vault,
+        vault.open("letters/ana.txt") as file,
+    ):
+        assert file.read() == "..."
