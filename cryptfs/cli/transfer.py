@@ -135,7 +135,7 @@ def import_(
         raise CommandError(f"{shown(origin)}: {error.strerror}") from None
     problems = Problems()
     with opened_inside(ctx, vault, source, write=True) as opened, _progress() as (progress, expect):
-        from cryptfs.transfer.copying import WORKERS, TreeCopy, work_of
+        from cryptfs.transfer.copying import TreeCopy, work_of
         from cryptfs.transfer.fileio import errors_of
         from cryptfs.transfer.plainside import PlainDirectory, PlainSide
         from cryptfs.transfer.vaultside import VaultSide
@@ -151,7 +151,7 @@ def import_(
         side = VaultSide(opened, problems)
         work = TreeCopy(
             *(PlainSide(where), side, problems, progress),
-            overwrite=overwrite, verify=verify, workers=WORKERS,
+            overwrite=overwrite, verify=verify,
         )  # fmt: skip
         expect(lambda: work_of(PlainSide(where), where, name))
         with goes_on_with_room(vault):
