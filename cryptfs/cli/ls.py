@@ -14,7 +14,7 @@ from cryptfs.cli.entries import fields, json_list, long_line, target_of
 from cryptfs.cli.exit_codes import ExitCode
 from cryptfs.cli.inside import Chosen, Problems, chosen, name_writer, opened_inside
 from cryptfs.cli.offers import OfferSource, unlock_options
-from cryptfs.cli.params import ByteSize, debug_option, shown, vault_argument
+from cryptfs.cli.params import ByteSize, Number, debug_option, shown, vault_argument
 from cryptfs.errors import CryptfsError
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def _groups(
 @paths_argument
 @click.option("-a", "--all", "hidden", is_flag=True, help="Also names that begin with a dot.")
 @click.option("-d", "--directories", is_flag=True, help="Directories alone.")
-@click.option("-L", "--level", type=click.IntRange(min=1), metavar="N", help="Down to N levels.")
+@click.option("-L", "--level", type=Number(1), metavar="N", help="Down to N levels.")
 @json_option
 @unlock_options
 @debug_option
@@ -209,7 +209,7 @@ def _drawn(held: list[tuple[int, str]]) -> Iterator[str]:
 )
 @click.option("--larger", type=ByteSize(), metavar="SIZE", help="Files of more than SIZE bytes.")
 @click.option("--smaller", type=ByteSize(), metavar="SIZE", help="Files of less than SIZE bytes.")
-@click.option("--level", type=click.IntRange(min=0), metavar="N", help="Down to N levels.")
+@click.option("--level", type=Number(0), metavar="N", help="Down to N levels.")
 @zero_option
 @json_option
 @unlock_options
