@@ -65,6 +65,22 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "key remove": ("key", "remove", "SCRATCH", "1", "--passfile", "PASSFILE"),
     "key label": ("key", "label", "SCRATCH", "1", "a label", "--passfile", "PASSFILE"),
     "key test": ("key", "test", "VAULT", "--passfile", "PASSFILE"),
+    **{
+        words[0]: (*words, "--passfile", "PASSFILE")
+        for words in (
+            ("ls", "VAULT"),
+            ("tree", "VAULT"),
+            ("find", "VAULT"),
+            ("cat", "SCRATCH", "file"),
+            ("cp", "SCRATCH", "file", "copy"),
+            ("mv", "SCRATCH", "file", "moved"),
+            ("rm", "SCRATCH", "file"),
+            ("mkdir", "SCRATCH", "directory"),
+            ("path", "SCRATCH", "file"),
+            ("import", "MOUNTPOINT", "SCRATCH"),
+            ("export", "SCRATCH", "NEW"),
+        )
+    },
     "rekey": (
         "rekey",
         "VAULT",
@@ -91,6 +107,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with changing_slots(place / "two slots", b"right") as table:
         table.add(new_passphrase(b"other", 64 << 20, 3))
         table.save()
+    with cryptfs.Vault.unlock(place / "two slots", b"right") as vault:
+        vault.open("file", "wb").close()
     manifest = ("snapshot", place / "vault", "--output", place / "manifest", "--passfile", place / "right")
     assert main_module.main([str(each) for each in manifest]) == 0
     return place
