@@ -18,6 +18,7 @@ import pytest
 import cryptfs
 from cryptfs.core.aead import AEGIS_256, FORMAT_VERSION, SUITES, XCHACHA20_POLY1305
 from cryptfs.core.format.header import FileHeader
+from cryptfs.core.format.journal import DELTA_JOURNAL
 from cryptfs.core.geometry import ChunkGeometry
 from cryptfs.core.keys import Subkeys
 from cryptfs.core.names.dirrecord import BOUND_DIRS
@@ -126,15 +127,16 @@ class BareVault:
         durability: Durability = Durability.OFF,
         owner: StateNames = SHARED_STATE,
         bound: bool = False,
+        deltas: bool = False,
     ) -> None:
         """owner: the machine that has a journal of its own, wherever the vault is copied to; else as 0.1.
 
-        bound: whether directories are bound to their places.
+        bound: whether directories are bound to their places.   deltas: whether the journal may have deltas.
         """
         vault_dir.mkdir(exist_ok=True)
         self.owner = owner
         self.vault_dir = vault_dir
-        features = [BOUND_DIRS] * bound + [MACHINE_STATE] * bool(owner.host)
+        features = [BOUND_DIRS] * bound + [DELTA_JOURNAL] * deltas + [MACHINE_STATE] * bool(owner.host)
         self.config = bare_config(cipher, chunk_size, features)
         self._masterkey = masterkey
         self.durability = durability

@@ -36,6 +36,7 @@ class Kind(IntEnum):
     SLOT = 12
     RECOVERY_SECRET = 13
     RECOVERY_RECORD = 14
+    DELTA = 15
     OLD_MASTERKEY = 16
 
 

@@ -18,6 +18,7 @@ HEADER_SIZE = 256
 MIN_CHUNK_SIZE = 4 * 1024
 MAX_CHUNK_SIZE = 1024 * 1024
 MAX_FILE_OFFSET = 2**63 - 1  # off_t
+_DELTA_STEP = 4 * 1024  # a delta shows its size in steps of this, or of a quarter of a small chunk
 
 
 def is_chunk_size(size: int) -> bool:
@@ -116,6 +117,17 @@ class ChunkGeometry:
     def chunk_length(self, chunk_index: int, plain_size: int) -> int:
         """Plaintext bytes of one chunk in a file of `plain_size` bytes; 0 if it is past the end."""
         return max(0, min(self.chunk_size, plain_size - chunk_index * self.chunk_size))
+
+    def delta_range(self, start: int, stop: int, length: int) -> tuple[int, int] | None:
+        """The bytes of a chunk that a delta covers, for a change of its bytes `start` to `stop`.
+
+        Args:    length: plaintext bytes of the chunk after the change.
+        Returns: whole steps, up to the chunk's end; None if a delta would save less than half of the chunk.
+        """
+        step = min(_DELTA_STEP, self.chunk_size // 4)
+        first = start - start % step
+        last = min(stop + -stop % step, length)
+        return (first, last) if 2 * (last - first) <= self.chunk_size else None
 
     def run_length(self, first: int, last: int, plain_size: int) -> int:
         """Plaintext bytes of the chunks `first` to `last`, both included, in a file of `plain_size` bytes."""

@@ -244,6 +244,7 @@ def test_kinds_are_those_of_the_format() -> None:
         ("SLOT", 12),
         ("RECOVERY_SECRET", 13),
         ("RECOVERY_RECORD", 14),
+        ("DELTA", 15),
         ("OLD_MASTERKEY", 16),
     ]
 

@@ -51,6 +51,13 @@ def test_head_round_trip(number: int, journal_id: bytes, first_seq: int, root_in
     assert JournalHead.unpack(raw, KEYS) == head
 
 
+def test_a_head_with_deltas_is_none_without_and_the_reverse() -> None:
+    for deltas in (True, False):
+        raw = HEAD.pack(KEYS, NONCE, deltas=deltas)
+        assert JournalHead.unpack(raw, KEYS, deltas=deltas) == HEAD
+        assert JournalHead.unpack(raw, KEYS, deltas=not deltas) is None
+
+
 def test_every_byte_of_a_head_counts() -> None:
     raw = HEAD.pack(KEYS, NONCE)
     assert [JournalHead.unpack(changed, KEYS) for changed in flipped(raw)] == [None] * HEAD_SIZE
@@ -89,7 +96,10 @@ def test_record_round_trip(record: JournalRecord, journal_id: bytes, place: int,
     raw = record.pack(KEYS, NONCE, journal_id, place, payload_size)
     assert len(raw) == PREFIX_SIZE + len(record.path)
     assert record_lengths(raw) == (len(record.path), payload_size)
-    assert unpack_record(raw[:PREFIX_SIZE], record.path, KEYS, journal_id, place) == record
+    prefix, is_delta = raw[:PREFIX_SIZE], record.operation is Operation.DELTA
+    assert unpack_record(prefix, record.path, KEYS, journal_id, place, deltas=True) == record
+    without = unpack_record(prefix, record.path, KEYS, journal_id, place)
+    assert without == (None if is_delta else record)
 
 
 def test_every_byte_of_a_prefix_counts() -> None:
@@ -111,10 +121,11 @@ def test_a_record_holds_in_its_place_in_its_journal_only() -> None:
     assert unpack_record(raw, PATH, OTHER_KEYS, JOURNAL_ID, PLACE) is None
 
 
-@pytest.mark.parametrize("operation", [0, 4, 255])
+@pytest.mark.parametrize("operation", [0, 5, 255])
 def test_an_unknown_operation_is_none(operation: int) -> None:
     raw = replace(RECORD, operation=operation).pack(KEYS, NONCE, JOURNAL_ID, PLACE, 0)  # type: ignore[arg-type]
     assert unpack_record(raw[:PREFIX_SIZE], PATH, KEYS, JOURNAL_ID, PLACE) is None
+    assert unpack_record(raw[:PREFIX_SIZE], PATH, KEYS, JOURNAL_ID, PLACE, deltas=True) is None
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from pathlib import Path
 from tests.vectors import (
     examples,
     scenarios_config,
+    scenarios_deltas,
     scenarios_files,
     scenarios_hybrid,
     scenarios_journal,
@@ -44,7 +45,7 @@ def all_vectors() -> dict[str, str]:
         "slots": scenarios_slots.slots_scenarios() | scenarios_hybrid.hybrid_scenarios(),
         "recovery": scenarios_recovery.recovery_scenarios(),
         "hosts": scenarios_journal.host_scenarios(),
-        "journal": scenarios_journal.journal_scenarios(),
+        "journal": scenarios_journal.journal_scenarios() | scenarios_deltas.delta_scenarios(),
         "sessions": scenarios_journal.sessions_scenarios(),
         "replays": scenarios_replays.replay_scenarios(),
         "manifest": scenarios_manifest.manifest_scenarios(),

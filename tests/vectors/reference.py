@@ -25,8 +25,8 @@ JOURNAL_RECORD, JOURNAL_HEAD, SESSIONS = range(8, 11)
 SLOT_VERSION_2 = 12
 RECOVERY_SECRET, RECOVERY_RECORD = 13, 14
 WORDS, SHARES = 1, 2
-OLD_MASTERKEY = 16
-WRITE, SHRINK, PUNCH = 1, 2, 3
+DELTA_KIND, OLD_MASTERKEY = 15, 16
+WRITE, SHRINK, PUNCH, DELTA = 1, 2, 3, 4
 CLEAN, SPARSE, VOID, HOST = 1, 2, 4, 8
 XATTR_CONTEXT = b"cryptfs:xattrs\0\0"
 
@@ -88,12 +88,12 @@ def seal_small(key: bytes, plain: bytes, aad: bytes) -> bytes:
     return nonce + sealed
 
 
-def seal_record(cipher: str, key: bytes, chunk_index: int, plain: bytes) -> bytes:
-    """One chunk record, section 4."""
+def seal_record(cipher: str, key: bytes, chunk_index: int, plain: bytes, kind: int = CHUNK) -> bytes:
+    """One chunk record, section 4; or another value that the vault's cipher seals."""
     encrypt = (
         crypto_aead_aegis256_encrypt if cipher == "aegis-256" else crypto_aead_xchacha20poly1305_ietf_encrypt
     )
-    aad = struct.pack("<BB6xQ", CHUNK, 1, chunk_index)
+    aad = struct.pack("<BB6xQ", kind, 1, chunk_index)
     nonce = nonce_for(CIPHERS[cipher][1], key, plain, aad)
     sealed: bytes = encrypt(plain, aad, nonce, key)
     return nonce + sealed
@@ -339,12 +339,30 @@ def journal_head(
     padding: bytes = bytes(424),
     masterkey: bytes = MASTERKEY,
     host: str = "",
+    version: int = 1,
 ) -> bytes:
-    """The head of a journal file, section 10; of a machine where a host id is given."""
+    """The head of a journal file, section 10; of a machine where a host id is given.
+
+    version: of its AAD; 2 in a vault with delta-journal.
+    """
     clear = b"CRYPTFSJ" + journal_id
     state = struct.pack("<QQQ", number, first_seq, root_inode)
-    sealed = seal_small(subkey("journal", masterkey), state, bytes((JOURNAL_HEAD, 1)) + clear + host.encode())
-    return clear + sealed + padding
+    aad = bytes((JOURNAL_HEAD, version)) + clear + host.encode()
+    return clear + seal_small(subkey("journal", masterkey), state, aad) + padding
+
+
+def ends(cipher: str, sealed: bytes) -> bytes:
+    """Nonce and tag of a chunk record or a delta."""
+    _, nonce_size, tag_size = CIPHERS[cipher]
+    return sealed[:nonce_size] + sealed[-tag_size:]
+
+
+def seal_delta(
+    cipher: str, key: bytes, chunk_index: int, fields: tuple[int, int], base: bytes, data: bytes
+) -> bytes:
+    """A delta, section 10. key: of the file's chunks.   fields: bytes before, offset.   base: see ends."""
+    plain = struct.pack("<II", *fields) + base + data
+    return seal_record(cipher, keyed(key, "delta"), chunk_index, plain, DELTA_KIND)
 
 
 def payload_digest(path: bytes, records: list[tuple[bytes, bytes, bytes]]) -> bytes:
@@ -383,7 +401,8 @@ def journal_record(
     masterkey: bytes = MASTERKEY,
 ) -> bytes:
     """A journal record, section 10."""
-    digest = payload_digest(path, split_records(cipher, chunk_size, payload))
+    counted = max(len(payload), chunk_size) if operation == DELTA else chunk_size
+    digest = payload_digest(path, split_records(cipher, counted, payload))
     fields = struct.pack(
         "<QQB3sI32sQQQ32s", seq, previous, operation, zeros, epoch, file_id, inode, first, size, digest
     )

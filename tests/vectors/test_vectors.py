@@ -14,7 +14,8 @@ from cryptfs.core.geometry import ChunkGeometry
 from tests.unit.test_geometry import SIZE_TABLE
 from tests.vectors import examples, generate
 from tests.vectors import reference as ref
-from tests.vectors.vector_runner import OPERATIONS, Refused
+from tests.vectors.delta_runner import Refused
+from tests.vectors.vector_runner import OPERATIONS
 
 PATHS = sorted(generate.VECTORS_DIR.glob("*/*.json"))
 NAMES = [path.relative_to(generate.VECTORS_DIR).as_posix() for path in PATHS]
@@ -67,6 +68,7 @@ def test_generator_makes_the_committed_files() -> None:
 
 def test_generator_is_independent() -> None:
     readers = {
+        "delta_runner.py",
         "vector_runner.py",
         "recovery_runner.py",
         "slots_runner.py",

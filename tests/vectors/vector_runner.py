@@ -15,6 +15,7 @@ from cryptfs.core.format.header import FileHeader
 from cryptfs.core.format.journal import (
     PREFIX_SIZE,
     JournalHead,
+    Operation,
     Sessions,
     payload_digest,
     record_lengths,
@@ -49,15 +50,12 @@ from cryptfs.core.names.names import (
     long_entry_name,
     siv_of,
 )
-from cryptfs.errors import ChunkError, CryptfsError, DirectoryRecordError, HeaderError
+from cryptfs.errors import ChunkError, DirectoryRecordError, HeaderError
 from tests.support import BareVault
-from tests.vectors import recovery_runner, slots_runner
+from tests.vectors import delta_runner, recovery_runner, slots_runner
+from tests.vectors.delta_runner import Refused
 
 Inputs = dict[str, Any]
-
-
-class Refused(CryptfsError):
-    """A sealed small value did not open; core says so with None."""
 
 
 def _hex(inputs: Inputs, name: str) -> bytes:
@@ -306,10 +304,11 @@ def open_journal_head(inputs: Inputs) -> Inputs:
     """Unpack, and pack again with the same nonce."""
     keys, raw = _keys(inputs), _hex(inputs, "raw")
     owner = StateNames(inputs.get("host", ""))
-    head = JournalHead.unpack(raw, keys, owner)
+    deltas = inputs.get("deltas", False)
+    head = JournalHead.unpack(raw, keys, owner, deltas=deltas)
     if head is None:
         raise Refused("no head of a journal of this vault")
-    assert head.pack(keys, raw[24:48], owner) == raw
+    assert head.pack(keys, raw[24:48], owner, deltas=deltas) == raw
     return {
         "journal_id": head.journal_id.hex(),
         "number": head.number,
@@ -328,10 +327,12 @@ def open_journal_record(inputs: Inputs) -> Inputs:
     path_size, payload_size = lengths
     path = raw[PREFIX_SIZE : PREFIX_SIZE + path_size]
     payload = raw[PREFIX_SIZE + path_size :][:payload_size]
-    record = unpack_record(raw[:PREFIX_SIZE], path, keys, journal_id, offset)
+    deltas = inputs.get("deltas", False)
+    record = unpack_record(raw[:PREFIX_SIZE], path, keys, journal_id, offset, deltas=deltas)
     if record is None:
         raise Refused("the record does not open")
-    record_size = inputs["chunk_size"] + suite.overhead
+    is_delta = record.operation is Operation.DELTA
+    record_size = len(payload) if is_delta else inputs["chunk_size"] + suite.overhead
     if payload_digest(path, payload, record_size, suite.nonce_size, suite.tag_size) != record.digest:
         raise Refused("path or payload do not have the digest")
     assert record.pack(keys, raw[14:38], journal_id, offset, len(payload)) + payload == raw
@@ -371,6 +372,7 @@ def replay_vault(inputs: Inputs) -> Inputs:
             cipher=inputs["cipher"],
             chunk_size=inputs["chunk_size"],
             masterkey=_hex(inputs, "masterkey"),
+            deltas=inputs.get("deltas", False),
         )
         try:
             contents = {name.decode(): vault.get(name).hex() for name in vault.names()}
@@ -425,6 +427,7 @@ OPERATIONS: dict[str, Callable[[Inputs], Inputs]] = {
     "host_id": make_host_id,
     "open_journal_head": open_journal_head,
     "open_journal_record": open_journal_record,
+    "open_delta": delta_runner.open_delta,
     "open_sessions": open_sessions,
     "replay_vault": replay_vault,
     "read_manifest": read_manifest,

@@ -5,8 +5,9 @@ A journal file is a head of 512 bytes and records, each at a multiple of 512:
     head     magic "CRYPTFSJ" | journal_id | sealed(number, first_seq, root_inode)  padded with zeros
     record   magic "CRYPTFSR" | path_size u16 | payload_size u32 | sealed(fields) | path | payload
 
-The payload of a record consists of chunk records of its file. Each authenticates by itself, and the sealed
-digest says which ones belong here. The path is the file's path at that time; its names are already sealed.
+The payload of a record consists of chunk records of its file, or is one delta (delta.py). Each authenticates
+by itself, and the sealed digest says which ones belong here. The path is the file's path at that time; its
+names are already sealed.
 
 A session is the time from a vault's first change by a mount to that mount's end. It has a number, and a
 random journal_id that file headers name. Source: docs/FORMAT.md, section 10.
@@ -20,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
-from cryptfs.core.aead import SMALL_OVERHEAD, Kind, aad_prefix, open_small, seal_small
+from cryptfs.core.aead import FORMAT_VERSION, SMALL_OVERHEAD, Kind, aad_prefix, open_small, seal_small
 from cryptfs.core.keys import JOURNAL_ID_SIZE, Subkeys
 from cryptfs.core.names.host import SHARED_STATE, StateNames
 
@@ -30,6 +31,10 @@ HEAD_MAGIC = b"CRYPTFSJ"
 RECORD_MAGIC = b"CRYPTFSR"
 MAX_CRASHED = 256  # crashed sessions to remember; older ones drop out
 MAX_PATH = 4096
+DELTA_JOURNAL = "delta-journal"  # the feature's name in the config
+_DELTA_HEAD_VERSION = (
+    2  # of a head's AAD: without the feature, no reader takes the journal for one of its own
+)
 _HEAD = struct.Struct("<QQQ")
 _FIELDS = struct.Struct("<QQB3sI32sQQQ32s")
 _LENGTHS = struct.Struct("<8sHI")
@@ -45,6 +50,7 @@ class Operation(IntEnum):
     WRITE = 1  # the payload's chunk records, from chunk `first` on; the file then holds at least `size` bytes
     SHRINK = 2  # to `size` bytes; the payload is the new last chunk, if that one is cut
     PUNCH = 3  # chunks from `first` up to, not including, `size` become holes
+    DELTA = 4  # the payload changes a part of chunk `first`; the file then holds at least `size` bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,30 +67,42 @@ class JournalHead:
     first_seq: int
     root_inode: int
 
-    def pack(self, keys: Subkeys, nonce: bytes, owner: StateNames = SHARED_STATE) -> bytes:
-        """512 bytes. `nonce`: 24 fresh random bytes.   owner: the machine whose journal it is."""
+    def pack(
+        self, keys: Subkeys, nonce: bytes, owner: StateNames = SHARED_STATE, *, deltas: bool = False
+    ) -> bytes:
+        """512 bytes.
+
+        Args: nonce: 24 fresh random bytes.   owner: the machine whose journal it is.
+              deltas: whether the vault has the feature delta-journal.
+        """
         clear = HEAD_MAGIC + self.journal_id
         state = _HEAD.pack(self.number, self.first_seq, self.root_inode)
-        sealed = seal_small(keys.journal_key, state, _head_aad(clear, owner), nonce)
+        sealed = seal_small(keys.journal_key, state, _head_aad(clear, owner, deltas=deltas), nonce)
         return (clear + sealed).ljust(HEAD_SIZE, b"\0")
 
     @classmethod
-    def unpack(cls, raw: bytes, keys: Subkeys, owner: StateNames = SHARED_STATE) -> JournalHead | None:
-        """Verify and decode; None if it is not one, or damaged, forged, of another vault or machine."""
+    def unpack(
+        cls, raw: bytes, keys: Subkeys, owner: StateNames = SHARED_STATE, *, deltas: bool = False
+    ) -> JournalHead | None:
+        """Verify and decode; None if it is not one, or damaged, forged, of another vault or machine.
+
+        Args: deltas: as in pack; a head with the other value is none.
+        """
         clear_size = len(HEAD_MAGIC) + JOURNAL_ID_SIZE
         end = clear_size + _HEAD.size + SMALL_OVERHEAD
         clear, sealed = raw[:clear_size], raw[clear_size:end]
         if len(raw) != HEAD_SIZE or not clear.startswith(HEAD_MAGIC) or any(raw[end:]):
             return None
-        state = open_small(keys.journal_key, sealed, _head_aad(clear, owner))
+        state = open_small(keys.journal_key, sealed, _head_aad(clear, owner, deltas=deltas))
         if state is None:
             return None
         number, first_seq, root_inode = _HEAD.unpack(state)
         return cls(number, clear[len(HEAD_MAGIC) :], first_seq, root_inode)
 
 
-def _head_aad(clear: bytes, owner: StateNames) -> bytes:
-    return aad_prefix(Kind.JOURNAL_HEAD) + clear + owner.aad
+def _head_aad(clear: bytes, owner: StateNames, *, deltas: bool) -> bytes:
+    version = _DELTA_HEAD_VERSION if deltas else FORMAT_VERSION
+    return bytes((Kind.JOURNAL_HEAD, version)) + clear + owner.aad
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,11 +158,13 @@ def record_lengths(prefix: bytes) -> tuple[int, int] | None:
 
 
 def unpack_record(
-    prefix: bytes, path: bytes, keys: Subkeys, journal_id: bytes, place: int
+    prefix: bytes, path: bytes, keys: Subkeys, journal_id: bytes, place: int, *, deltas: bool = False
 ) -> JournalRecord | None:
     """Verify and decode a record's prefix; None if it is forged, moved, or of another journal.
 
     Path and payload are authentic only if payload_digest of both is the record's digest.
+
+    Args: deltas: whether the vault has the feature delta-journal; without it, a delta is no record.
     """
     clear, sealed = prefix[: _LENGTHS.size], prefix[_LENGTHS.size : PREFIX_SIZE]
     fields = open_small(keys.journal_key, sealed, _record_aad(journal_id, place) + clear)
@@ -152,6 +172,8 @@ def unpack_record(
         return None
     seq, previous, operation, zeros, epoch, file_id, inode, first, size, digest = _FIELDS.unpack(fields)
     if operation not in tuple(Operation) or zeros != _ZEROS:
+        return None
+    if operation == Operation.DELTA and not deltas:
         return None
     return JournalRecord(
         seq, previous, Operation(operation), epoch, file_id, inode, first, size, path, digest
@@ -163,7 +185,8 @@ def payload_digest(
 ) -> bytes:
     """BLAKE2b-256 over the path and the nonce and tag of each chunk record in the payload.
 
-    It leaves out the ciphertext between them: the tag vouches for it.
+    It leaves out the ciphertext between them: the tag vouches for it. A delta counts as one record: then
+    record_size is the size of the payload.
     """
     digest = hashlib.blake2b(len(path).to_bytes(4, "little") + path, digest_size=_DIGEST_SIZE)
     for start in range(0, len(payload), record_size):
