@@ -18,12 +18,11 @@ import pytest
 import cryptfs
 from cryptfs.core.aead import AEGIS_256, FORMAT_VERSION, SUITES, XCHACHA20_POLY1305
 from cryptfs.core.format.header import FileHeader
-from cryptfs.core.format.journal import DELTA_JOURNAL
 from cryptfs.core.geometry import ChunkGeometry
 from cryptfs.core.keys import Subkeys
 from cryptfs.core.names.dirrecord import BOUND_DIRS
 from cryptfs.core.names.host import MACHINE_STATE, SHARED_STATE, StateNames
-from cryptfs.core.slots.config import VaultConfig
+from cryptfs.core.slots.config import DELTA_JOURNAL, VaultConfig
 from cryptfs.errors import IntegrityError
 from cryptfs.mount.errno_map import errno_of
 from cryptfs.vfs import vault as vault_module

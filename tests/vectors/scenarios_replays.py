@@ -81,7 +81,7 @@ def _replayed(
 
 def replay_scenarios() -> Scenarios:
     """Vaults after a crash."""
-    return _redone() | _ignored() | _unsynced()
+    return _redone() | _ignored() | _unsynced() | _deltas_redone() | _deltas_ignored()
 
 
 def _redone() -> Scenarios:
@@ -249,5 +249,181 @@ def _unsynced() -> Scenarios:
             _vault(_journal(), files={_NAME: cut}, last=7),
             "HeaderError",
             "cut",
+        ),
+    }
+
+
+# ---- with delta-journal
+
+_PART = ref.fixed("a part", 1024)
+_LATER = ref.fixed("a later part", 1024)
+
+
+def _of_deltas(*changes: dict[str, Any], first_seq: int = 1) -> bytes:
+    return _journal(*changes, first_seq=first_seq, version=2)
+
+
+def _delta(
+    seq: int, base: dict[str, Any], length: int, offset: int, data: bytes, *, chunk: int = 0, **more: Any
+) -> dict[str, Any]:
+    """A delta on the result of another record, which is its file's record before."""
+    key = ref.file_key(_CIPHER, CHUNK_SIZE, more.get("epoch", 0), ref.FILE_ID)
+    sealed = ref.seal_delta(_CIPHER, key, chunk, (length, offset), ref.ends(_CIPHER, base["payload"]), data)
+    size = chunk * CHUNK_SIZE + max(length, offset + len(data))
+    fields = {"seq": seq, "previous": base["seq"], "operation": ref.DELTA, "first": chunk, "size": size}
+    return fields | {"payload": sealed} | more
+
+
+def _patched(plain: bytes, offset: int, data: bytes) -> bytes:
+    return plain[:offset] + data + plain[offset + len(data) :]
+
+
+def _deltas_redone() -> Scenarios:
+    def redone(about: str, place: bytes, contents: bytes, *journals: bytes, **fields: Any) -> Vector:
+        files = {_NAME: _file(place, size_min=len(SHORT), **fields)}
+        return _replayed(about, _vault(*journals, files=files) | {"deltas": True}, {_NAME: contents})
+
+    write = _write(1, 0, _WHOLE)
+    one = _delta(2, write, CHUNK_SIZE, 1024, _PART)
+    two = _delta(3, one, CHUNK_SIZE, 1536, _LATER)
+    first = _patched(_WHOLE, 1024, _PART)
+    both = _patched(first, 1536, _LATER)
+    journal = _of_deltas(write, one, two)
+    short = _write(1, 0, SHORT)
+    append = _delta(2, short, len(SHORT), len(SHORT), _NEW)
+    grown = _delta(3, append, len(SHORT + _NEW), 4, _PART)
+    in_other = _write(2, 1, _OTHER, previous=1)
+    places = {
+        "deltas-twice": ("A chunk and two changes of parts of it are in the journal only.", _OTHER),
+        "delta-place-between": ("The place has the content of the first change.", first),
+        "delta-place-after": ("The newest content is in its place.", both),
+    }
+    found = {name: redone(about, _sealed(0, plain), both, journal) for name, (about, plain) in places.items()}
+    return found | {
+        "delta-torn-place": redone(
+            "The place tore when the newest content was written there.",
+            ref.flip(_sealed(0, both), 200),
+            both,
+            journal,
+        ),
+        "delta-cut-place": redone(
+            "The last chunk was growing in its place, and only a part of it reached the disk.",
+            _sealed(0, _patched(SHORT + _NEW, 4, _PART))[:300],
+            _patched(SHORT + _NEW, 4, _PART),
+            _of_deltas(short, append, grown),
+        ),
+        "delta-growth": redone(
+            "A last chunk got longer twice.",
+            _sealed(0, SHORT),
+            _patched(SHORT + _NEW, 4, _PART),
+            _of_deltas(short, append, grown),
+        ),
+        "delta-beside-another-chunk": redone(
+            "Between a chunk and the change of a part of it stands the record of another chunk.",
+            _sealed(0, _OTHER) + _sealed(1, SHORT),
+            first + _OTHER,
+            _of_deltas(write, in_other, _delta(3, write, CHUNK_SIZE, 1024, _PART, previous=2)),
+        ),
+        "delta-in-the-other-file": redone(
+            "No writer does it, but it verifies: the delta stands in the other journal file.",
+            _sealed(0, _OTHER),
+            first,
+            _of_deltas(write),
+            _of_deltas(one, first_seq=2),
+        ),
+        "delta-then-whole": redone(
+            "After the delta a whole record again, and a delta on that.",
+            _sealed(0, _OTHER),
+            _patched(_OTHER, 0, _PART),
+            _of_deltas(
+                write,
+                one,
+                again := _write(3, 0, _OTHER, previous=2),
+                _delta(4, again, CHUNK_SIZE, 0, _PART),
+            ),
+        ),
+        "delta-in-a-later-epoch": redone(
+            "A delta is sealed under the key of the epoch.",
+            _sealed(0, SHORT, 3),
+            SHORT + _NEW,
+            _of_deltas(
+                later := _write(1, 0, SHORT, epoch=3), _delta(2, later, len(SHORT), len(SHORT), _NEW, epoch=3)
+            ),
+            epoch=3,
+        ),
+    }
+
+
+def _deltas_ignored() -> Scenarios:
+    def kept(about: str, *changes: dict[str, Any], plain: bytes = _WHOLE, **fields: Any) -> Vector:
+        """The delta changes nothing; what comes before it counts."""
+        files = {_NAME: _file(_sealed(0, SHORT), size_min=len(SHORT), **fields)}
+        inputs = _vault(_of_deltas(*changes), files=files) | {"deltas": True}
+        return _replayed(about, inputs, {_NAME: plain})
+
+    write = _write(1, 0, _WHOLE)
+    one = _delta(2, write, CHUNK_SIZE, 1024, _PART)
+    alone = one | {"previous": 0}
+    cut = {"seq": 2, "previous": 1, "operation": ref.SHRINK, "first": 0, "size": 21}
+    shrink = cut | {"payload": _sealed(0, _WHOLE[:21])}
+    in_one = _vault(_journal(write), files={_NAME: _file(_sealed(0, SHORT), size_min=21)})
+    return {
+        "delta-without-a-base": kept("Its base is missing.", alone, plain=SHORT),
+        "delta-on-the-place": kept(
+            "Its base is the record in the place. A replay never reads that.",
+            _delta(2, {"seq": 0, "payload": _sealed(0, SHORT)}, len(SHORT), 0, b"new"),
+            plain=SHORT,
+        ),
+        "delta-base-below-the-floor": kept(
+            "Its base is below the floor, and was not redone.", write, one, plain=SHORT, journal_floor=2
+        ),
+        "delta-on-an-older-base": kept(
+            "A second delta on the same base.",
+            write,
+            one,
+            _delta(3, write, CHUNK_SIZE, 0, _LATER, previous=2),
+            plain=_patched(_WHOLE, 1024, _PART),
+        ),
+        "delta-moved-to-another-chunk": kept(
+            "The record says another chunk than its delta was sealed for.", write, one | {"first": 1}
+        ),
+        "delta-with-another-size": kept("`size` is not that of the result.", write, one | {"size": 21}),
+        "delta-with-another-length": kept(
+            "The chunk before it has another length.", write, _delta(2, write, CHUNK_SIZE - 1, 1024, _PART)
+        ),
+        "delta-damaged": kept(
+            "A bit of the delta was turned over; what follows is not redone, either.",
+            write,
+            one | {"payload": ref.flip(one["payload"], 100)},
+            _write(3, 0, _OTHER, previous=2),
+        ),
+        "delta-after-a-shrink": kept(
+            "A shrink of its chunk came between.",
+            write,
+            shrink,
+            one | {"seq": 3, "previous": 2},
+            plain=_WHOLE[:21],
+        ),
+        "delta-growth-under-clean": kept(
+            "A growth under a CLEAN header.",
+            short := _write(1, 0, SHORT),
+            _delta(2, short, len(SHORT), len(SHORT), _NEW),
+            plain=SHORT,
+            size=len(SHORT),
+            flags=ref.CLEAN,
+        ),
+        "delta-journal-of-an-older-vault": _replayed(
+            "The journal's head is that of a vault without delta-journal.",
+            in_one | {"deltas": True},
+            {_NAME: SHORT},
+            crashed=False,
+            last=6,
+        ),
+        "delta-journal-in-an-older-vault": _replayed(
+            "The journal's head is that of a vault with delta-journal, and this one has none.",
+            _vault(_of_deltas(write), files={_NAME: _file(_sealed(0, SHORT), size_min=21)}),
+            {_NAME: SHORT},
+            crashed=False,
+            last=6,
         ),
     }

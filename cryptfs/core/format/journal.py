@@ -31,7 +31,6 @@ HEAD_MAGIC = b"CRYPTFSJ"
 RECORD_MAGIC = b"CRYPTFSR"
 MAX_CRASHED = 256  # crashed sessions to remember; older ones drop out
 MAX_PATH = 4096
-DELTA_JOURNAL = "delta-journal"  # the feature's name in the config
 _DELTA_HEAD_VERSION = (
     2  # of a head's AAD: without the feature, no reader takes the journal for one of its own
 )
@@ -185,8 +184,9 @@ def payload_digest(
 ) -> bytes:
     """BLAKE2b-256 over the path and the nonce and tag of each chunk record in the payload.
 
-    It leaves out the ciphertext between them: the tag vouches for it. A delta counts as one record: then
-    record_size is the size of the payload.
+    It leaves out the ciphertext between them: the tag vouches for it.
+
+    Args: record_size: see counted_size.
     """
     digest = hashlib.blake2b(len(path).to_bytes(4, "little") + path, digest_size=_DIGEST_SIZE)
     for start in range(0, len(payload), record_size):
@@ -195,6 +195,11 @@ def payload_digest(
         digest.update(record[:nonce_size])
         digest.update(record[-tag_size:])
     return digest.digest()
+
+
+def counted_size(operation: Operation, payload_size: int, record_size: int) -> int:
+    """The record_size for payload_digest: a delta counts as one record, however long it is."""
+    return max(payload_size, 1) if operation is Operation.DELTA else record_size
 
 
 def aligned(size: int) -> int:

@@ -28,6 +28,7 @@ MAX_CONFIG_SIZE = 256 * 1024
 MAX_SLOTS = 32
 MAX_RECOVERY_SECRETS = 8
 SLOTS = "slots"  # the feature
+DELTA_JOURNAL = "delta-journal"  # another: changed parts of chunks in the journal
 KNOWN_FEATURES = frozenset({BOUND_DIRS, MACHINE_STATE, REKEYING, SLOTS, UPGRADING})
 # A feature, and the one that it needs.
 _NEEDED = {BOUND_DIRS: MACHINE_STATE, REKEYING: SLOTS, UPGRADING: BOUND_DIRS}
@@ -72,6 +73,11 @@ class VaultConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     def has_machine_state(self) -> bool:
         """Whether journal, sessions and lock carry the id of their machine."""
         return MACHINE_STATE in self.features
+
+    @property
+    def has_delta_journal(self) -> bool:
+        """Whether the journal may have deltas."""
+        return DELTA_JOURNAL in self.features
 
     @property
     def is_upgrading(self) -> bool:

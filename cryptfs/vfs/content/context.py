@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from cryptfs.core.aead import SMALL_NONCE_SIZE, ChunkCipher, CipherSuite
+from cryptfs.core.format.delta import DeltaCipher
 from cryptfs.core.format.header import NO_JOURNAL, FileHeader
 from cryptfs.core.geometry import ChunkGeometry
 from cryptfs.core.keys import FILE_ID_SIZE, Subkeys, file_content_key
@@ -106,6 +107,7 @@ class FileContext:
           make_room: called before a change, with no lock held.
           exclusive: whether nobody else changes the vault.
           true_mtimes: how often a backing file has got its true time of change back; see mtimes.py.
+          deltas: whether the journal may have deltas.
           note_unclean: called for a loaded file that is not CLEAN; says if a journal is missing.
     """
 
@@ -123,6 +125,8 @@ class FileContext:
     true_mtimes: int = 0
     disagreeing: Disagreeing = field(default_factory=lambda: Disagreeing())
     note_unclean: Callable[[FileHeader, str], None] = _nobody_asks
+    deltas: bool = field(init=False)
+    delta_cipher: DeltaCipher = field(init=False)
     geometry: ChunkGeometry = field(init=False)
     cipher: CipherPool = field(init=False)
     buffers: BufferPool = field(init=False)
@@ -130,10 +134,12 @@ class FileContext:
     suite: CipherSuite = field(init=False)
 
     def __post_init__(self) -> None:
+        self.deltas = self.config.has_delta_journal
         self.geometry = self.config.geometry
         self.cipher = CipherPool(ChunkCipher(self.config.suite, self.geometry))
         self.buffers = BufferPool()
         self.suite = self.config.suite
+        self.delta_cipher = DeltaCipher(self.suite, self.geometry)
         self.log2_chunk_size = self.geometry.log2_chunk_size
 
     def naming(self, *, losing: bool = False) -> tuple[bytes, int]:

@@ -11,7 +11,6 @@ Source: docs/FORMAT.md, section 10.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 from collections import defaultdict
@@ -20,26 +19,22 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from cryptfs.core.aead import SMALL_NONCE_SIZE
-from cryptfs.core.format.header import FileHeader
 from cryptfs.core.format.journal import (
     ALIGNMENT,
     HEAD_SIZE,
     PREFIX_SIZE,
     RECORD_MAGIC,
     JournalHead,
-    JournalRecord,
-    Operation,
     Sessions,
-    payload_digest,
     record_lengths,
     unpack_record,
 )
 from cryptfs.core.names.host import SHARED_STATE, StateNames
-from cryptfs.errors import ChunkError, IntegrityError
-from cryptfs.storage.backing import open_backing, read_fully, write_fully
+from cryptfs.errors import IntegrityError
+from cryptfs.storage.backing import open_backing, read_fully
 from cryptfs.storage.hosts import journals_of_others, lasting_inode, set_aside
 from cryptfs.storage.journal import drop_records, remove_journal
-from cryptfs.storage.libc import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, fallocate, restore_mtime, syncfs
+from cryptfs.storage.libc import restore_mtime, syncfs
 from cryptfs.storage.sessions import (
     has_sessions_file,
     mark_unsettled,
@@ -48,6 +43,7 @@ from cryptfs.storage.sessions import (
 )
 from cryptfs.vfs.content.context import FileContext
 from cryptfs.vfs.recovery.filefinder import FileFinder, WantedFile
+from cryptfs.vfs.recovery.redoing import FileRedo, Found
 
 log = logging.getLogger(__name__)
 
@@ -64,15 +60,6 @@ class ReplayReport:
     files: int = 0
     ignored: int = 0
     lost: int = 0
-
-
-class _Found(NamedTuple):
-    """A record that authenticates. fd: of its journal file.   payload: its place there, and its size."""
-
-    record: JournalRecord
-    fd: int
-    payload: int
-    payload_size: int
 
 
 def read_sessions(context: FileContext, vault_fd: int, owner: StateNames | None = None) -> Sessions:
@@ -245,10 +232,10 @@ def _replay_files(
 def _read_head(context: FileContext, fd: int, owner: StateNames) -> JournalHead | None:
     raw = memoryview(bytearray(HEAD_SIZE))
     got = read_fully(fd, raw, 0)
-    return JournalHead.unpack(bytes(raw[:got]), context.keys, owner)
+    return JournalHead.unpack(bytes(raw[:got]), context.keys, owner, deltas=context.deltas)
 
 
-def _records(context: FileContext, fd: int, head: JournalHead) -> Iterator[_Found]:
+def _records(context: FileContext, fd: int, head: JournalHead) -> Iterator[Found]:
     """The records of a file that authenticate, in no order."""
     size = os.fstat(fd).st_size
     buffer = memoryview(bytearray(_SCAN_SIZE))
@@ -265,27 +252,15 @@ def _records(context: FileContext, fd: int, head: JournalHead) -> Iterator[_Foun
         base += _SCAN_SIZE
 
 
-def _record_at(context: FileContext, fd: int, head: JournalHead, place: int) -> _Found | None:
+def _record_at(context: FileContext, fd: int, head: JournalHead, place: int) -> Found | None:
     prefix = os.pread(fd, PREFIX_SIZE, place)
     sizes = record_lengths(prefix)
     if sizes is None:
         return None
     path_size, payload_size = sizes
     path = os.pread(fd, path_size, place + PREFIX_SIZE)
-    record = unpack_record(prefix, path, context.keys, head.journal_id, place)
-    return None if record is None else _Found(record, fd, place + PREFIX_SIZE + path_size, payload_size)
-
-
-def _punch(fd: int, start: int, stop: int) -> None:
-    """Make a range of a SPARSE file a hole, or zeros, which say the same, where holes cannot be made."""
-    try:
-        fallocate(fd, FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE, start, stop - start)
-    except OSError as error:
-        if error.errno != errno.EOPNOTSUPP:
-            raise
-        zeros = memoryview(bytes(_SCAN_SIZE))
-        for place in range(start, stop, _SCAN_SIZE):
-            write_fully(fd, (zeros[: stop - place],), place)
+    record = unpack_record(prefix, path, context.keys, head.journal_id, place, deltas=context.deltas)
+    return None if record is None else Found(record, fd, place + PREFIX_SIZE + path_size, payload_size)
 
 
 class _Replayer:
@@ -296,15 +271,14 @@ class _Replayer:
         self, context: FileContext, vault_fd: int, head: JournalHead, oldest: int, *, copied: bool
     ) -> None:
         self._context = context
-        self._geometry = context.geometry
         self._journal_id = head.journal_id
         self._finder = FileFinder(context, vault_fd, copied=copied)
         self._oldest = oldest
         self._report = ReplayReport()
 
-    def run(self, found: list[_Found]) -> ReplayReport:
+    def run(self, found: list[Found]) -> ReplayReport:
         """Redo the records, file by file, each in order."""
-        files: dict[WantedFile, list[_Found]] = defaultdict(list)
+        files: dict[WantedFile, list[Found]] = defaultdict(list)
         for each in sorted(found, key=lambda each: each.record.seq):
             files[WantedFile(each.record.inode, each.record.file_id)].append(each)
         missing = {}
@@ -328,7 +302,7 @@ class _Replayer:
 
     # ---- redoing
 
-    def _redo_file(self, fd: int, records: list[_Found]) -> None:
+    def _redo_file(self, fd: int, records: list[Found]) -> None:
         """Redo the records of one file and sync it. Takes the descriptor over."""
         try:
             header = self._finder.header_of(fd)
@@ -336,7 +310,7 @@ class _Replayer:
                 self._report.ignored += len(records)
                 return
             before = os.fstat(fd)
-            key = self._context.content_key_of(header)
+            redoing = FileRedo(self._context, fd, header, records)
             done = {0}
             redone = 0
             for each in records:
@@ -344,7 +318,7 @@ class _Replayer:
                 if record.epoch != header.epoch or record.seq < header.journal_floor:
                     continue  # over and done with
                 known = record.previous in done or record.previous < max(header.journal_floor, self._oldest)
-                if known and self._redo(fd, header, key, each):
+                if known and redoing.redo(each):
                     done.add(record.seq)
                     redone += 1
                 else:
@@ -356,66 +330,3 @@ class _Replayer:
                 self._report.records += redone
         finally:
             os.close(fd)
-
-    def _redo(self, fd: int, header: FileHeader, key: bytes, found: _Found) -> bool:
-        """Redo one record, as far as the file reaches; False if it does not verify."""
-        geometry, record = self._geometry, found.record
-        payload = self._payload(header, key, found)
-        if payload is None:
-            return False
-        if record.operation is Operation.PUNCH:
-            start = geometry.record_offset(record.first)
-            stop = min(geometry.record_offset(record.size), os.fstat(fd).st_size)
-            if not header.is_sparse or record.first >= record.size or start >= stop:
-                return header.is_sparse
-            _punch(fd, start, stop)
-            return True
-        if record.operation is Operation.SHRINK and record.size < header.size_min:
-            return False  # the header that announces it never reached the disk: so neither did the cut
-        if record.operation is Operation.WRITE and header.is_clean and record.size > header.size:
-            return False  # the same of a growth: trimmed to what is CLEAN, its last chunk would not open
-        size = geometry.plain_size_floor(os.fstat(fd).st_size)
-        if size < (
-            record.size if record.operation is Operation.SHRINK else geometry.chunk_start(record.first)
-        ):
-            # An earlier write that was never synced did not reach the disk, or a later cut removed it. So
-            # there is nothing to redo, and the file's later records still count.
-            return True
-        if record.operation is Operation.WRITE:
-            self._write(fd, record.first, payload)
-        elif len(payload):
-            write_fully(fd, (payload,), geometry.record_offset(record.first))
-        if record.operation is Operation.SHRINK:
-            os.ftruncate(fd, min(geometry.cipher_size(record.size), os.fstat(fd).st_size))
-        return True
-
-    def _write(self, fd: int, first: int, payload: memoryview) -> None:
-        """Put chunk records in their places. A short last one belongs only at the end of the file.
-
-        If the file has more of that chunk, or chunks after it, a later record is already in place.
-        """
-        geometry = self._geometry
-        short = geometry.short_record(len(payload))
-        start = geometry.record_offset(first)
-        if short and os.fstat(fd).st_size > start + len(payload):
-            payload = payload[: len(payload) - short]
-        write_fully(fd, (payload,), start)
-
-    def _payload(self, header: FileHeader, key: bytes, found: _Found) -> memoryview | None:
-        """The chunk records of a journal record, if all of them authenticate."""
-        record, geometry, suite = found.record, self._geometry, self._context.config.suite
-        if found.payload + found.payload_size > os.fstat(found.fd).st_size:
-            return None
-        payload = memoryview(bytearray(found.payload_size))
-        if read_fully(found.fd, payload, found.payload) < len(payload):
-            return None
-        digest = payload_digest(record.path, payload, geometry.record_size, suite.nonce_size, suite.tag_size)
-        if digest != record.digest:
-            return None
-        if len(payload):
-            plain = memoryview(bytearray(geometry.plain_length(len(payload)) or 1))
-            try:
-                self._context.cipher.open_run(key, record.first, payload, plain, holes=header.is_sparse)
-            except ChunkError:
-                return None
-        return payload

@@ -14,7 +14,7 @@ from cryptfs.storage.journal import JOURNAL_NAMES
 from cryptfs.storage.libc import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE
 from cryptfs.vfs.content import lengths, ranges
 from cryptfs.vfs.content.redo import RedoLog
-from cryptfs.vfs.recovery import replay
+from cryptfs.vfs.recovery import redoing
 from tests.crash.backing_calls import CONTENT_CHANGES
 from tests.crash.replay.scenes import (
     CHUNK,
@@ -219,7 +219,7 @@ def test_a_punch_that_the_filesystem_refused_is_not_redone(
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
     monkeypatch.setattr(lengths, "fallocate", refuse)
-    monkeypatch.setattr(replay, "fallocate", refuse)
+    monkeypatch.setattr(redoing, "fallocate", refuse)
     vault = vault_with(tmp_path / "vault", durability=durability)  # type: ignore[arg-type]
     file = writer(vault)
     with pytest.raises(OSError):
@@ -243,7 +243,7 @@ def test_a_punch_is_redone_where_the_filesystem_cannot_punch(
     def refuse(fd: int, mode: int, offset: int, length: int) -> None:
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
-    monkeypatch.setattr(replay, "fallocate", refuse)
+    monkeypatch.setattr(redoing, "fallocate", refuse)
     vault.die_and_reopen()
     assert vault.get(NAME) == replaced(OLD, CHUNK, bytes(2 * CHUNK))
     vault.close()
