@@ -308,8 +308,10 @@ class FileState(Descriptor, WriteMarks):
             flags |= HeaderFlag.SPARSE
         new_min = old_min if size_min is None else min(old_min, size_min)
         journal_id, floor = old.journal_id, max(old.journal_floor, self._floor_due)
-        no_records = self.context.redo is None or floor > self.overlay.last_seq
-        if no_records or self.header is None or old.is_void or self._must_name(old):
+        redo = self.context.redo
+        no_records = redo is None or floor > self.overlay.last_seq or journal_id != redo.journal_id
+        if no_records or self.header is None or old.is_void or self.header_is_planned:
+            # Else a floor that could not be written before is due, and records above it still count.
             journal_id, floor = self.context.naming(losing=size_min is not None)
         new = old.changed(
             size=new_min,

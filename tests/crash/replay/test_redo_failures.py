@@ -13,6 +13,7 @@ import pytest
 from cryptfs.storage.journal import JOURNAL_NAMES
 from cryptfs.storage.libc import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE
 from cryptfs.vfs.content import lengths, ranges
+from cryptfs.vfs.content.filestate import FileState
 from cryptfs.vfs.content.redo import RedoLog
 from cryptfs.vfs.recovery import redoing
 from tests.crash.backing_calls import CONTENT_CHANGES
@@ -411,3 +412,27 @@ def test_state_of_a_broken_log_is_that_of_the_class(tmp_path: Path) -> None:
     assert isinstance(redo_of(vault), RedoLog)
     vault.tree.release(file)
     vault.close()
+
+
+def test_a_floor_that_comes_late_leaves_newer_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A header could not be written when a file had come home. The next change writes the floor of then."""
+    vault = vault_with(tmp_path / "vault")
+    file, state = writer(vault), state_of(vault)
+    file.write(0, NEWER)
+    floor = state.overlay.last_seq + 1
+    file.write(0, NEW)
+    file.sync(data_only=True)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FileState, "_put_header", refuse)
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)), state.lock:
+            state.raise_floor(floor)
+    file.write(2 * CHUNK, NEWER)
+    assert vault.header(NAME).journal_floor == floor
+    vault.die_and_reopen()
+    assert vault.get(NAME) == replaced(replaced(OLD, 0, NEW), 2 * CHUNK, NEWER)
