@@ -126,15 +126,17 @@ class BareVault:
         durability: Durability = Durability.OFF,
         owner: StateNames = SHARED_STATE,
         bound: bool = False,
-        deltas: bool = False,
+        deltas: bool | None = None,
     ) -> None:
         """owner: the machine that has a journal of its own, wherever the vault is copied to; else as 0.1.
 
-        bound: whether directories are bound to their places.   deltas: whether the journal may have deltas.
+        bound: whether directories are bound to their places.
+        deltas: whether the journal may have deltas; None: as machine-state, so that each is tested with one.
         """
         vault_dir.mkdir(exist_ok=True)
         self.owner = owner
         self.vault_dir = vault_dir
+        deltas = bool(owner.host) if deltas is None else deltas
         features = [BOUND_DIRS] * bound + [DELTA_JOURNAL] * deltas + [MACHINE_STATE] * bool(owner.host)
         self.config = bare_config(cipher, chunk_size, features)
         self._masterkey = masterkey

@@ -133,6 +133,11 @@ def _new_words(vault: Path) -> Iterator[HeldSecret]:
 @click.option(
     "--no-recovery", is_flag=True, help="Make no recovery words. Only a person at a terminal gets them."
 )
+@click.option(
+    "--delta-journal",
+    is_flag=True,
+    help="Write small changes of a file to the journal as they are: for databases and logs.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="Say only what can lose the files.")
 @cost_options(memory="256m", passes="3")
 @generate_option
@@ -144,6 +149,7 @@ def init(
     chunk_size: int,
     label: str,
     no_recovery: bool,
+    delta_journal: bool,
     quiet: bool,
     cost: Cost,
     generate: bool,
@@ -176,6 +182,7 @@ def init(
                 kdf_passes=passes,
                 recovery=held,
                 pin=PinChoice().pin(),
+                deltas=delta_journal,
             )
         except OSError as error:
             place = error.filename or vault_dir

@@ -35,12 +35,18 @@ if TYPE_CHECKING:
     multiple=True,
     help="If VAULT has several key slots: read the passphrase of another slot from FILE. Repeatable.",
 )
+@click.option(
+    "--delta-journal",
+    is_flag=True,
+    help="Also write small changes of a file to the journal as they are: for databases and logs.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @unlock_options
 @debug_option
 def upgrade(
     vault: Path,
     slot_passfiles: tuple[Path, ...],
+    delta_journal: bool,
     as_json: bool,
     source: OfferSource,
 ) -> None:
@@ -67,7 +73,7 @@ def upgrade(
     def give(offer: Offer) -> Upgraded:
         with contextlib.ExitStack() as stack:
             more = [stack.enter_context(passphrase_of(each)) for each in others]
-            return give_features(absolute(vault), [offer, *more])
+            return give_features(absolute(vault), [offer, *more], deltas=delta_journal)
 
     try:
         done = with_offer(source, config, give)

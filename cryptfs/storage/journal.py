@@ -51,6 +51,7 @@ class Journal:
         self._current = 0
         self._end = HEAD_SIZE
         self._next_seq = 1
+        self._first_seq = 1
         self._synced_seq = 0
         self.failed = False  # a sync failed: the kernel reports that once, and forgets the data
         self._fds: list[int] = []
@@ -73,6 +74,11 @@ class Journal:
         return self._next_seq
 
     @property
+    def first_seq(self) -> int:
+        """The lowest sequence number in the current file. It changes with `turn`."""
+        return self._first_seq
+
+    @property
     def turn(self) -> int:
         """The current file for records: 0 or 1. It changes under the lock under which `append` packs."""
         return self._current
@@ -90,7 +96,7 @@ class Journal:
     def append(self, pack: PackRecord) -> int:
         """Write one record, made by pack(sequence number, offset in the file); returns the number.
 
-        Raises: OSError: the record was not written.
+        Raises: OSError: the record was not written.   Whatever pack raises: nothing was written.
         """
         with self._lock:
             seq, place = self._next_seq, self._end
@@ -149,7 +155,7 @@ class Journal:
                 self._bring_to_disk(other)  # before a record there replaces an old one
                 self._bring_to_disk(self._current)
                 self._synced_seq = self._next_seq - 1
-            self._current, self._end = other, HEAD_SIZE
+            self._current, self._end, self._first_seq = other, HEAD_SIZE, self._next_seq
 
     def remove(self) -> None:
         """The session is over, and all data is in its place: close and remove the files."""

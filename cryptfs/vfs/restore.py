@@ -23,6 +23,7 @@ from cryptfs.core.names.host import MACHINE_STATE, state_of_name
 from cryptfs.core.printable import shell_word, shown
 from cryptfs.core.slots.checks import CONFIG_NAME, NEXT_RECOVERY_NAME
 from cryptfs.core.slots.config import (
+    DELTA_JOURNAL,
     KNOWN_FEATURES,
     VaultConfig,
     authenticate,
@@ -58,7 +59,7 @@ from cryptfs.unlock.recovering import HeldSecret, sealed_record
 from cryptfs.unlock.recoverykey import OpenedRecord, opened_record
 from cryptfs.unlock.table import sealed
 from cryptfs.vfs.content.context import FileContext
-from cryptfs.vfs.recovery.journals import opens_as_state
+from cryptfs.vfs.recovery.journals import has_delta_journal, opens_as_state
 from cryptfs.vfs.scan.roles import Role
 from cryptfs.vfs.scan.walk import WalkedEntry, Walker
 
@@ -288,9 +289,11 @@ def _names_in_root(walker: Walker) -> tuple[int, int]:
 def _proven_features(context: FileContext, vault_fd: int) -> tuple[str, ...]:
     """The features that structures of the vault need, and the record does not name."""
     named = set(context.config.features)
-    if {BOUND_DIRS, MACHINE_STATE} <= named:
-        return ()
     found: set[str] = set()
+    if DELTA_JOURNAL not in named and has_delta_journal(context, vault_fd):
+        found |= {DELTA_JOURNAL, MACHINE_STATE}
+    if {BOUND_DIRS, MACHINE_STATE} <= named:
+        return tuple(sorted(found - named))
     versions = set()
     if MACHINE_STATE not in named and _has_state(context, vault_fd):
         found.add(MACHINE_STATE)

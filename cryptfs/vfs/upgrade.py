@@ -19,7 +19,14 @@ from cryptfs.core.aead import SMALL_NONCE_SIZE
 from cryptfs.core.names.dirrecord import RECORD_NAME, UPGRADING, DirectoryRecord, pack_bound_record
 from cryptfs.core.names.host import SHARED_STATE, StateNames
 from cryptfs.core.printable import shell_word
-from cryptfs.core.slots.config import SLOTS, VaultConfig, authenticate, decode_config, replace_fields
+from cryptfs.core.slots.config import (
+    DELTA_JOURNAL,
+    SLOTS,
+    VaultConfig,
+    authenticate,
+    decode_config,
+    replace_fields,
+)
 from cryptfs.core.slots.kdf import PassphraseCost
 from cryptfs.core.slots.slot import KeySlot, open_slot, seal_slot
 from cryptfs.errors import VaultError
@@ -59,16 +66,18 @@ class Upgraded:
     slot: KeySlot | None = None
 
 
-def upgrade(vault_dir: Path, passphrases: Sequence[bytes | Offer]) -> Upgraded:
+def upgrade(vault_dir: Path, passphrases: Sequence[bytes | Offer], *, deltas: bool = False) -> Upgraded:
     """Give a vault the features that it lacks. Idempotent.
 
     Args:   passphrases: of all its key slots; the first one unlocks, and may be any offer.
+            deltas: also the feature delta-journal, which new vaults have only if asked.
     Raises: VaultError: a file cannot be settled, or no passphrase opens one of the slots.
             The errors of Vault.unlock.   OSError.
     """
-    features = sorted(NEW_FEATURES)
     with Vault.unlock(vault_dir, passphrases[0], durability=Durability.OFF) as vault:
         before = config = vault.config
+        kept = {DELTA_JOURNAL} & set(before.features) if not deltas else {DELTA_JOURNAL}
+        features = sorted({*NEW_FEATURES, *kept})
         if before.features == features:
             _move_list(vault)
             return Upgraded(before, (), vault.spelling, slot=vault.slot)

@@ -17,6 +17,7 @@ from cryptfs.core.names.host import MACHINE_STATE
 from cryptfs.core.printable import for_vault, shell_word
 from cryptfs.core.slots.checks import CONFIG_NAME
 from cryptfs.core.slots.config import (
+    DELTA_JOURNAL,
     SLOTS,
     VaultConfig,
     authenticate,
@@ -112,6 +113,7 @@ class Vault:
         kdf_passes: int = DEFAULT_KDF_PASSES,
         recovery: HeldSecret | None = None,
         pin: Pin | None = None,
+        deltas: bool = False,
     ) -> VaultConfig:
         """Make a new vault in a directory that is empty or does not exist.
 
@@ -122,6 +124,7 @@ class Vault:
                 kdf_memory, kdf_passes: cost of a guess at the passphrase; memory in bytes.
                 recovery: a secret that a person has as words or shares; the vault gets a recovery record.
                 pin: remembers the vault for its path.
+                deltas: whether the journal may have parts of chunks (the feature delta-journal).
         Raises: NotAVaultError: the directory is not empty or cannot be made.
                 ValueError: a parameter is out of bounds.
         """
@@ -130,7 +133,7 @@ class Vault:
         config = VaultConfig(
             chunk_size=chunk_size,
             cipher=default_cipher() if cipher is None else cipher,
-            features=list(NEW_FEATURES),
+            features=sorted({*NEW_FEATURES, *([DELTA_JOURNAL] if deltas else [])}),
             format="cryptfs",
             generation=1,
             mac="",

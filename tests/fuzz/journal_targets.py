@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from cryptfs.core.aead import AEGIS_256
+from cryptfs.core.format.delta import Delta, DeltaCipher, delta_key
 from cryptfs.core.format.journal import (
     PREFIX_SIZE,
     JournalHead,
@@ -16,6 +17,7 @@ from cryptfs.core.format.journal import (
     record_lengths,
     unpack_record,
 )
+from cryptfs.core.geometry import ChunkGeometry
 from tests.fuzz.targets import FILE_ID, KEYS, Target, fixed
 
 JOURNAL_ID = fixed(16, "journal_id")
@@ -75,6 +77,21 @@ def payload_target() -> Target:
     return Target("journal-payload", run, [fixed(20 + 5000, "payload"), fixed(20 + 60, "short")])
 
 
+def delta_target() -> Target:
+    """Any delta: the one that was made, for its chunk and under its key, or nothing."""
+    cipher = DeltaCipher(AEGIS_256, ChunkGeometry(4096, AEGIS_256.overhead))
+    key = delta_key(fixed(32, "content key"))
+    delta = Delta(3000, 2900, fixed(AEGIS_256.overhead, "base"), fixed(500, "data"))
+    raw = cipher.seal(key, 3, delta, fixed(AEGIS_256.nonce_size, "delta"))
+
+    def run(data: bytes) -> None:
+        found = cipher.open(key, 3, data)
+        assert found is None or (found == delta and data == raw)
+        assert cipher.open(key, 4, data) is None
+
+    return Target("delta", run, [raw])
+
+
 def sessions_target() -> Target:
     """Any list of sessions."""
     sessions = {
@@ -93,5 +110,6 @@ JOURNAL_TARGETS: dict[str, Callable[[], Target]] = {
     "journal-head": head_target,
     "journal-record": record_target,
     "journal-payload": payload_target,
+    "delta": delta_target,
     "sessions": sessions_target,
 }

@@ -12,7 +12,7 @@ import pytest
 from cryptfs.core.names.dirrecord import BOUND_DIRS, UPGRADING
 from cryptfs.core.names.host import MACHINE_STATE
 from cryptfs.core.slots.checks import CONFIG_NAME, NEXT_RECOVERY_NAME, RECOVERY_NAME
-from cryptfs.core.slots.config import SLOTS, replace_fields
+from cryptfs.core.slots.config import DELTA_JOURNAL, SLOTS, replace_fields
 from cryptfs.errors import (
     NoKeyError,
     UnsupportedFormatError,
@@ -26,7 +26,7 @@ from cryptfs.unlock.table import changing_slots
 from cryptfs.vfs.restore import GENERATIONS_AHEAD, Restorable, restorable
 from cryptfs.vfs.upgrade import upgrade
 from cryptfs.vfs.vault import Vault, read_config
-from tests.support import MIB, state_files
+from tests.support import MIB, crash_in, state_files
 from tests.unlock.vaults import (
     CONTENT,
     PASSPHRASE,
@@ -285,6 +285,28 @@ def test_a_record_from_before_an_upgrade_that_was_interrupted(
     upgrade(vault_dir, [NEW])
     assert read_config(vault_dir).features == ALL
     assert content(vault_dir, NEW) == CONTENT
+
+
+@pytest.mark.serial
+def test_a_journal_with_deltas_proves_its_feature(tmp_path: Path, words: HeldSecret) -> None:
+    """What it holds is not put aside."""
+    vault_dir = tmp_path / "vault"
+    make_vault(vault_dir, features=tuple(ALL))
+    add(vault_dir, words)
+    kept = record_of(vault_dir)
+    upgrade(vault_dir, [PASSPHRASE], deltas=True)
+    changed = CONTENT[::-1]
+
+    def write() -> None:
+        vault = Vault.unlock(vault_dir, PASSPHRASE)
+        file = vault.tree.open(vault.tree.root, b"file", os.O_RDWR)
+        file.write(0, changed)
+
+    crash_in(write)
+    (vault_dir / RECOVERY_NAME).write_bytes(kept)
+    lose(vault_dir)
+    assert restore(vault_dir, words_offer(words)).added == (DELTA_JOURNAL,)
+    assert content(vault_dir, NEW) == changed
 
 
 @pytest.mark.parametrize("proof", ["list", "header"])

@@ -412,12 +412,10 @@ def _deltas_ignored() -> Scenarios:
             size=len(SHORT),
             flags=ref.CLEAN,
         ),
-        "delta-journal-of-an-older-vault": _replayed(
-            "The journal's head is that of a vault without delta-journal.",
+        "delta-journal-from-before-an-upgrade": _replayed(
+            "The journal's head is that of a vault without delta-journal: it counts.",
             in_one | {"deltas": True},
-            {_NAME: SHORT},
-            crashed=False,
-            last=6,
+            {_NAME: _WHOLE},
         ),
         "delta-journal-in-an-older-vault": _replayed(
             "The journal's head is that of a vault with delta-journal, and this one has none.",

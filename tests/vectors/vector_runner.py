@@ -308,7 +308,7 @@ def open_journal_head(inputs: Inputs) -> Inputs:
     head = JournalHead.unpack(raw, keys, owner, deltas=deltas)
     if head is None:
         raise Refused("no head of a journal of this vault")
-    assert head.pack(keys, raw[24:48], owner, deltas=deltas) == raw
+    assert raw in [head.pack(keys, raw[24:48], owner, deltas=each) for each in {False, deltas}]
     return {
         "journal_id": head.journal_id.hex(),
         "number": head.number,

@@ -85,14 +85,17 @@ class JournalHead:
     ) -> JournalHead | None:
         """Verify and decode; None if it is not one, or damaged, forged, of another vault or machine.
 
-        Args: deltas: as in pack; a head with the other value is none.
+        Args: deltas: whether the vault has the feature delta-journal. Without it, a head from after an
+              upgrade is none. With it, one from before is a head: another machine may have used the vault.
         """
         clear_size = len(HEAD_MAGIC) + JOURNAL_ID_SIZE
         end = clear_size + _HEAD.size + SMALL_OVERHEAD
         clear, sealed = raw[:clear_size], raw[clear_size:end]
         if len(raw) != HEAD_SIZE or not clear.startswith(HEAD_MAGIC) or any(raw[end:]):
             return None
-        state = open_small(keys.journal_key, sealed, _head_aad(clear, owner, deltas=deltas))
+        state = None
+        for version in (True, False) if deltas else (False,):
+            state = state or open_small(keys.journal_key, sealed, _head_aad(clear, owner, deltas=version))
         if state is None:
             return None
         number, first_seq, root_inode = _HEAD.unpack(state)

@@ -9,22 +9,24 @@ import contextlib
 import errno
 import os
 
+from cryptfs.core.format.delta import Delta, delta_key
 from cryptfs.core.format.header import HeaderFlag
 from cryptfs.core.geometry import ChunkSpan
 from cryptfs.errors import ChunkError, HeaderError
 from cryptfs.storage.backing import read_fully, write_fully
 from cryptfs.storage.libc import FALLOC_KEEP_SIZE, fallocate
 from cryptfs.vfs.content.filestate import FileState
-from cryptfs.vfs.content.homecoming import bring_home
+from cryptfs.vfs.content.homecoming import bring_home, newest_record
 from cryptfs.vfs.content.mtimes import changes_later, stay_ahead
 from cryptfs.vfs.content.others import require_length
+from cryptfs.vfs.content.parts import PatchedChunk
 from cryptfs.vfs.content.redo import SMALL_GROWTH, RedoLog
 
 
 class ChunkWriter:
     """Read, modify, seal and store the chunks of one file."""
 
-    __slots__ = ("_buffers", "_cipher", "_context", "_geometry", "_state")
+    __slots__ = ("_buffers", "_cipher", "_context", "_delta_key", "_geometry", "_state")
 
     def __init__(self, state: FileState) -> None:
         self._state = state
@@ -32,6 +34,7 @@ class ChunkWriter:
         self._geometry = context.geometry
         self._cipher = context.cipher
         self._buffers = context.buffers
+        self._delta_key = (b"", b"")  # the key of the content, and the one for its deltas
 
     def write_run(self, offset: int, data: memoryview) -> None:
         """Seal and write data that begins at or before the end of the file.
@@ -42,6 +45,9 @@ class ChunkWriter:
         state, geometry, buffers = self._state, self._geometry, self._buffers
         span = geometry.span(offset, len(data))
         new_size = max(state.size, offset + len(data))
+        if state.overlay.wholes and span.first == span.last and self._write_delta(span, data, new_size):
+            state.grew_to(new_size)
+            return
         sealed = buffers.take(geometry.record_start(span.chunks))
         old_edges: list[tuple[int, bytes]] = []
         try:
@@ -121,6 +127,10 @@ class ChunkWriter:
             return b""
         buffer = self._buffers.take(geometry.record_size)
         try:
+            patched = state.overlay.patched.get(chunk_index)
+            if patched is not None:
+                scratch[:length] = patched.content[:length]
+                return newest_record(state, chunk_index)
             record = buffer[: geometry.record_length(length)]
             kept = state.overlay.records.get(chunk_index)
             state.keep_atime(True)
@@ -136,6 +146,64 @@ class ChunkWriter:
             return bytes(record)
         finally:
             self._buffers.give(buffer)
+
+    def _write_delta(self, span: ChunkSpan, data: memoryview, new_size: int) -> bool:
+        """Level power: log the changed part of one chunk, if the journal has the chunk already.
+
+        Returns: False if it takes a whole record; then nothing has changed.   Raises: as write_run.
+        """
+        state, redo, geometry = self._state, self._context.redo, self._geometry
+        index = span.first
+        if redo is None or not redo.takes_delta(state.overlay, index):
+            return False
+        length = geometry.chunk_length(index, state.size)
+        new_length = geometry.chunk_length(index, new_size)
+        record_length = geometry.record_length(new_length)
+        covered = geometry.delta_range(span.head, span.tail, new_length)
+        grows = new_size > state.size
+        if covered is None or (grows and not self._is_small(record_length)):
+            return False
+        state.announce()
+        header = state.header
+        if header is None or header.journal_floor > state.overlay.wholes[index]:
+            return False  # a replay would leave out what the delta applies to
+        if grows or state.sparse:
+            self._reserve(index, record_length)
+        chunk = self._patched(redo, index, length)
+        start, stop = covered
+        piece = chunk.content[start:stop]
+        piece[span.head - start : span.tail - start] = data
+        cipher, key, nonce = self._context.delta_cipher, self._key_of_deltas(), self._context.nonces(1)
+        payload = cipher.seal(key, index, Delta(length, start, chunk.ends, bytes(piece)), nonce)
+        ends = cipher.ends(payload)
+        changes_later(state)
+        if not redo.log_delta(state.logged, index, geometry.chunk_start(index) + new_length, payload):
+            return False
+        # From here on nothing may fail: what the journal has and what the overlay has are the same again.
+        chunk.content[start:stop] = piece
+        chunk.length, chunk.ends = new_length, ends
+        if grows:
+            redo.grown[state.key] = new_size
+        return True
+
+    def _patched(self, redo: RedoLog, chunk_index: int, length: int) -> PatchedChunk:
+        """The plaintext of a chunk in the overlay, which has it from now on."""
+        overlay = self._state.overlay
+        chunk = overlay.patched.get(chunk_index)
+        if chunk is None:
+            content = bytearray(self._geometry.chunk_size)
+            ends = self._context.delta_cipher.ends(self.open_old(chunk_index, memoryview(content)))
+            chunk = PatchedChunk(content, length, ends)
+            redo.patch(overlay, chunk_index, chunk)
+        return chunk
+
+    def _key_of_deltas(self) -> bytes:
+        content_key, key = self._delta_key
+        if content_key is not self._state.content_key:
+            content_key = self._state.content_key
+            key = delta_key(content_key)
+            self._delta_key = (content_key, key)
+        return key
 
     def _store(
         self, first: int, records: memoryview, new_size: int, old_edges: list[tuple[int, bytes]]
@@ -221,8 +289,8 @@ class ChunkWriter:
 
     def _hold_back(self, redo: RedoLog, first: int, records: memoryview) -> None:
         """Level power: log records, and keep them until the log is on disk. Readers see them from now on."""
+        changes_later(self._state)  # before the record, which counts from then on
         redo.log_write(self._state.logged, first, records)
-        changes_later(self._state)
         redo.keep(self._state.overlay, first, records)
 
     def _hold_back_and_extend(self, redo: RedoLog, first: int, records: memoryview, there: int) -> None:

@@ -19,8 +19,8 @@ from cryptfs.storage.backing import read_header, reopen, write_fully
 from cryptfs.storage.libc import restore_mtime
 from cryptfs.vfs.content.context import FileContext
 from cryptfs.vfs.content.foundlength import found_length
-from cryptfs.vfs.content.parts import Descriptor, Whereabouts, WriteMarks
-from cryptfs.vfs.content.redo import Logged, Overlay
+from cryptfs.vfs.content.parts import Descriptor, Overlay, Whereabouts, WriteMarks
+from cryptfs.vfs.content.redo import Logged
 
 log = logging.getLogger(__name__)
 

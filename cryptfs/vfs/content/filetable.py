@@ -15,7 +15,7 @@ from cryptfs.storage.libc import statx_birth_time
 from cryptfs.vfs.content.context import FileContext
 from cryptfs.vfs.content.filestate import NOT_ASKED, FileKey, FileState
 from cryptfs.vfs.content.others import is_overtaken
-from cryptfs.vfs.content.redo import Overlay
+from cryptfs.vfs.content.parts import Overlay
 
 log = logging.getLogger(__name__)
 

@@ -31,9 +31,9 @@ def bring_home(state: FileState) -> None:
         state.begin_change()
         try:
             _write_overlay(state)
+            redo.forget(state.overlay)  # within the change: it wipes what readers may be copying
         finally:
             state.end_change()
-        redo.forget(state.overlay)
     if redo.broken:
         state.disown_records()
 
@@ -61,22 +61,34 @@ def sync(state: FileState, *, data_only: bool) -> None:
     state.sync_backing(data_only=data_only)
 
 
+def newest_record(state: FileState, chunk_index: int) -> bytes:
+    """The newest record of a chunk in the overlay; seals one with deltas. The lock is held."""
+    patched = state.overlay.patched.get(chunk_index)
+    if patched is None:
+        return state.overlay.records[chunk_index]
+    context, plain = state.context, memoryview(patched.content)[: patched.length]
+    record = bytearray(context.geometry.record_length(patched.length))
+    nonce = context.nonces(1)
+    context.cipher.seal_run(state.content_key, chunk_index, plain, nonce, memoryview(record))
+    return bytes(record)
+
+
 def _write_overlay(state: FileState) -> None:
-    geometry, records = state.context.geometry, state.overlay.records
+    geometry, indices = state.context.geometry, sorted(state.overlay.records)
     before = os.fstat(state.fd)
     state.mark_data()
-    indices = sorted(records)
     start = 0
     while start < len(indices):
         stop = start + 1
+        pieces = [newest_record(state, indices[start])]
         while (
             stop < len(indices)
             and indices[stop] == indices[stop - 1] + 1
-            and len(records[indices[stop - 1]]) == geometry.record_size
+            and len(pieces[-1]) == geometry.record_size
             and stop - start < _MAX_PIECES
         ):
+            pieces.append(newest_record(state, indices[stop]))
             stop += 1
-        pieces = [records[index] for index in indices[start:stop]]
         write_fully(state.fd, pieces, geometry.record_offset(indices[start]))
         start = stop
     with contextlib.suppress(PermissionError):  # the file belongs to somebody else

@@ -105,12 +105,15 @@ class OpenFile:
         self.state.keep_atime(False)
         os.pread(self.state.fd, 1, 0)
 
-    def _read_now(self, offset: int, out: memoryview) -> int:
+    def _read_now(self, offset: int, out: memoryview, *, patched: bool = True) -> int:
+        """patched: whether chunks of the range may be in the overlay as plaintext."""
         state, geometry = self.state, self._geometry
         size = state.size
         length = min(len(out), size - offset)
         if length <= 0:
             return 0
+        if patched and state.overlay.patched:
+            return self._read_by_chunks(offset, out[:length])
         span = geometry.span(offset, length)
         plain_length = geometry.run_length(span.first, span.last, size)
         cipher_length = geometry.records_size(plain_length)
@@ -130,6 +133,29 @@ class OpenFile:
             raise
         finally:
             self._buffers.give(buffer)
+        return length
+
+    def _read_by_chunks(self, offset: int, out: memoryview) -> int:
+        """Read a range within the file, some of whose chunks are in the overlay as plaintext."""
+        geometry, patched = self._geometry, self.state.overlay.patched
+        done, length, from_disk = 0, len(out), False
+        while done < length:
+            index, start = geometry.chunk_at(offset + done), geometry.offset_in_chunk(offset + done)
+            stop = min(done + geometry.chunk_size - start, length)
+            chunk = patched.get(index)
+            if chunk is not None:
+                out[done:stop] = chunk.content[start : start + stop - done]
+            else:
+                from_disk = True
+                while stop < length and (index := index + 1) not in patched:
+                    stop = min(stop + geometry.chunk_size, length)
+                if self._read_now(offset + done, out[done:stop], patched=False) < stop - done:
+                    raise HeaderError(
+                        "the file was cut while it was open", cipher_path=self.state.cipher_path
+                    )
+            done = stop
+        if not from_disk and not self._context.noatime:
+            self.touch_atime()
         return length
 
     def _lay_over(self, span: ChunkSpan, sealed: memoryview, got: int) -> int:

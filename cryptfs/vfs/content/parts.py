@@ -1,4 +1,4 @@
-"""The parts of a FileState that know nothing of the format: descriptors, marks of writes, a place."""
+"""The parts of a FileState that know nothing of the format: descriptors, marks of writes, overlay, place."""
 
 from __future__ import annotations
 
@@ -126,6 +126,57 @@ class WriteMarks:
     def changes(self) -> bool:
         """Whether this process has written to it, and the header on disk does not say so yet."""
         return self._marks != self._told_mark
+
+
+class PatchedChunk:
+    """A chunk with deltas, as plaintext.
+
+    It is wiped within a change, so that a reader who copies from it meanwhile copies again.
+
+    content: room for a whole chunk.   length: plaintext bytes of the chunk.
+    ends:    nonce and tag of its last value in the journal, a chunk record or a delta.
+    """
+
+    __slots__ = ("content", "ends", "length")
+
+    def __init__(self, content: bytearray, length: int, ends: bytes) -> None:
+        self.content = content
+        self.length = length
+        self.ends = ends
+
+    def wipe(self) -> None:
+        """Fill the memory with zeros."""
+        self.content[:] = bytes(len(self.content))
+
+
+class Overlay:
+    """A file's records that are in the journal and not in their place yet. Changes need its FileState's lock.
+
+    key:      device and inode of the backing file.
+    records:  the newest chunk records, by chunk_index; empty for a chunk in `patched`.
+    patched:  chunks with deltas, by chunk_index.
+    wholes:   numbers of the journal records that have these chunks whole, if deltas on them may follow.
+    last_seq: number of the file's last journal record; 0 before the first.
+    """
+
+    __slots__ = ("key", "last_seq", "patched", "records", "wholes")
+
+    def __init__(self, key: tuple[int, int]) -> None:
+        self.key = key
+        self.records: dict[int, bytes] = {}
+        self.patched: dict[int, PatchedChunk] = {}
+        self.wholes: dict[int, int] = {}
+        self.last_seq = 0
+
+    def drop(self, chunk_index: int) -> int:
+        """Drop a chunk; returns the bytes that it had."""
+        self.wholes.pop(chunk_index, None)
+        gone = len(self.records.pop(chunk_index, b""))
+        patched = self.patched.pop(chunk_index, None)
+        if patched is not None:
+            patched.wipe()
+            gone += len(patched.content)
+        return gone
 
 
 class HasDirId(Protocol):

@@ -10,6 +10,9 @@ hole) is complete in the journal before it touches the file. The level says how 
              not if the machine stops.
     off      there is no redo log.
 
+In a vault with the feature delta-journal, level power logs the changed part of a chunk alone, a delta, where
+the journal file has the chunk already. The overlay then has that chunk as plaintext, with all deltas in it.
+
 The way from the overlay to its place is in homecoming.py. Source: docs/FORMAT.md, section 10.
 """
 
@@ -32,6 +35,7 @@ from cryptfs.core.format.journal import (
     JournalRecord,
     Operation,
     Sessions,
+    counted_size,
     payload_digest,
 )
 from cryptfs.core.keys import JOURNAL_ID_SIZE, Subkeys
@@ -42,6 +46,7 @@ from cryptfs.storage.hosts import lasting_inode, set_aside
 from cryptfs.storage.journal import Journal, drop_records
 from cryptfs.storage.libc import NO_ROOM, syncfs
 from cryptfs.storage.sessions import has_sessions_file, write_sessions_file
+from cryptfs.vfs.content.parts import Overlay, PatchedChunk
 
 log = logging.getLogger(__name__)
 
@@ -59,22 +64,6 @@ class Durability(StrEnum):
 DEFAULT_DURABILITY = Durability.POWER
 
 
-class Overlay:
-    """A file's records that are in the journal and not in their place yet. Changes need its FileState's lock.
-
-    key:      device and inode of the backing file.
-    records:  the newest chunk records, by chunk_index.
-    last_seq: number of the file's last journal record; 0 before the first.
-    """
-
-    __slots__ = ("key", "last_seq", "records")
-
-    def __init__(self, key: tuple[int, int]) -> None:
-        self.key = key
-        self.records: dict[int, bytes] = {}
-        self.last_seq = 0
-
-
 class Logged(NamedTuple):
     """The file of a record: its overlay, the file_id and epoch of its header, and its cipher path."""
 
@@ -82,6 +71,10 @@ class Logged(NamedTuple):
     file_id: bytes
     epoch: int
     cipher_path: str
+
+
+class _LeftBehindError(Exception):
+    """The whole record of a chunk is in the other journal file now, or nowhere."""
 
 
 class RedoLog:
@@ -111,6 +104,7 @@ class RedoLog:
         self.homecomings = 0  # times that a size left `grown`: an operation with an older one looks again
         self.touched: tuple[dict[Overlay, None], dict[Overlay, None]] = ({}, {})  # by either journal file
         self.grown: dict[tuple[int, int], int] = {}  # plaintext sizes of files with a shorter backing file
+        self._deltas = config.has_delta_journal
         self._keys = keys
         self._suite = config.suite
         self._geometry = config.geometry
@@ -180,7 +174,7 @@ class RedoLog:
         # In a vault of 0.1 a replay by 0.1 compares the number, whatever the filesystem is.
         root = lasting_inode(self._vault_fd) if self._owner.host else os.fstat(self._vault_fd).st_ino
         head = JournalHead(self._number, self.journal_id, first_seq, root)
-        return head.pack(self._keys, os.urandom(SMALL_NONCE_SIZE), self._owner)
+        return head.pack(self._keys, os.urandom(SMALL_NONCE_SIZE), self._owner, deltas=self._deltas)
 
     def forget_crashed(self, kept: tuple[bytes, ...]) -> None:
         """All files of the crashed sessions are settled, but for those of some sessions."""
@@ -217,6 +211,10 @@ class RedoLog:
     def log_write(self, file: Logged, first: int, records: memoryview) -> None:
         """Log chunk records that go to their places from chunk `first` on. Raises: OSError."""
         size = self._geometry.chunk_start(first) + self._geometry.plain_length(len(records))
+        wholes = file.overlay.wholes
+        if wholes:  # until `keep`, no delta may name a record from before this one
+            for index in range(first, first + self._geometry.record_count(len(records))):
+                wholes.pop(index, None)
         self._append(file, Operation.WRITE, first, size, records)
 
     def log_shrink(self, file: Logged, size: int, last_chunk: memoryview) -> None:
@@ -228,16 +226,51 @@ class RedoLog:
         """Log chunks that become holes. Raises: OSError."""
         self._append(file, Operation.PUNCH, first, stop, memoryview(b""))
 
-    def _append(self, file: Logged, operation: Operation, first: int, size: int, payload: memoryview) -> None:
+    def takes_delta(self, overlay: Overlay, chunk_index: int) -> bool:
+        """Whether a change of a part of a chunk may be logged as a delta, as far as we can tell now."""
+        journal = self._journal
+        if not (self._deltas and self.durable) or self.broken or journal is None:
+            return False
+        return overlay.wholes.get(chunk_index, 0) >= journal.first_seq
+
+    def log_delta(self, file: Logged, chunk_index: int, size: int, payload: bytes) -> bool:
+        """Log a delta on the newest value of a chunk.
+
+        Returns: False if the journal has begun its other file: the chunk must be logged whole.
+        Raises:  OSError.
+        """
+        whole = file.overlay.wholes.get(chunk_index, 0)
+        try:
+            self._append(file, Operation.DELTA, chunk_index, size, memoryview(payload), whole=whole)
+        except _LeftBehindError:
+            return False
+        return True
+
+    def _append(
+        self,
+        file: Logged,
+        operation: Operation,
+        first: int,
+        size: int,
+        payload: memoryview,
+        *,
+        whole: int | None = None,
+    ) -> None:
+        """whole: number of a record that must be in the same journal file."""
         journal = self._started()
         suite, overlay = self._suite, file.overlay
         path = os.fsencode(file.cipher_path)
         if len(path) > MAX_PATH:
             path = b""  # the inode number also leads to the file
-        digest = payload_digest(path, payload, self._geometry.record_size, suite.nonce_size, suite.tag_size)
+        counted = self._geometry.record_size
+        if whole is not None:
+            counted = counted_size(operation, len(payload), counted)
+        digest = payload_digest(path, payload, counted, suite.nonce_size, suite.tag_size)
         nonce = os.urandom(SMALL_NONCE_SIZE)
 
         def pack(seq: int, place: int) -> Sequence[bytes | memoryview]:
+            if whole is not None and whole < journal.first_seq:
+                raise _LeftBehindError
             self.touched[journal.turn][overlay] = None
             record = JournalRecord(
                 seq=seq,
@@ -261,9 +294,18 @@ class RedoLog:
         more = 0
         for place in range(0, len(records), record_size):
             record = bytes(records[place : place + record_size])
-            more += len(record) - len(kept.get(first, b""))
+            more += len(record) - (overlay.drop(first) if first in kept else 0)
             kept[first] = record
+            if self._deltas:
+                overlay.wholes[first] = overlay.last_seq
             first += 1
+        self._count_overlay(more)
+
+    def patch(self, overlay: Overlay, chunk_index: int, chunk: PatchedChunk) -> None:
+        """Have the plaintext of a chunk in the overlay from now on, and not its record."""
+        more = len(chunk.content) - len(overlay.records[chunk_index])
+        overlay.patched[chunk_index] = chunk
+        overlay.records[chunk_index] = b""
         self._count_overlay(more)
 
     def _count_overlay(self, more: int) -> None:
@@ -337,7 +379,7 @@ class RedoLog:
         records = overlay.records
         if records:
             gone = [index for index in records if index >= first]
-            self._count_overlay(-sum(len(records.pop(index)) for index in gone))
+            self._count_overlay(-sum(map(overlay.drop, gone)))
         if not records and overlay.key in self.grown:
             self.homecomings += 1  # before it goes: see VaultTree
             self.grown.pop(overlay.key, None)

@@ -77,6 +77,8 @@ def refuse_older_config(context: FileContext, vault_fd: int, vault_dir: Path) ->
 
     Raises: VaultConfigError: one of them opens, and the config does not have the feature.   OSError.
     """
+    if not context.deltas and has_delta_journal(context, vault_fd):
+        raise _older_config(vault_dir, f"everything in it that begins with {HOST_PREFIX}")
     if context.config.record_rules.bound:
         return
     looks = MAX_RECORDS_LOOKED_AT
@@ -94,11 +96,29 @@ def refuse_older_config(context: FileContext, vault_fd: int, vault_dir: Path) ->
             looks -= bound is not None
             proof = "the newer directories" if bound else ""
         if proof:
-            raise VaultConfigError(
-                f"{shown(vault_dir / CONFIG_NAME)} is older than the vault, which was upgraded since. "
-                "Restore the newer file from another copy or a backup. If the whole vault is an older copy, "
-                f"remove {proof}"
-            )
+            raise _older_config(vault_dir, proof)
+
+
+def _older_config(vault_dir: Path, proof: str) -> VaultConfigError:
+    return VaultConfigError(
+        f"{shown(vault_dir / CONFIG_NAME)} is older than the vault, which was upgraded since. "
+        "Restore the newer file from another copy or a backup. If the whole vault is an older copy, "
+        f"remove {proof}"
+    )
+
+
+def has_delta_journal(context: FileContext, vault_fd: int) -> bool:
+    """Whether a machine's journal is here that only a vault with the feature delta-journal has."""
+    for name in os.listdir(vault_fd):
+        state = state_of_name(name)
+        if (
+            state is not None
+            and name in state.journals
+            and newest_head(context, vault_fd, state) is None
+            and newest_head(context, vault_fd, state, deltas=True) is not None
+        ):
+            return True
+    return False
 
 
 def refuse_other_masterkey(context: FileContext, vault_fd: int, vault_dir: Path) -> None:
@@ -195,7 +215,7 @@ def opens_as_state(context: FileContext, vault_fd: int, name: str, owner: StateN
         if name == owner.sessions:
             raw = read_sessions_file(vault_fd, owner)
             return raw is not None and Sessions.unpack(raw, context.keys, owner) is not None
-        return name in owner.journals and newest_head(context, vault_fd, owner) is not None
+        return name in owner.journals and newest_head(context, vault_fd, owner, deltas=True) is not None
     except (OSError, IntegrityError):
         return False
 

@@ -105,8 +105,13 @@ def waiting_journals(context: FileContext, vault_fd: int) -> Waiting:
     return Waiting(ids([context.owner]), ids(journals_of_others(vault_fd, context.owner)))
 
 
-def newest_head(context: FileContext, vault_fd: int, owner: StateNames) -> JournalHead | None:
-    """The head of a machine's journal; None if none verifies."""
+def newest_head(
+    context: FileContext, vault_fd: int, owner: StateNames, *, deltas: bool | None = None
+) -> JournalHead | None:
+    """The head of a machine's journal; None if none verifies.
+
+    Args: deltas: read it as in a vault with the feature delta-journal; None is as this vault has it.
+    """
     newest: JournalHead | None = None
     for name in owner.journals:
         try:
@@ -114,7 +119,7 @@ def newest_head(context: FileContext, vault_fd: int, owner: StateNames) -> Journ
         except (OSError, IntegrityError):
             continue
         try:
-            head = _read_head(context, fd, owner)
+            head = _read_head(context, fd, owner, deltas=context.deltas if deltas is None else deltas)
         finally:
             os.close(fd)
         if head is not None and (newest is None or head.number > newest.number):
@@ -178,7 +183,7 @@ def _replay_files(
 ) -> Sessions:
     listed = known is not None or not owner.host  # a vault of 0.1 makes its list at the end of a session
     sessions = known or Sessions()
-    heads = {fd: _read_head(context, fd, owner) for fd in names}
+    heads = {fd: _read_head(context, fd, owner, deltas=context.deltas) for fd in names}
     holding = [head for head in heads.values() if head is not None]
     if not holding:
         log.warning("a journal without a valid head is ignored")
@@ -229,10 +234,10 @@ def _replay_files(
     return sessions
 
 
-def _read_head(context: FileContext, fd: int, owner: StateNames) -> JournalHead | None:
+def _read_head(context: FileContext, fd: int, owner: StateNames, *, deltas: bool) -> JournalHead | None:
     raw = memoryview(bytearray(HEAD_SIZE))
     got = read_fully(fd, raw, 0)
-    return JournalHead.unpack(bytes(raw[:got]), context.keys, owner, deltas=context.deltas)
+    return JournalHead.unpack(bytes(raw[:got]), context.keys, owner, deltas=deltas)
 
 
 def _records(context: FileContext, fd: int, head: JournalHead) -> Iterator[Found]:

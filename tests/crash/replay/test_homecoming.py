@@ -15,7 +15,8 @@ from cryptfs.storage import libc
 from cryptfs.storage.journal import JOURNAL_NAMES, Journal
 from cryptfs.vfs.content import checkpoint, redo
 from cryptfs.vfs.content.filestate import FileState
-from cryptfs.vfs.content.redo import Overlay, RedoLog
+from cryptfs.vfs.content.parts import Overlay
+from cryptfs.vfs.content.redo import RedoLog
 from tests.crash.replay.scenes import (
     CHUNK,
     NAME,
