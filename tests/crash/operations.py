@@ -46,6 +46,20 @@ def written(offset: int, length: int, old: bytes = OLD) -> Operation:
     )
 
 
+def changed_again(offset: int, length: int, times: int = 1) -> Operation:
+    """A write into a chunk whose record is in the journal: with delta-journal a delta, or several."""
+    first = min(offset, SIZE - 1)
+    before = OLD[first : first + length]
+    once = written(offset, length)
+
+    def run(file: OpenFile) -> None:
+        for _ in range(times):
+            file.write(first, before)  # what is there already: so content is the old one or the new one
+        once.run(file)
+
+    return Operation(f"{once.name} after {times}", run, once.result, covered=once.covered)
+
+
 def truncated(size: int) -> Operation:
     return Operation(f"truncate to {size}", lambda file: file.truncate(size), OLD[:size].ljust(size, b"\0"))
 
@@ -79,6 +93,9 @@ WRITES = [
     written(0, 100, old=b""),
     written(0, 3 * CHUNK, old=b""),
     written(CHUNK + 7, 10, old=b""),
+    changed_again(100, 50),
+    changed_again(CHUNK + 1000, 100, times=2),
+    changed_again(SIZE, 10, times=3),
 ]
 GROWTHS = [
     truncated(SIZE + 1),

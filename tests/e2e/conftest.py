@@ -22,7 +22,14 @@ MATRIX = [
     for engine in ENGINES
     for spec in (
         MountSpec(engine),
-        MountSpec(engine, cipher="xchacha20-poly1305", chunk_size=4096, options="nowriteback", tmpfs=False),
+        MountSpec(
+            engine,
+            cipher="xchacha20-poly1305",
+            chunk_size=4096,
+            options="nowriteback",
+            tmpfs=False,
+            deltas=True,
+        ),
         MountSpec(engine, chunk_size=1 << 20, options="noxattrs,allow_other"),
     )
 ]

@@ -40,6 +40,7 @@ class MountSpec:
           tmpfs: whether vault and plain directory are on tmpfs; else on the disk.
           uid, gid: whose daemon it is; None keeps root.
           constants: (module, name, value): what is set to another value in the daemon.
+          deltas: whether the journal may have deltas.
     """
 
     engine: str = "fusepy"
@@ -50,11 +51,13 @@ class MountSpec:
     uid: int | None = None
     gid: int | None = None
     constants: tuple[tuple[str, str, float | list[str]], ...] = ()
+    deltas: bool = False
 
     def __str__(self) -> str:
         parts = [self.engine, self.cipher.partition("-")[0], f"{self.chunk_size // 1024}k"]
         parts += [self.options.replace(",", "-")] if self.options else []
         parts += [] if self.tmpfs else ["disk"]
+        parts += ["deltas"] if self.deltas else []
         parts += [] if self.uid is None else ["user"]
         return "-".join(parts)
 
@@ -103,7 +106,12 @@ class Mounted:
         passphrase = PASSPHRASE.encode()
         spec = self.spec
         Vault.create(
-            self.vault_dir, passphrase, cipher=spec.cipher, chunk_size=spec.chunk_size, kdf_memory=64 << 20
+            self.vault_dir,
+            passphrase,
+            cipher=spec.cipher,
+            chunk_size=spec.chunk_size,
+            kdf_memory=64 << 20,
+            deltas=spec.deltas,
         )
         self.mountpoint.mkdir()
         self.log_path.touch()

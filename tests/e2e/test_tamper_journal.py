@@ -136,7 +136,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.fixture(scope="module", params=ENGINES)
 def session(request: pytest.FixtureRequest) -> Iterator[Session]:
-    spec = MountSpec(request.param)
+    spec = MountSpec(request.param, deltas=request.param == ENGINES[0])
     require_fuse(spec)
     with mounted(spec) as mount:
         session = Session(mount)

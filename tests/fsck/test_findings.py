@@ -300,14 +300,17 @@ def test_unreadable_directories_are_told(vault: BareVault, monkeypatch: pytest.M
     assert any(finding.remains for finding in found)
 
 
-def test_a_journal_that_waits_for_its_replay(tmp_path: Path) -> None:
+@pytest.mark.parametrize("deltas", [False, True], ids=["whole records", "deltas"])
+def test_a_journal_that_waits_for_its_replay(deltas: bool, tmp_path: Path) -> None:
     """Nothing is said of files that it may still change; once it is replayed, all is well."""
-    vault = BareVault(tmp_path / "vault", durability=Durability.POWER)
+    vault = BareVault(tmp_path / "vault", durability=Durability.POWER, deltas=deltas)
     vault.put(b"file", CONTENT)
     vault.put(b"rest", CONTENT)
     vault.reopen()
     with vault.opened(b"file") as file:
         file.write(10, b"overwritten")
+        file.write(12, b"again")
+        assert bool(file.state.overlay.patched) is deltas
         vault.tree.sync_file(file, data_only=False)
         file.write(len(CONTENT), pattern(3 * CHUNK, 5))
         subprocess.run(["cp", "-a", vault.vault_dir, tmp_path / "crashed"], check=True)
@@ -324,8 +327,8 @@ def test_a_journal_that_waits_for_its_replay(tmp_path: Path) -> None:
     assert FindingKind.UNFINISHED_JOURNAL in kinds(found)
     assert [finding.kind for finding in bad(found)] == [FindingKind.NOT_SETTLED]
     assert bad(found)[0].cipher_path == entry
-    replayed = BareVault(tmp_path / "crashed")
+    replayed = BareVault(tmp_path / "crashed", deltas=deltas)
     repair(replayed)
     assert bad(check(replayed)) == []
-    assert replayed.get(b"file")[:30] == CONTENT[:10] + b"overwritten" + CONTENT[21:30]
+    assert replayed.get(b"file")[:30] == CONTENT[:10] + b"ovagaintten" + CONTENT[21:30]
     replayed.close()

@@ -40,9 +40,9 @@ ACL = pack_acl(
 Shown = dict[bytes, Any]
 
 
-def make_vault(vault_dir: Path, cipher: str = "aegis-256") -> None:
-    """A new vault, as small and cheap as can be."""
-    Vault.create(vault_dir, PASSPHRASE, cipher=cipher, chunk_size=CHUNK, kdf_memory=64 * MIB)
+def make_vault(vault_dir: Path, cipher: str = "aegis-256", *, deltas: bool = True) -> None:
+    """A new vault, as small and cheap as can be. deltas: whether its journal may have deltas."""
+    Vault.create(vault_dir, PASSPHRASE, cipher=cipher, chunk_size=CHUNK, kdf_memory=64 * MIB, deltas=deltas)
 
 
 def put(vault: Vault, where: Directory, name: bytes, content: bytes, mode: int = 0o640) -> None:

@@ -60,7 +60,7 @@ def test_a_vault_that_was_made_without_bound_directories(tmp_path: Path, feature
     vault_dir = tmp_path / "vault"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cryptfs.vfs.vault.NEW_FEATURES", features)
-        make_vault(vault_dir)
+        make_vault(vault_dir, deltas=False)
     furnish(vault_dir)
     if SLOTS not in features:
         with pytest.raises(UnsupportedFormatError, match="cryptfs upgrade"):

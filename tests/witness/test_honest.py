@@ -35,11 +35,12 @@ class Honest(RuleBasedStateMachine):
     """A tree that is changed in every way, with files that stay open, crashes, and looks in between."""
 
     durability = Durability.OFF
+    deltas = False
 
     def __init__(self) -> None:
         super().__init__()
         self.base = Path(tempfile.mkdtemp(prefix="witness-tests-"))
-        self.vault = BareVault(self.base / "vault", durability=self.durability)
+        self.vault = BareVault(self.base / "vault", durability=self.durability, deltas=self.deltas)
         self.vault.tree.make_directory(self.vault.root, b"d", 0o755)
         self.open: list[OpenFile] = []
         self.scene = Witnessed(self.vault)
@@ -162,6 +163,7 @@ class HonestWithJournal(Honest):
     """The same with overlay, journal and replay."""
 
     durability = Durability.POWER
+    deltas = True
 
 
 @pytest.mark.parametrize("machine", [Honest, HonestWithJournal])

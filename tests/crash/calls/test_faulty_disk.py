@@ -144,9 +144,11 @@ def run_on_content(
     strike_with: Callable[[int], Strike],
     durability: Durability,
     calls_of: frozenset[str] = CHANGES,
+    *,
+    deltas: bool,
 ) -> Iterator[tuple[str, BareVault, list[BaseException]]]:
     """Each failing call from open to close: where, the vault afterwards, and what was raised on the way."""
-    vault = BareVault(scratch / "vault", durability=durability)
+    vault = BareVault(scratch / "vault", durability=durability, deltas=deltas)
     vault.put(NAME, operation.old)
     vault.close()
     shutil.copytree(vault.vault_dir, scratch / "saved", symlinks=True)
@@ -174,14 +176,14 @@ def run_on_content(
             except (OSError, MemoryError, IntegrityError) as error:
                 raised.append(error)
 
-    vault = BareVault(scratch / "vault", durability=durability)
+    vault = BareVault(scratch / "vault", durability=durability, deltas=deltas)
     failed: list[BaseException] = []
     strikes = list(each_strike(lambda: work(vault, failed), calls_of=calls_of))
     assert failed == []
     vault.close()
     for at in strikes:
         restore(scratch / "vault", scratch / "saved")
-        vault = BareVault(scratch / "vault", durability=durability)
+        vault = BareVault(scratch / "vault", durability=durability, deltas=deltas)
         raised: list[BaseException] = []
         strike = strike_with(at)
         ended = strike.during(lambda: work(vault, raised))  # noqa: B023 - called at once
@@ -205,7 +207,11 @@ def test_operations_on_content(
         return ERRORS[(at + turn) % len(ERRORS)]
 
     steps = run_on_content(
-        operation, scratch, lambda at: Strike(at=at, error=error_at(at), torn=TEARS[2 * torn]), durability
+        operation,
+        scratch,
+        lambda at: Strike(at=at, error=error_at(at), torn=TEARS[2 * torn]),
+        durability,
+        deltas=not torn,
     )
     for at, (where, vault, raised) in enumerate(steps):
         error = error_at(at)
@@ -227,7 +233,12 @@ def test_reading_for_operations_on_content(operation: Operation, scratch: Path) 
     history = FileHistory([operation.old], [False])
     history.change(operation.result)
     steps = run_on_content(
-        operation, scratch, lambda at: Strike(at=at, error=errno.EIO, calls_of=READS), Durability.POWER, READS
+        operation,
+        scratch,
+        lambda at: Strike(at=at, error=errno.EIO, calls_of=READS),
+        Durability.POWER,
+        READS,
+        deltas=True,
     )
     for where, vault, raised in steps:
         found = chunks_in_vault(vault, NAME)

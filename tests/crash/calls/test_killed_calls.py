@@ -211,10 +211,10 @@ def test_death_while_a_dead_writers_file_is_settled(
 ) -> None:
     """Replay and recovery are interrupted at each of their calls, and the next ones do it.
 
-    at_rest: whether the file is of an earlier session than the one that died.
+    at_rest: whether the file is of an earlier session than the one that died; then there are deltas.
     """
     for operation in OPERATIONS:
-        vault = BareVault(scratch / "vault", durability=durability)
+        vault = BareVault(scratch / "vault", durability=durability, deltas=at_rest)
         vault.put(NAME, operation.old)
         if at_rest:
             vault.reopen()
@@ -225,7 +225,7 @@ def test_death_while_a_dead_writers_file_is_settled(
         expected = operation.result
 
         def settle() -> None:
-            reopened = BareVault(scratch / "vault", durability=durability)
+            reopened = BareVault(scratch / "vault", durability=durability, deltas=at_rest)
             with reopened.opened(NAME, os.O_RDONLY) as found:
                 found.read(0, 1)
             reopened.close()
@@ -238,7 +238,7 @@ def test_death_while_a_dead_writers_file_is_settled(
                 strike = Strike(at=at, torn=torn)
                 strike.during(settle)
                 assert strike.struck
-                survivor = BareVault(scratch / "vault", durability=durability)
+                survivor = BareVault(scratch / "vault", durability=durability, deltas=at_rest)
                 assert survivor.get(NAME) == expected, f"{operation.name}: call {at}, {strike.struck}"
                 survivor.close()
         shutil.rmtree(scratch / "vault")

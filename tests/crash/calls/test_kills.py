@@ -16,9 +16,9 @@ SEED = int(os.environ.get("CRYPTFS_CRASH_SEED", "0"))
 KILLS = int(os.environ.get("CRYPTFS_CRASH_KILLS", "50"))
 SPECS = [
     MountSpec("native", chunk_size=4096, options="nowriteback"),
-    MountSpec("native", options="nowriteback", cipher="xchacha20-poly1305"),
+    MountSpec("native", options="nowriteback", cipher="xchacha20-poly1305", deltas=True),
     MountSpec("native", options="nowriteback,durability=process", tmpfs=False),
-    MountSpec("native", chunk_size=4096),
+    MountSpec("native", chunk_size=4096, deltas=True),
     MountSpec("native", tmpfs=False),
     MountSpec("native", options="nowriteback,durability=off"),
 ]

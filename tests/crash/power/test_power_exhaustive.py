@@ -47,7 +47,7 @@ def scratch() -> Iterator[Path]:
 
 def record(vault_dir: Path, operation: Operation) -> Recording:
     """A file that is on disk; the operation; an fsync; the close; the end of the vault."""
-    vault = BareVault(vault_dir, durability=Durability.POWER)
+    vault = BareVault(vault_dir, durability=Durability.POWER, deltas=True)
     vault.put(NAME, operation.old)
     vault.reopen()
     recorder = Recorder(vault_dir)
@@ -87,7 +87,7 @@ def test_every_state_of_the_disk(operation: Operation, scratch: Path) -> None:
     assert {tuple(image.marks) for image in images} >= {("asked",), ("asked", "synced")}
     for image in images:
         image.write_to(scratch / "image")
-        vault = BareVault(scratch / "image", durability=Durability.POWER)
+        vault = BareVault(scratch / "image", durability=Durability.POWER, deltas=True)
         history = history_at(image, operation)
         wrong = history.findings(chunks_in_vault(vault, NAME), rules)
         assert not wrong, f"cut {image.cut}, choices {image.choices}, {image.marks}: {wrong}"

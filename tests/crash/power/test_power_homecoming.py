@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cryptfs.core.aead import AEGIS_256
+from cryptfs.core.names.host import StateNames
 from cryptfs.vfs.content.filestate import FileState
 from cryptfs.vfs.content.filetable import FileTable
 from cryptfs.vfs.content.redo import Durability
@@ -20,7 +21,7 @@ from tests.crash.power.recorder import Recorder
 from tests.crash.power.test_power import CHUNK, QUIET, wrong_with
 from tests.crash.program import Program, Promise
 from tests.e2e.mounting import scratch_directory
-from tests.support import BareVault, pattern
+from tests.support import OWNERS, BareVault, pattern
 
 SEED = int(os.environ.get("CRYPTFS_CRASH_SEED", "0"))
 PROGRAMS = int(os.environ.get("CRYPTFS_CRASH_POWER_PROGRAMS", "6"))
@@ -99,8 +100,10 @@ class Beside:
         self._work.close()
 
 
-def record(vault_dir: Path, seed: int) -> Recording:
-    vault = BareVault(vault_dir, cipher=AEGIS_256.name, chunk_size=CHUNK, durability=Durability.POWER)
+def record(vault_dir: Path, seed: int, owner: StateNames) -> Recording:
+    vault = BareVault(
+        vault_dir, cipher=AEGIS_256.name, chunk_size=CHUNK, durability=Durability.POWER, owner=owner
+    )
     vault.put(QUIET, pattern(30_000))
     recorder = Recorder(vault_dir)
     beside = Beside(vault, seed, recorder)
@@ -117,9 +120,10 @@ def test_random_programs_go_on_while_files_come_home(number: int) -> None:
     seed = SEED * 1_000_000 + number
     scratch = scratch_directory(tmpfs=True)
     try:
-        recording = record(scratch / "vault", seed)
+        owner = OWNERS[number % len(OWNERS)]
+        recording = record(scratch / "vault", seed, owner)
         for image in crash_images(recording, count=IMAGES, seed=seed):
-            found = wrong_with(image, scratch / "image", seed, AEGIS_256.name, Durability.POWER)
+            found = wrong_with(image, scratch / "image", seed, AEGIS_256.name, Durability.POWER, owner)
             assert not found, f"seed {seed}, cut {image.cut}, choices {image.choices}: {found}"
     finally:
         shutil.rmtree(scratch)

@@ -37,7 +37,7 @@ DAMAGE = (
 """Files that were new, and the names of such, may be damaged; what else is found to be so, or missing, fails
 by the rules of the history."""
 FILE_SIZE = 200 << 10
-SPEC = MountSpec("native", chunk_size=4096)
+SPEC = MountSpec("native", chunk_size=4096, deltas=True)
 
 
 @dataclass(frozen=True)
