@@ -85,8 +85,8 @@ class JournalHead:
     ) -> JournalHead | None:
         """Verify and decode; None if it is not one, or damaged, forged, of another vault or machine.
 
-        Args: deltas: whether the vault has the feature delta-journal. Without it, a head from after an
-              upgrade is none. With it, one from before is a head: another machine may have used the vault.
+        Args: deltas: whether the vault has the feature delta-journal. Without it, the head of a vault with it
+              does not open. With it, an older head does: another machine may have used the vault meanwhile.
         """
         clear_size = len(HEAD_MAGIC) + JOURNAL_ID_SIZE
         end = clear_size + _HEAD.size + SMALL_OVERHEAD

@@ -310,5 +310,6 @@ class FileTable:
             except OSError as error:
                 log.error("%s: the header could not be written: %s", state.cipher_path, error.strerror)
             with self._lock:
+                state.overlay.wipe()
                 if self._states.pop(state.key, None) is not None:
                     state.close_descriptors()

@@ -178,6 +178,11 @@ class Overlay:
             gone += len(patched.content)
         return gone
 
+    def wipe(self) -> None:
+        """At the end: what could not come home is in the journal, for the next mount."""
+        for patched in self.patched.values():
+            patched.wipe()
+
 
 class HasDirId(Protocol):
     """The directory that a name is in, as the files in it know it."""

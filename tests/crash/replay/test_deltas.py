@@ -14,10 +14,9 @@ from cryptfs.core.format.journal import JournalHead, Operation
 from cryptfs.core.geometry import HEADER_SIZE
 from cryptfs.core.names.host import StateNames
 from cryptfs.storage.libc import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE
-from cryptfs.vfs.content import mtimes, ranges
+from cryptfs.vfs.content import homecoming, mtimes, ranges
 from cryptfs.vfs.content.openfile import OpenFile
 from cryptfs.vfs.content.redo import Durability, RedoLog
-from cryptfs.vfs.recovery import replay
 from tests.crash.replay.scenes import (
     NAME,
     POWER,
@@ -312,6 +311,25 @@ def test_an_unlinked_file_leaves_no_plaintext(vault: BareVault) -> None:
     assert redo_of(vault).overlay_size == 0
 
 
+def test_what_cannot_come_home_is_wiped_at_the_end(vault: BareVault, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The places cannot be written; the journal stays for the next mount."""
+    file = writer(vault)
+    file.write(0, PIECE)
+    file.write(10, LATER)
+    chunks = list(state_of(vault).overlay.patched.values())
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(homecoming, "write_fully", refuse)
+        vault.close()
+    assert chunks
+    assert not any(any(chunk.content) for chunk in chunks)
+    vault._start(read_only=False)
+    assert vault.get(NAME) == replaced(replaced(OLD, 0, PIECE), 10, LATER)
+
+
 def test_reads_across_plaintext_and_sealed_chunks(vault: BareVault) -> None:
     file = writer(vault)
     file.write(CHUNK, PIECE)
@@ -411,29 +429,3 @@ def test_the_file_has_one_record_of_each_chunk_after_many_changes(vault: BareVau
     assert after[:size] != before[:size]
     assert after[size:] == before[size:]
     assert after[:32] != before[:32]
-
-
-def test_a_replay_of_deltas_twice_seals_afresh(vault: BareVault, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A replay that was killed at its end is done again: the same content, under other nonces."""
-    file = writer(vault)
-    file.write(0, PIECE)
-    file.write(10, LATER)
-    expected = file.read(0, len(OLD))
-    vault.die()
-
-    class Killed(BaseException):
-        pass
-
-    def kill(*_: object) -> None:
-        raise Killed
-
-    path, places = vault.backing(NAME), []
-    for _ in range(2):
-        with monkeypatch.context() as patch:
-            patch.setattr(replay, "drop_records", kill)
-            with pytest.raises(Killed):
-                vault._start(read_only=False)
-        places.append(path.read_bytes()[HEADER_SIZE : HEADER_SIZE + vault.geometry.record_size])
-    assert places[0] != places[1]
-    vault._start(read_only=False)
-    assert vault.get(NAME) == expected

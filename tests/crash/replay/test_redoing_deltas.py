@@ -6,6 +6,7 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -25,8 +26,10 @@ from cryptfs.core.slots.config import DELTA_JOURNAL
 from cryptfs.errors import ChunkError
 from cryptfs.storage.backing import write_fully
 from cryptfs.vfs.content.context import FileContext
-from cryptfs.vfs.recovery import redoing
+from cryptfs.vfs.recovery import redoing, replay
 from cryptfs.vfs.recovery.redoing import FileRedo, Found
+from tests.crash.replay.scenes import NAME, writer
+from tests.crash.replay.test_deltas import LATER, OLD, PIECE, make
 from tests.support import KIB, bare_config, pattern
 
 CHUNK = 4 * KIB
@@ -213,3 +216,30 @@ def test_without_a_record_no_later_one_of_its_chunk_is_redone(
             assert redone is not (follows and not healed)
     finally:
         scene.close()
+
+
+def test_a_replay_of_deltas_twice_seals_afresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replay that was killed at its end is done again: the same content, under other nonces."""
+    vault = make(tmp_path / "vault")
+    file = writer(vault)
+    file.write(0, PIECE)
+    file.write(10, LATER)
+    expected = file.read(0, len(OLD))
+    vault.die()
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*_: object) -> None:
+        raise Killed
+
+    path, places = vault.backing(NAME), []
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(replay, "drop_records", kill)
+            with pytest.raises(Killed):
+                vault._start(read_only=False)
+        places.append(path.read_bytes()[HEADER_SIZE : HEADER_SIZE + vault.geometry.record_size])
+    assert places[0] != places[1]
+    vault._start(read_only=False)
+    assert vault.get(NAME) == expected
