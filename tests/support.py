@@ -73,6 +73,16 @@ def state_files(vault_dir: Path, kind: str) -> list[str]:
     return sorted(name for name in os.listdir(vault_dir) if re.fullmatch(pattern, name))
 
 
+def everything_below(directory: Path) -> Iterator[Path]:
+    """As rglob("*"), which on some versions reads links: that moves their times, and fails with long ones."""
+    with os.scandir(directory) as found:
+        entries = sorted(found, key=lambda entry: entry.name)
+    for entry in entries:
+        yield directory / entry.name
+        if entry.is_dir(follow_symlinks=False):
+            yield from everything_below(directory / entry.name)
+
+
 has_company = False
 """Whether the test that runs has the mark `waits`: others with it may run beside it."""
 

@@ -15,7 +15,7 @@ from cryptfs.fsck.check import VaultCheck
 from cryptfs.fsck.findings import Finding, FindingKind, Severity
 from cryptfs.fsck.repair import Repairer
 from cryptfs.vfs.tree.directory import SELF, Directory
-from tests.support import KIB, BareVault, pattern
+from tests.support import KIB, BareVault, everything_below, pattern
 
 CHUNK = 4 * KIB
 LONG = b"l" * 200
@@ -149,7 +149,7 @@ def snapshot(vault_dir: Path) -> dict[str, tuple[object, ...]]:
 
     def paths() -> Iterator[Path]:
         yield vault_dir
-        yield from vault_dir.rglob("*")
+        yield from everything_below(vault_dir)
 
     found: dict[str, tuple[object, ...]] = {}
     for path in paths():

@@ -10,13 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cryptfs.core.names.dirrecord import RECORD_NAME
+from tests.support import everything_below
 
 Vandalism = Callable[[random.Random, list[Path]], None]
 
 
 def things(vault_dir: Path) -> list[Path]:
     """Everything below the vault directory, in an order that does not depend on the machine's."""
-    return sorted(vault_dir.rglob("*"))
+    return sorted(everything_below(vault_dir))
 
 
 def _file(rng: random.Random, paths: list[Path]) -> Path | None:

@@ -136,7 +136,9 @@ def hybrid_scenarios() -> Scenarios:
         "hpke-recipient-capitals": _refused(
             "A recipient in capitals.", _UNUSABLE, _set("recipient", recipient.upper())
         ),
-        "hpke-recipient-number": _refused("A number as recipient.", "in a way", _set("recipient", 1)),
-        "hpke-field-missing": _refused("No enc.", "in a way", lambda params: params.pop("enc")),
-        "hpke-field-more": _refused("A field too many.", "in a way", _set("kem", 0x647A)),
+        "hpke-recipient-number": _refused(
+            "A number as recipient.", "cannot derive its key", _set("recipient", 1)
+        ),
+        "hpke-field-missing": _refused("No enc.", "cannot derive its key", lambda params: params.pop("enc")),
+        "hpke-field-more": _refused("A field too many.", "cannot derive its key", _set("kem", 0x647A)),
     }

@@ -292,9 +292,9 @@ def _token_refusals() -> Scenarios:
         ),
         "fido2-uv-replaced": refused("The token is to verify its user: another secret.", secret, uv=1),
         "fido2-salt-replaced": refused("Another salt.", secret, salt="00" * 32),
-        "fido2-uv-2": refused("A uv of 2.", "does not know", invalid, uv=2),
+        "fido2-uv-2": refused("A uv of 2.", "cannot derive its key", invalid, uv=2),
         "fido2-salt-short": refused("A salt of 31 bytes.", "salt is not 32 bytes", invalid, salt="00" * 31),
         "fido2-credential-empty": refused("No credential.", "0 bytes", invalid, credential=""),
         "fido2-credential-long": refused("1025 bytes.", "1025 bytes", invalid, credential="00" * 1025),
-        "fido2-rp": refused("A field too many.", "does not know", invalid, rp="cryptfs"),
+        "fido2-rp": refused("A field too many.", "cannot derive its key", invalid, rp="cryptfs"),
     }

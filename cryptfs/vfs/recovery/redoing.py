@@ -22,7 +22,7 @@ from cryptfs.vfs.content.context import FileContext
 _ZEROS = bytes(1024 * 1024)
 
 
-class Found(NamedTuple):
+class FoundRecord(NamedTuple):
     """A record that authenticates. fd: of its journal file.   payload: its place there, and its size."""
 
     record: JournalRecord
@@ -41,7 +41,9 @@ class _Content(NamedTuple):
 class FileRedo:
     """Args: fd: of the file, for reading and writing.   header: of it.   records: all that may count."""
 
-    def __init__(self, context: FileContext, fd: int, header: FileHeader, records: Iterable[Found]) -> None:
+    def __init__(
+        self, context: FileContext, fd: int, header: FileHeader, records: Iterable[FoundRecord]
+    ) -> None:
         self._context = context
         self._geometry = context.geometry
         self._fd = fd
@@ -51,7 +53,7 @@ class FileRedo:
         self._changed = {each.record.first for each in records if each.record.operation is Operation.DELTA}
         self._contents: dict[int, _Content] = {}  # of chunks that deltas are about
 
-    def redo(self, found: Found) -> bool:
+    def redo(self, found: FoundRecord) -> bool:
         """Redo one record, as far as the file reaches; False if it does not verify.
 
         Raises: OSError: the file could not be written.
@@ -67,7 +69,7 @@ class FileRedo:
             return self._redo_shrink(found.record, payload)
         return self._redo_punch(found.record)
 
-    def _payload(self, found: Found) -> memoryview | None:
+    def _payload(self, found: FoundRecord) -> memoryview | None:
         """A record's payload, if it has the digest."""
         record, suite = found.record, self._context.suite
         if found.payload + found.payload_size > os.fstat(found.fd).st_size:

@@ -43,7 +43,7 @@ from cryptfs.storage.sessions import (
 )
 from cryptfs.vfs.content.context import FileContext
 from cryptfs.vfs.recovery.filefinder import FileFinder, WantedFile
-from cryptfs.vfs.recovery.redoing import FileRedo, Found
+from cryptfs.vfs.recovery.redoing import FileRedo, FoundRecord
 
 log = logging.getLogger(__name__)
 
@@ -240,7 +240,7 @@ def _read_head(context: FileContext, fd: int, owner: StateNames, *, deltas: bool
     return JournalHead.unpack(bytes(raw[:got]), context.keys, owner, deltas=deltas)
 
 
-def _records(context: FileContext, fd: int, head: JournalHead) -> Iterator[Found]:
+def _records(context: FileContext, fd: int, head: JournalHead) -> Iterator[FoundRecord]:
     """The records of a file that authenticate, in no order."""
     size = os.fstat(fd).st_size
     buffer = memoryview(bytearray(_SCAN_SIZE))
@@ -257,7 +257,7 @@ def _records(context: FileContext, fd: int, head: JournalHead) -> Iterator[Found
         base += _SCAN_SIZE
 
 
-def _record_at(context: FileContext, fd: int, head: JournalHead, place: int) -> Found | None:
+def _record_at(context: FileContext, fd: int, head: JournalHead, place: int) -> FoundRecord | None:
     prefix = os.pread(fd, PREFIX_SIZE, place)
     sizes = record_lengths(prefix)
     if sizes is None:
@@ -265,7 +265,7 @@ def _record_at(context: FileContext, fd: int, head: JournalHead, place: int) -> 
     path_size, payload_size = sizes
     path = os.pread(fd, path_size, place + PREFIX_SIZE)
     record = unpack_record(prefix, path, context.keys, head.journal_id, place, deltas=context.deltas)
-    return None if record is None else Found(record, fd, place + PREFIX_SIZE + path_size, payload_size)
+    return None if record is None else FoundRecord(record, fd, place + PREFIX_SIZE + path_size, payload_size)
 
 
 class _Replayer:
@@ -281,9 +281,9 @@ class _Replayer:
         self._oldest = oldest
         self._report = ReplayReport()
 
-    def run(self, found: list[Found]) -> ReplayReport:
+    def run(self, found: list[FoundRecord]) -> ReplayReport:
         """Redo the records, file by file, each in order."""
-        files: dict[WantedFile, list[Found]] = defaultdict(list)
+        files: dict[WantedFile, list[FoundRecord]] = defaultdict(list)
         for each in sorted(found, key=lambda each: each.record.seq):
             files[WantedFile(each.record.inode, each.record.file_id)].append(each)
         missing = {}
@@ -307,7 +307,7 @@ class _Replayer:
 
     # ---- redoing
 
-    def _redo_file(self, fd: int, records: list[Found]) -> None:
+    def _redo_file(self, fd: int, records: list[FoundRecord]) -> None:
         """Redo the records of one file and sync it. Takes the descriptor over."""
         try:
             header = self._finder.header_of(fd)

@@ -27,7 +27,7 @@ from cryptfs.errors import ChunkError
 from cryptfs.storage.backing import write_fully
 from cryptfs.vfs.content.context import FileContext
 from cryptfs.vfs.recovery import redoing, replay
-from cryptfs.vfs.recovery.redoing import FileRedo, Found
+from cryptfs.vfs.recovery.redoing import FileRedo, FoundRecord
 from tests.crash.replay.scenes import NAME, writer
 from tests.crash.replay.test_deltas import LATER, OLD, PIECE, make
 from tests.support import KIB, bare_config, pattern
@@ -52,7 +52,7 @@ class Scene:
         del self.plain[-1][length:]
         self.versions = [{bytes(plain)} for plain in self.plain]
         self.ends: dict[int, bytes] = {}
-        self.found: list[Found] = []
+        self.found: list[FoundRecord] = []
         self.journal = tempfile.TemporaryFile()  # noqa: SIM115 - the scene closes it
         self.file = tempfile.TemporaryFile()  # noqa: SIM115
 
@@ -95,7 +95,7 @@ class Scene:
         place = self.journal.seek(0, os.SEEK_END)
         self.journal.write(payload)
         self.journal.flush()
-        self.found.append(Found(record, self.journal.fileno(), place, len(payload)))
+        self.found.append(FoundRecord(record, self.journal.fileno(), place, len(payload)))
 
     def lay_out(self, places: list[bytes]) -> None:
         """Put records, or what is left of them, into the places."""

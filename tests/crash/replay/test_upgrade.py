@@ -27,9 +27,9 @@ from cryptfs.vfs.vault import Vault, read_config
 from tests.crash.replay import scenes
 from tests.crash.replay.scenes import CHUNK, NAME, OLD, copy_of, replaced
 from tests.crash.striking import Strike
-from tests.support import KIB, MIB, crash_in, make_old_vault, pattern, state_files
+from tests.support import KIB, MIB, crash_in, everything_below, make_old_vault, pattern, state_files
 
-pytestmark = pytest.mark.serial
+pytestmark = pytest.mark.waits
 
 PASSPHRASE, SECOND = b"of an old vault", b"of its second slot"
 NEW = pattern(CHUNK, 2)
@@ -96,13 +96,14 @@ def directories_of(one: Vault) -> dict[tuple[bytes, ...], Directory]:
 
 
 def versions_in(vault_dir: Path) -> list[int]:
-    return [path.read_bytes()[8] for path in vault_dir.rglob(RECORD_NAME)]
+    return [path.read_bytes()[8] for path in everything_below(vault_dir) if path.name == RECORD_NAME]
 
 
 def assert_bound(vault_dir: Path) -> None:
     """Every directory is bound to its place, and nothing is left over."""
     assert versions_in(vault_dir) == [2] * len(DIRECTORIES)
-    assert not list(vault_dir.glob("*/**/cryptfs.tmp.*"))
+    left = [path for path in everything_below(vault_dir) if path.name.startswith("cryptfs.tmp.")]
+    assert not [path for path in left if path.parent != vault_dir]
     with Vault.unlock(vault_dir, PASSPHRASE, read_only=True) as one:
         for path, directory in directories_of(one).items():
             if path:
