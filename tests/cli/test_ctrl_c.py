@@ -15,6 +15,7 @@ import pytest
 from cryptfs.vfs.vault import Vault
 from tests.all_keys import CHEAP, FIRST, AllKeys
 from tests.cli.test_cli_processes import CRYPTFS, Terminal
+from tests.support import everything_below
 
 pytestmark = pytest.mark.serial
 
@@ -116,7 +117,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> AllKeys:
 
 def everything(place: Path) -> dict[str, bytes]:
     """All files in a directory, but the locks, which a command may make."""
-    files = (each for each in place.rglob("*") if each.is_file() and not each.name.endswith("lock"))
+    files = (each for each in everything_below(place) if each.is_file() and not each.name.endswith("lock"))
     return {str(each.relative_to(place)): each.read_bytes() for each in files}
 
 

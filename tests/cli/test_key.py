@@ -13,7 +13,7 @@ from cryptfs.unlock.calibration import MOST_MEMORY, Calibrated, calibrate
 from cryptfs.unlock.keyfile import is_made_here
 from cryptfs.vfs.vault import Vault, read_config
 from tests.commands import Outcome, Run, runner
-from tests.support import make_old_vault
+from tests.support import everything_below, make_old_vault
 
 MEMORY = 64 << 20
 CHEAP = ("--kdf-memory", "64m")
@@ -205,7 +205,7 @@ def test_a_slot_that_is_removed_opens_nothing_and_leaves_nothing(keys: Keys) -> 
     assert not keys.opens(*keys.passfile(1))
     assert keys.opens(*keys.passfile(0))
     pieces = [gone.wrapped.encode(), gone.commitment.encode(), str(gone.params["salt"]).encode()]
-    for path in keys.vault.rglob("*"):
+    for path in everything_below(keys.vault):
         content = path.read_bytes()
         assert not any(piece in content for piece in pieces), path
     assert (keys.vault / "cryptfs.tmp.other").exists()

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tests.e2e.mounting import PASSPHRASE, Mounted, MountSpec, scratch_directory
-from tests.support import child_environment
+from tests.support import child_environment, everything_below
 
 _RUN = """
 import importlib, json, sys
@@ -80,7 +80,7 @@ class SyncClient:
     @staticmethod
     def _look(side: Path) -> dict[str, tuple[int, int, int]]:
         found = {}
-        for path in side.rglob("*"):
+        for path in everything_below(side):
             with contextlib.suppress(FileNotFoundError):
                 st = path.lstat()
                 if path.is_file() and not path.is_symlink():

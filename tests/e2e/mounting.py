@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import select
 import selectors
 import shutil
 import signal
@@ -18,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptfs.vfs.vault import Vault
-from tests.support import needs_no_company
+from tests.support import everything_below, needs_no_company
 
 PROJECT = Path(__file__).parents[2]
 PASSPHRASE = "tests only"
@@ -116,7 +117,7 @@ class Mounted:
         self.mountpoint.mkdir()
         self.log_path.touch()
         if spec.uid is not None:
-            for path in (self.vault_dir, *self.vault_dir.rglob("*"), self.mountpoint):
+            for path in (self.vault_dir, *everything_below(self.vault_dir), self.mountpoint):
                 os.chown(path, spec.uid, -1 if spec.gid is None else spec.gid)
 
     def start(self) -> None:
@@ -177,8 +178,16 @@ class Mounted:
     def nodes(self) -> int:
         """How many nodes the daemon keeps now; of the native engine."""
         assert self._process is not None and self._process.stdout is not None
-        self._process.send_signal(signal.SIGUSR1)
-        return int(os.read(self._process.stdout.fileno(), 64))
+        answers = self._process.stdout.fileno()
+        while select.select([answers], [], [], 0)[0]:
+            os.read(answers, 64)  # a second one to an earlier signal
+        deadline = time.monotonic() + END_SECONDS
+        while time.monotonic() < deadline:
+            # A signal right before the daemon blocks in read(2) is handled with its next request only.
+            self._process.send_signal(signal.SIGUSR1)
+            if select.select([answers], [], [], 1)[0]:
+                return int(os.read(answers, 64).split()[-1])
+        raise AssertionError("the daemon does not say how many nodes it keeps")
 
     def unmount(self) -> None:
         """Unmount, lazily if it is busy, and see the daemon end by itself, without an error."""

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import everything_below
+
 PACKAGES = {
     "rsync": "rsync",
     "git": "git",
@@ -65,7 +67,7 @@ def part_of(source: Path, target: Path, budget: int) -> None:
             return
         if entry.is_dir() and not entry.is_symlink():
             run("cp", "-a", entry, target)
-            budget -= sum(path.lstat().st_size for path in entry.rglob("*"))
+            budget -= sum(path.lstat().st_size for path in everything_below(entry))
 
 
 def git(*arguments: str | Path, cwd: Path) -> str:

@@ -16,6 +16,7 @@ import pytest
 
 from tests.e2e.conftest import ENGINES, require_fuse
 from tests.e2e.mounting import Mounted, MountSpec, mounted
+from tests.support import everything_below
 
 pytestmark = pytest.mark.waits
 
@@ -45,7 +46,7 @@ def mount(request: pytest.FixtureRequest) -> Iterator[Mounted]:
 def backing(mount: Mounted, path: Path) -> Path:
     """The backing file: the mount shows the inodes of the vault."""
     wanted = path.lstat().st_ino
-    return next(each for each in mount.vault_dir.rglob("*") if each.lstat().st_ino == wanted)
+    return next(each for each in everything_below(mount.vault_dir) if each.lstat().st_ino == wanted)
 
 
 def make(mount: Mounted, name: str, content: bytes) -> Path:

@@ -7,6 +7,7 @@ import errno
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,6 +64,19 @@ def mount(place: Place, *options: str, code: int = 0) -> str:
     return place.mount(*options, "--log-file", log, code=code).stderr
 
 
+def wait_for_room(path: Path, text: str) -> None:
+    """Write a file. The room of a deleted one is free once the kernel has forgotten it, moments later."""
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            path.write_text(text)
+        except OSError as error:
+            assert error.errno == errno.ENOSPC and time.monotonic() < deadline
+            time.sleep(0.01)
+        else:
+            return
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_full_disk_can_be_mounted_and_cleared(place: Place, disk: Path, engine: str) -> None:
     mount(place, "--engine", engine)
@@ -81,7 +95,7 @@ def test_a_full_disk_can_be_mounted_and_cleared(place: Place, disk: Path, engine
     (place.mountpoint / "directory").rmdir()
     assert (place.mountpoint / "small").read_text() == "kept"
     (place.mountpoint / "large").unlink()
-    (place.mountpoint / "new").write_text("there is room again")
+    wait_for_room(place.mountpoint / "new", "there is room again")
     held_by = place.info()["held_by"]
     assert isinstance(held_by, dict) and held_by["pid"] > 1  # the next session had room for its note
     place.umount()

@@ -16,7 +16,7 @@ from cryptfs.mount.mounts import wait_until
 from cryptfs.storage.vaultdir import lock_holder
 from tests.e2e.conftest import ENGINES
 from tests.e2e.mounting import detach, is_mounted
-from tests.support import child_environment
+from tests.support import child_environment, everything_below
 
 pytestmark = [
     pytest.mark.timeout(120),
@@ -93,8 +93,8 @@ def fail(place: Path) -> int:
 def damage(vault: Path) -> None:
     """A bit in the middle of everything; of one directory record only, to reach what is in the others."""
     seen = set()
-    spared = sorted(vault.rglob("cryptfs.dir"))[1:]
-    for path in vault.rglob("*"):
+    spared = [path for path in everything_below(vault) if path.name == "cryptfs.dir"][1:]
+    for path in everything_below(vault):
         if path in spared or (path.parent == vault and path.name.startswith("cryptfs.")):
             continue
         if path.is_symlink():

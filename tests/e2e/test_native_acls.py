@@ -17,6 +17,7 @@ from tests.e2e.mounting import MountSpec, mounted
 from tests.e2e.posix import MAKING, open_with, write
 from tests.e2e.trace import Case, Cases, Trace
 from tests.e2e.users import MEMBER, OTHER, OWNER, ROOT, USERS, do_as, watch
+from tests.support import everything_below
 
 CASES = Cases()
 ACCESS, DEFAULT = "system.posix_acl_access", "system.posix_acl_default"
@@ -364,6 +365,6 @@ def test_they_are_sealed(private_pair: Pair) -> None:
     write(os.fsencode(private_pair.mount.mountpoint / "file"))
     acl = f"u:{U}:rwx"
     subprocess.run(["setfacl", "-m", acl, str(private_pair.mount.mountpoint / "file")], check=True)
-    for path in private_pair.mount.vault_dir.rglob("*"):
+    for path in everything_below(private_pair.mount.vault_dir):
         for name in os.listxattr(path, follow_symlinks=False):
             assert name.startswith("user.cryptfs.") and b"\x02\0\0\0\x01\0" not in os.getxattr(path, name)

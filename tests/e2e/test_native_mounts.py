@@ -22,6 +22,7 @@ from tests.e2e.posix import ALL_CALLS, open_with, write
 from tests.e2e.test_users import as_user as in_child
 from tests.e2e.trace import Trace, first_difference, run_case
 from tests.e2e.users import OTHER, OWNER, do_as, moved, stamp
+from tests.support import everything_below
 
 pytestmark = [
     pytest.mark.serial,
@@ -115,7 +116,9 @@ def test_read_only_mounts_say_erofs_where_others_do() -> None:
 
 
 def vault_bytes(vault_dir: Path) -> dict[str, tuple[int, bytes]]:
-    files = [path for path in sorted(vault_dir.rglob("*")) if path.is_file() and path.name != "cryptfs.lock"]
+    files = [
+        path for path in sorted(everything_below(vault_dir)) if path.is_file() and path.name != "cryptfs.lock"
+    ]
     return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
 

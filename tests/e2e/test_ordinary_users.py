@@ -17,7 +17,7 @@ from tests.e2e.conftest import ENGINES, require_fuse
 from tests.e2e.mounting import Mounted, MountSpec, mounted
 from tests.e2e.test_users import NOBODY, OTHER, as_user
 from tests.e2e.trace import Record, Trace, first_difference, run_case
-from tests.support import make_old_vault
+from tests.support import everything_below, make_old_vault
 
 pytestmark = [
     pytest.mark.waits,
@@ -223,7 +223,11 @@ def test_a_directory_without_the_right_to_search_after_a_remount(private: Mounte
 
 
 def owners_below(vault_dir: Path) -> set[int]:
-    return {path.lstat().st_uid for path in (vault_dir, *vault_dir.rglob("cryptfs.*"))}
+    return {
+        path.lstat().st_uid
+        for path in (vault_dir, *everything_below(vault_dir))
+        if path == vault_dir or path.name.startswith("cryptfs.")
+    }
 
 
 @pytest.mark.parametrize("options", ["", "allow_other"])
@@ -234,7 +238,7 @@ def test_root_mounts_the_vault_of_a_user_once(engine: str, options: str) -> None
     require_fuse(spec)
     with mounted(spec) as mount:
         mount.unmount()
-        for path in (mount.vault_dir, *mount.vault_dir.rglob("*")):
+        for path in (mount.vault_dir, *everything_below(mount.vault_dir)):
             os.chown(path, *NOBODY)
         mount.start()
         top, long = mount.mountpoint, "l" * 250
@@ -256,7 +260,11 @@ def test_root_mounts_the_vault_of_a_user_once(engine: str, options: str) -> None
         with (top / "mine" / long / "file").open("r+b") as file:
             file.write(b"OVERWRITTEN")
         mount.unmount()
-        of_root = [path.name for path in mount.vault_dir.rglob("cryptfs.*") if path.lstat().st_uid == 0]
+        of_root = [
+            path.name
+            for path in everything_below(mount.vault_dir)
+            if path.name.startswith("cryptfs.") and path.lstat().st_uid == 0
+        ]
         assert of_root == ["cryptfs.dir"], "of the directory that is root's"
         assert {path.lstat().st_uid for path in mount.vault_dir.glob("cryptfs.*")} == {NOBODY[0]}
         mount.spec = MountSpec(engine, uid=NOBODY[0], gid=NOBODY[1], tmpfs=False)
@@ -284,7 +292,7 @@ def test_commands_of_root_in_the_vault_of_a_user(tmp_path: Path, capsys: pytest.
         file = tree.create(inner, b"file", os.O_RDWR, 0o600)
         file.write(0, bytes(100_000))
         tree.release(file)
-    for path in (vault_dir, *vault_dir.rglob("*")):
+    for path in (vault_dir, *everything_below(vault_dir)):
         os.chown(path, *NOBODY, follow_symlinks=False)
     new = ("--new-passfile", passfile, "--kdf-memory", "64m")
     words, key = tmp_path / "words", tmp_path / "key"
@@ -297,10 +305,10 @@ def test_commands_of_root_in_the_vault_of_a_user(tmp_path: Path, capsys: pytest.
         ("rekey", vault_dir, *given, "--drop-slots", "--no-recovery"),
     ):
         if command[0] == "fsck":
-            backing = max(vault_dir.rglob("*"), key=lambda path: path.lstat().st_size)
+            backing = max(everything_below(vault_dir), key=lambda path: path.lstat().st_size)
             raw = backing.read_bytes()
             backing.write_bytes(raw[:50_000] + b"damage" + raw[50_006:])
         told = run(*command)
         assert told.code == 0, told
-        of_others = [path.name for path in vault_dir.rglob("*") if path.lstat().st_uid != NOBODY[0]]
+        of_others = [path.name for path in everything_below(vault_dir) if path.lstat().st_uid != NOBODY[0]]
         assert of_others == [], command

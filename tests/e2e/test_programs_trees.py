@@ -12,6 +12,7 @@ import pytest
 from tests.e2e.mounting import PROJECT, Mounted
 from tests.e2e.programs import git, part_of, require, run
 from tests.e2e.trace import settle
+from tests.support import everything_below
 
 MIB = 1 << 20
 
@@ -68,7 +69,7 @@ def test_the_vault_shows_nothing(own_mount: Mounted) -> None:
         links = run("find", where, "-lname", "*unmistakable*")
         attributes = "".join(
             f"{name}={os.getxattr(path, name)!r}\n"
-            for path in where.rglob("*")
+            for path in everything_below(where)
             if not path.is_symlink()
             for name in os.listxattr(path)
         )

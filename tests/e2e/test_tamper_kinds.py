@@ -41,7 +41,7 @@ from tests.e2e.tamper_files import (
 from tests.e2e.tamper_trees import TREE_ATTACKS, Backing, assert_eio, furnish
 from tests.e2e.test_tamper_mounted import backing_file, read_direct
 from tests.outside.stage import until
-from tests.support import pattern
+from tests.support import everything_below, pattern
 
 pytestmark = pytest.mark.waits
 
@@ -79,8 +79,8 @@ class Scene:
             if has_hole(name):
                 punch(root / name)
         mount.remount()
-        by_inode = {path.lstat().st_ino: path for path in mount.vault_dir.rglob("*")}
-        for path in root.rglob("*"):
+        by_inode = {path.lstat().st_ino: path for path in everything_below(mount.vault_dir)}
+        for path in everything_below(root):
             self.backing[str(path.relative_to(root))] = by_inode[path.lstat().st_ino]
         self.sealer = Sealer(mount.vault_dir, PASSPHRASE.encode())
         foreign = self.foreign()
@@ -116,7 +116,7 @@ class Scene:
 
     def read_everything(self) -> None:
         """What kernel and program can know, they know."""
-        for path in self.mount.mountpoint.rglob("*"):
+        for path in everything_below(self.mount.mountpoint):
             path.lstat()
             if path.is_symlink():
                 os.readlink(path)

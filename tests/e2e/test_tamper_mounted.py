@@ -11,6 +11,7 @@ import pytest
 from cryptfs.core.aead import AEGIS_256
 from cryptfs.core.geometry import ChunkGeometry
 from tests.e2e.mounting import Mounted
+from tests.support import everything_below
 
 pytestmark = pytest.mark.waits
 
@@ -20,7 +21,7 @@ CONTENT = bytes(index % 256 for index in range(16_384)) * CHUNKS
 
 def backing_file(mount: Mounted, wanted: int) -> Path:
     """The one file of the vault with this inode: the mount shows the inodes of the vault."""
-    return next(path for path in mount.vault_dir.rglob("*") if path.lstat().st_ino == wanted)
+    return next(path for path in everything_below(mount.vault_dir) if path.lstat().st_ino == wanted)
 
 
 def reread(path: Path) -> int:

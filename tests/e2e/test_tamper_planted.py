@@ -27,6 +27,7 @@ from tests.e2e.conftest import ENGINES, require_fuse
 from tests.e2e.mounting import PASSPHRASE, Mounted, MountSpec, mounted
 from tests.e2e.tamper_trees import assert_eio, assert_eio_or_kept
 from tests.outside.stage import until
+from tests.support import everything_below
 
 pytestmark = [
     pytest.mark.timeout(60),  # a hang is among what these cases are about
@@ -88,7 +89,7 @@ class Case:
 
     def look(self) -> None:
         """The kernel learns all that there is to know."""
-        for path in self.shown.rglob("*"):
+        for path in everything_below(self.shown):
             os.readlink(path) if path.is_symlink() else path.is_file() and path.read_bytes()
 
     def replace(self) -> None:

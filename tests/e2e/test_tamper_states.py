@@ -31,7 +31,7 @@ from tests.e2e.conftest import ENGINES, require_fuse
 from tests.e2e.mounting import PASSPHRASE, Mounted, MountSpec, mounted
 from tests.e2e.tamper_trees import assert_eio
 from tests.e2e.test_tamper_mounted import read_direct
-from tests.support import KIB, pattern
+from tests.support import KIB, everything_below, pattern
 from tests.unlock.vaults import new_words
 
 pytestmark = pytest.mark.timeout(60)  # a hang is among what these cases are about
@@ -220,7 +220,7 @@ CASES: dict[str, Case] = {
 
 def look(top: Path) -> None:
     """The kernel learns all that there is to know."""
-    for path in top.rglob("*"):
+    for path in everything_below(top):
         if path.is_file():
             path.read_bytes()
 

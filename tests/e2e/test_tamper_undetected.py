@@ -22,7 +22,7 @@ from tests.e2e.mounting import PASSPHRASE, Mounted, MountSpec, mounted
 from tests.e2e.tamper_trees import backing_xattrs
 from tests.e2e.test_users import NOBODY, as_user
 from tests.outside.stage import until
-from tests.support import state_files
+from tests.support import everything_below, state_files
 
 pytestmark = [
     pytest.mark.timeout(60),
@@ -79,7 +79,7 @@ class Case:
 
     def look(self) -> None:
         """The kernel learns all that there is to know."""
-        for path in self.shown.rglob("*"):
+        for path in everything_below(self.shown):
             os.readlink(path) if path.is_symlink() else path.is_file() and path.read_bytes()
 
 

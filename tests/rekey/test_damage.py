@@ -26,7 +26,7 @@ from tests.rekey.material import (
     shown,
 )
 from tests.rekey.test_rekey import faults
-from tests.support import KIB, pattern
+from tests.support import KIB, everything_below, pattern
 
 
 @pytest.fixture
@@ -209,7 +209,7 @@ def test_the_space_is_that_of_the_largest_file(vault_dir: Path, monkeypatch: pyt
     fill(vault_dir, b"large", size=9000 * KIB)
 
     def taken() -> int:
-        return sum(path.lstat().st_blocks * 512 for path in vault_dir.rglob("*"))
+        return sum(path.lstat().st_blocks * 512 for path in everything_below(vault_dir))
 
     before, most = taken(), [0]
 

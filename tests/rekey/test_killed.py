@@ -25,6 +25,7 @@ from tests.rekey.material import (
     shown,
 )
 from tests.rekey.test_rekey import faults
+from tests.support import everything_below
 
 pytestmark = pytest.mark.waits
 
@@ -88,7 +89,7 @@ def assert_whole(vault_dir: Path, before: Shown, where: object) -> None:
     assert faults(vault_dir) == [], where
     left = [
         str(path)
-        for path in vault_dir.rglob("cryptfs.*")
+        for path in everything_below(vault_dir)
         if path.name.startswith(("cryptfs.rekey", "cryptfs.set-aside", "cryptfs.tmp"))
     ]
     assert left == [], where

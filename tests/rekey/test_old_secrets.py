@@ -41,7 +41,7 @@ from tests.rekey.material import (
     put,
     shown,
 )
-from tests.support import MIB, pattern
+from tests.support import MIB, everything_below, pattern
 
 LEAKED = b"of a slot that leaked"
 KEY_FILE = generate_key_file(bytes(range(32)))
@@ -122,8 +122,8 @@ def test_the_old_masterkey_opens_nothing_new(copies: Copies) -> None:
     context = FileContext(keys, read_config(copies.after), read_only=True)
     looked = 0
     for vault_dir in (copies.during, copies.after):
-        was = {path.name for path in copies.before.rglob("*")}
-        for path in vault_dir.rglob("*"):
+        was = {path.name for path in everything_below(copies.before)}
+        for path in everything_below(vault_dir):
             if path.name in was or not path.is_file() or path.is_symlink() or path.stat().st_size < 256:
                 continue
             with path.open("rb") as file, pytest.raises(IntegrityError):
@@ -147,7 +147,7 @@ def test_nothing_in_the_config_leads_from_the_old_masterkey_to_the_new_one(copie
         open_old_masterkey(rekey, copies.masterkey, vault_id)
     new = open_vault(read_config(copies.during), PASSPHRASE, 1 << 40, for_rekey=True).masterkey
     assert open_old_masterkey(rekey, new, vault_id) == copies.masterkey
-    raw = [path.read_bytes() for path in copies.during.rglob("*") if path.is_file()]
+    raw = [path.read_bytes() for path in everything_below(copies.during) if path.is_file()]
     assert not [each for each in raw if new in each or new.hex().encode() in each]
 
 

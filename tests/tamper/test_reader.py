@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cryptfs.core.geometry import HEADER_SIZE
-from tests.support import KIB, BareVault, pattern
+from tests.support import KIB, BareVault, everything_below, pattern
 from tests.tamper.test_names import backing_attributes
 
 CHUNK = 4 * KIB
@@ -26,7 +26,7 @@ def vault(tmp_path: Path) -> Iterator[BareVault]:
 def everything(vault: BareVault) -> bytes:
     """All that a reader has: names, contents, link texts, attributes."""
     pieces = []
-    for path in sorted(vault.vault_dir.rglob("*")):
+    for path in sorted(everything_below(vault.vault_dir)):
         pieces.append(os.fsencode(path.name))
         if path.is_symlink():
             pieces.append(os.fsencode(path.readlink()))

@@ -16,6 +16,7 @@ from cryptfs.core.format.header import HeaderFlag
 from cryptfs.core.slots.checks import CONFIG_NAME
 from cryptfs.vfs.upgrade import upgrade
 from cryptfs.vfs.vault import Vault
+from tests.support import everything_below
 from tests.vaults.make_golden import (
     CHUNK_SIZES,
     MANIFEST,
@@ -50,14 +51,18 @@ def test_manifest(golden: Path, read_only: bool) -> None:
 
 def test_reading_changes_nothing(golden: Path) -> None:
     before = {
-        path: path.read_bytes() for path in golden.rglob("*") if path.is_file() and not path.is_symlink()
+        path: path.read_bytes()
+        for path in everything_below(golden)
+        if path.is_file() and not path.is_symlink()
     }
     with Vault.unlock(golden / "vault", PASSPHRASE) as vault:
         describe(vault.tree, vault.tree.root)
     for name in state_of_machine(golden / "vault"):
         (golden / "vault" / name).unlink()
     after = {
-        path: path.read_bytes() for path in golden.rglob("*") if path.is_file() and not path.is_symlink()
+        path: path.read_bytes()
+        for path in everything_below(golden)
+        if path.is_file() and not path.is_symlink()
     }
     assert after == before
 
@@ -85,7 +90,7 @@ def test_contents_are_what_the_manifest_promises(golden: Path) -> None:
 def test_nothing_of_the_plaintext_shows(golden: Path) -> None:
     manifest = json.loads((golden / MANIFEST).read_text())
     words = (b"directory", b"middle", b"name of", b"anywhere", b"#!/bin/sh", b"epoch", b"leaf")
-    for path in (golden / "vault").rglob("*"):
+    for path in everything_below(golden / "vault"):
         stored = os.fsencode(path.readlink()) if path.is_symlink() else path.is_file() and path.read_bytes()
         assert not stored or not any(word in stored for word in words)
         assert f"/{path.name}" not in manifest or path.name in ("cryptfs.dir",)

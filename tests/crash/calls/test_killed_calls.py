@@ -32,7 +32,7 @@ from tests.crash.treeoperations import (
 )
 from tests.crash.treeoperations import OPERATIONS as TREE_OPERATIONS
 from tests.e2e.mounting import scratch_directory
-from tests.support import CIPHERS, OWNERS, BareVault, owner_name
+from tests.support import CIPHERS, OWNERS, BareVault, everything_below, owner_name
 
 NAME = b"file"
 
@@ -127,7 +127,7 @@ def test_death_at_each_call_of_an_operation_on_bound_directories(
 
 def records_in(vault: BareVault) -> list[DirectoryRecord]:
     """All directory records under names of the plaintext tree."""
-    paths = (path for path in vault.vault_dir.rglob(RECORD_NAME) if ".tmp." not in str(path))
+    paths = (path for path in everything_below(vault.vault_dir) if path.name == RECORD_NAME)
     return [open_directory_record(path.read_bytes(), vault.keys) for path in paths]
 
 
