@@ -18,7 +18,7 @@ from tests.e2e.mounting import Mounted, MountSpec, mounted
 pytestmark = pytest.mark.serial
 
 SPEC = MountSpec("native")
-ENTRIES = int(os.environ.get("CRYPTFS_LISTED_ENTRIES", "200000"))
+ENTRIES = int(os.environ.get("CRYPTFS_LISTED_ENTRIES", "100000"))
 """1000000 takes ten minutes; the bounds below hold for it, too."""
 
 

@@ -127,7 +127,11 @@ def test_death_at_each_call_of_an_operation_on_bound_directories(
 
 def records_in(vault: BareVault) -> list[DirectoryRecord]:
     """All directory records under names of the plaintext tree."""
-    paths = (path for path in everything_below(vault.vault_dir) if path.name == RECORD_NAME)
+    paths = (
+        path
+        for path in everything_below(vault.vault_dir)
+        if path.name == RECORD_NAME and ".tmp." not in str(path)
+    )
     return [open_directory_record(path.read_bytes(), vault.keys) for path in paths]
 
 
