@@ -162,6 +162,7 @@ def test_seekdir_in_a_listing_that_the_kernel_has(mount: MountedVault) -> None:
     stream.close()
 
 
+@pytest.mark.serial  # all mounts lose their caches
 def test_it_is_there_after_the_kernel_has_dropped_its_caches(mount: MountedVault) -> None:
     directory = filled(mount, "dropped")
     first = sorted(os.listdir(directory))
