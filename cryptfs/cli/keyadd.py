@@ -110,7 +110,7 @@ def keyfile(
     """Add the key file FILE to VAULT: alone, or beside a passphrase.
 
     Alone, it is a file that --generate made; with it a server opens VAULT without a person. Keep it away from
-    VAULT and its copies: it opens VAULT for everybody who has both.
+    VAULT and its copies: a person with both can open VAULT.
     """
     from cryptfs.unlock.keyfile import KEY_FILE, PASSPHRASE_KEY_FILE
 

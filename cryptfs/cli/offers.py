@@ -1,4 +1,4 @@
-"""What a person offers to unlock a vault: one set of options for every command, and the order of questions.
+"""What a person offers to unlock a vault. Every command has the same options, and asks in the same order.
 
 A new kind of key adds its option to `unlock_options`, a field to `OfferSource`, and a line in
 `OfferSource.without_passphrase`; the commands stay as they are. Nobody is asked for a passphrase before it is
@@ -133,7 +133,7 @@ class OfferSource:
 
 
 def unlock_options(function: Decorated) -> Decorated:
-    """The options for everything that unlocks a vault; the command gets them as `source`."""
+    """Give a command the options that unlock a vault; it gets them as `source`."""
 
     @functools.wraps(function)
     def with_source(*args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The options about the identity of a vault, for every command that unlocks one.
+"""The options about the identity of a vault. Every command that unlocks a vault has them.
 
 A person types them, or `mount -o` has them; the environment can turn the pins of this machine off.
 """

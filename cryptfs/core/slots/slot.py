@@ -61,7 +61,7 @@ class SlotContext:
 
 
 def check_slot(slot: KeySlot) -> None:
-    """All checks that need no key and hold for every kind.
+    """Check a slot without its key. Slots of every kind have these bounds.
 
     Raises: VaultConfigError: it is beyond a limit.
     """
