@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import cryptfs
+from tests.commands import Run, runner
 
 PASSPHRASE = b"transfer"
 
@@ -35,3 +36,19 @@ def opened(vault_dir: Path) -> Iterator[cryptfs.Vault]:
     """The fresh vault, unlocked."""
     with cryptfs.Vault.unlock(vault_dir, PASSPHRASE) as vault:
         yield vault
+
+
+@pytest.fixture
+def passfile(tmp_path: Path) -> Path:
+    """A file with the passphrase."""
+    found = tmp_path / "passfile"
+    found.touch(mode=0o600)
+    found.write_bytes(PASSPHRASE)
+    return found
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], passfile: Path) -> Run:
+    """The command line, with that file."""
+    plain = runner(capsys)
+    return lambda *args: plain(*args, "--passfile", passfile)

@@ -24,26 +24,12 @@ import cryptfs
 from cryptfs.transfer.copying import PART_PREFIX, Copied, TreeCopy
 from cryptfs.transfer.plainside import PlainDirectory, PlainSide
 from cryptfs.transfer.vaultside import VaultSide
-from tests.commands import Run, runner
+from tests.commands import Run
 from tests.support import child_environment, crash_in, everything_below, pattern
 from tests.transfer.conftest import PASSPHRASE
 from tests.transfer.trees import make_tree, seen
 from tests.vaults.make_golden import PASSPHRASE as GOLDEN_PASSPHRASE
 from tests.vaults.test_golden import GOLDEN, HERE
-
-
-@pytest.fixture
-def passfile(tmp_path: Path) -> Path:
-    found = tmp_path / "passfile"
-    found.touch(mode=0o600)
-    found.write_bytes(PASSPHRASE)
-    return found
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], passfile: Path) -> Run:
-    plain = runner(capsys)
-    return lambda *args: plain(*args, "--passfile", passfile)
 
 
 @pytest.fixture

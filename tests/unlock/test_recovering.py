@@ -42,17 +42,6 @@ from tests.unlock.vaults import (
 )
 
 
-@pytest.fixture
-def words() -> HeldSecret:
-    return new_words()
-
-
-@pytest.fixture
-def vault_dir(tmp_path: Path, words: HeldSecret) -> Path:
-    make_vault(tmp_path / "vault", words)
-    return tmp_path / "vault"
-
-
 def warnings_of(vault_dir: Path, caplog: pytest.LogCaptureFixture, *, read_only: bool = False) -> list[str]:
     caplog.clear()
     with Vault.unlock(vault_dir, PASSPHRASE, read_only=read_only):

@@ -46,17 +46,6 @@ NEW = b"a passphrase for what came back"
 ALL = [BOUND_DIRS, MACHINE_STATE, SLOTS]
 
 
-@pytest.fixture
-def words() -> HeldSecret:
-    return new_words()
-
-
-@pytest.fixture
-def vault_dir(tmp_path: Path, words: HeldSecret) -> Path:
-    make_vault(tmp_path / "vault", words)
-    return tmp_path / "vault"
-
-
 def lose(vault_dir: Path) -> None:
     (vault_dir / CONFIG_NAME).unlink()
 
