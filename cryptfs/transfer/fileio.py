@@ -13,7 +13,6 @@ from cryptfs.errnos import code_of
 from cryptfs.errors import CryptfsError
 from cryptfs.storage.libc import os_error
 from cryptfs.vfs.content import ranges
-from cryptfs.vfs.content.mtimes import before_write
 from cryptfs.vfs.content.openfile import OpenFile
 from cryptfs.vfs.tree.tree import VaultTree
 
@@ -123,7 +122,6 @@ class VaultFile(io.RawIOBase):
         """Write all of data; returns its length."""
         self._require(self._writes, "write")
         with errors_of(self.name), memoryview(data).cast("B") as view:
-            before_write(self._file.state)
             if self._appends:
                 done = self._file.append(view)
                 self._offset = self._file.state.size

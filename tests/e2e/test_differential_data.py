@@ -6,10 +6,12 @@ import mmap
 import os
 import random
 import threading
+from collections.abc import Callable
 
 import pytest
 
-from tests.e2e.conftest import Pair
+from tests.e2e.conftest import Pair, require_fuse
+from tests.e2e.mounting import MountSpec, mounted
 from tests.e2e.trace import Case, Cases, Trace
 
 CASES = Cases()
@@ -22,6 +24,7 @@ EDGES = sorted(
         if size + step >= 0
     }
 )
+PAGE = mmap.PAGESIZE
 PATTERN = random.Random(1).randbytes(1 << 21)
 
 
@@ -219,8 +222,17 @@ def two_descriptors_see_each_other(t: Trace) -> None:
         os.close(fd)
 
 
+def run_threads(work: Callable[[int], None]) -> None:
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
 @CASES.add
 def threads_on_one_file(t: Trace) -> None:
+    """Chunks are shared, pages are not: docs/ENGINES.md has what libfuse shows of those."""
     fd = t.open("create", b"f", os.O_RDWR | os.O_CREAT)
     failures: list[str] = []
 
@@ -229,7 +241,7 @@ def threads_on_one_file(t: Trace) -> None:
         own = dict.fromkeys(range(40), 0)
         for step in range(1, 120):
             index = dice.randrange(40)
-            offset = (index * 8 + number) * 1500  # regions of 1500 bytes lie in turn: chunks are shared
+            offset = (index * 8 + number) * PAGE
             content = bytes([number, step % 256]) * 750
             os.pwrite(fd, content, offset)
             own[index] = step
@@ -237,17 +249,33 @@ def threads_on_one_file(t: Trace) -> None:
                 failures.append(f"{number} {step}")
         for index, step in own.items():
             content = bytes([number, step % 256]) * 750
-            if step and os.pread(fd, 1500, (index * 8 + number) * 1500) != content:
+            if step and os.pread(fd, 1500, (index * 8 + number) * PAGE) != content:
                 failures.append(f"{number} at the end {index}")
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    run_threads(work)
     t.note("failures", failures)
+    t.do("all", os.pread, fd, 2 << 20, 0)
+    os.close(fd)
+
+
+@CASES.add
+def threads_on_shared_pages(t: Trace) -> None:
+    """What any of them wrote is there when all are done."""
+    fd = t.open("create", b"f", os.O_RDWR | os.O_CREAT)
+
+    def work(number: int) -> None:
+        dice = random.Random(number)
+        for step in range(1, 120):
+            offset = (dice.randrange(40) * 8 + number) * 1500  # regions of 1500 bytes lie in turn
+            os.pwrite(fd, bytes([number, step % 256]) * 750, offset)
+            os.pread(fd, 1500, offset)
+
+    run_threads(work)
     t.do("all", os.pread, fd, 1 << 20, 0)
     os.close(fd)
+    again = t.open("again", b"f", os.O_RDONLY)
+    t.do("all again", os.pread, again, 1 << 20, 0)
+    os.close(again)
 
 
 @CASES.add
@@ -272,6 +300,28 @@ def over_four_gibibytes(t: Trace) -> None:
     t.do("read", os.pread, fd, 100, (40 << 30) - 100)
     os.close(fd)
     os.unlink(b"f")
+
+
+@pytest.mark.parametrize("options", ["", "nowriteback"])
+def test_a_thread_reads_what_it_wrote_into_a_shared_page(options: str) -> None:
+    """Native only: libfuse has Linux drop pages, which lets older ones come back (docs/ENGINES.md)."""
+    spec = MountSpec("native", chunk_size=1 << 20, options=options)
+    require_fuse(spec)
+    missing: list[tuple[int, int]] = []
+    with mounted(spec) as mount:
+        fd = os.open(mount.mountpoint / "f", os.O_RDWR | os.O_CREAT)
+
+        def work(number: int) -> None:
+            dice = random.Random(number)
+            for step in range(1, 250):
+                offset, content = (dice.randrange(40) * 8 + number) * 1500, dice.randbytes(1500)
+                os.pwrite(fd, content, offset)
+                if os.pread(fd, 1500, offset) != content:
+                    missing.append((number, step))
+
+        run_threads(work)
+        os.close(fd)
+    assert not missing
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import sys
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -18,7 +21,9 @@ from cryptfs.storage.libc import RENAME_EXCHANGE
 from cryptfs.vfs.content.filestate import FileState
 from cryptfs.vfs.content.filetable import FileTable
 from cryptfs.vfs.content.openfile import OpenFile
+from cryptfs.vfs.content.redo import Durability
 from cryptfs.vfs.tree.tree import VaultTree
+from tests.property.test_threads import run_together
 from tests.support import BareVault, open_descriptors
 
 CONTENT = b"content" * 1000
@@ -112,6 +117,23 @@ def test_a_file_that_is_opened_beside_an_older_one_has_no_pages(kernel: Kernel) 
     assert new.direct_io
     kernel.close(old)
     assert kernel.open("/doc").keep_cache is False  # its size was told by the old one last
+    kernel.close(new)
+
+
+def test_a_handle_that_is_given_back_late_changes_no_answer(kernel: Kernel) -> None:
+    """Linux gives a handle back after close(2) has returned, also between a new look and the second open."""
+    kernel.create("/doc")
+    kernel.create("/other", b"other")
+    old = kernel.open("/doc")
+    kernel.do.read(old.fh, 0, memoryview(bytearray(len(CONTENT))))
+    kernel.replace("/doc", "/other")
+    refused(kernel.open, "/doc", os.O_RDWR)
+    assert kernel.look("/doc") == 5
+    refused(kernel.open, "/doc", os.O_RDWR)  # a copy gets a file_id of its own
+    assert kernel.look("/doc") == 5
+    kernel.close(old)
+    new = kernel.open("/doc", os.O_RDWR)  # Linux asks once more after ESTALE, not twice
+    assert (new.keep_cache, new.direct_io) == (False, False)
     kernel.close(new)
 
 
@@ -358,3 +380,33 @@ def test_an_unlinked_file_that_is_only_read_is_not_cut_by_its_old_name(kernel: K
     fi, path = unlinked_while_open(kernel, os.O_RDONLY)
     refused(kernel.do.truncate, path, 0, None)
     kernel.close(fi)
+
+
+def test_each_write_gets_a_time_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel without the writeback cache takes its pages for right while the time stays."""
+    vault = BareVault(tmp_path / "power", durability=Durability.POWER)
+    kernel = Kernel(vault, MountOptions())
+    kernel.create("/doc", bytes(100_000))
+    kernel.look("/doc")
+    fi = kernel.open("/doc", os.O_RDWR)
+    times: set[int] = set()
+    hold = FileState.hold_mtime
+
+    def note(state: FileState, mtime_ns: int) -> None:
+        times.add(mtime_ns)
+        hold(state, mtime_ns)
+
+    def write(number: int) -> None:
+        for _ in range(100):
+            kernel.do.write(fi.fh, 5000 * number, memoryview(b"changed"), append=False, cached=False)
+
+    monkeypatch.setattr(FileState, "hold_mtime", note)
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        run_together(*(partial(write, number) for number in range(8)))
+    finally:
+        sys.setswitchinterval(usual)
+    assert len(times) == 800
+    kernel.close(fi)
+    vault.close()

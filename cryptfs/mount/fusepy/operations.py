@@ -389,6 +389,7 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
     @translated
     def read(self, fh: int, offset: int, out: memoryview) -> int:
         """Read straight into the reply."""
+        self.told.hears(fh)
         done = self._handles[fh].read_into(offset, out)
         self.statistics.bytes_read += done
         return done
@@ -400,10 +401,11 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
         Args: append: at the end; the kernel's offset may be wrong.
               cached: from the kernel's page cache; a kernel with the writeback cache sets the times itself.
         """
+        self.told.hears(fh)
         file = self._handles[fh]
         state = file.state
-        self.privileges.before_write(state, cached=cached)
-        done = file.append(data) if append else file.write(offset, data)
+        moves_time = self.privileges.moves_time(state, cached=cached)
+        done = file.write(None if append else offset, data, moves_time=moves_time)
         if not cached and state.may_have_capability:
             self.privileges.written(state)
         self.statistics.bytes_written += done

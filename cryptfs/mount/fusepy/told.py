@@ -47,10 +47,11 @@ class Told(Known):
     is_directory: whether it was a directory.
     files:        handle -> state of the regular files that are open under the path, also older ones.
     direct:       handles among them that do without the page cache.
+    heard:        handles that the kernel may have got another size by, since that answer.
     never_cached: the kernel keeps a wrong size of the path: with the writeback cache it takes no smaller one.
     """
 
-    __slots__ = ("_cached", "_last", "direct", "files", "is_directory", "key", "never_cached")
+    __slots__ = ("_cached", "_last", "direct", "files", "heard", "is_directory", "key", "never_cached")
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,6 +59,7 @@ class Told(Known):
         self.is_directory = self.never_cached = False
         self.files: dict[int, FileState] = {}
         self.direct: set[int] = set()
+        self.heard: set[int] = set()
         self._last: weakref.ref[FileState] | None = None  # the file that was last opened under the path
         self._cached: tuple[FileKey, int] = (
             _NOTHING,
@@ -179,6 +181,8 @@ class ToldTable:
 
     def _note(self, told: Told, found: Attributes) -> None:
         st = found.st
+        if told.heard:
+            told.heard.clear()
         key = (st.st_dev, st.st_ino)
         if told.key == key and told.ctime == st.st_ctime_ns and told.size == found.size:
             return
@@ -276,15 +280,24 @@ class ToldTable:
         told.will_cache(state)
         return keep or self._exclusive, False
 
+    def hears(self, fh: int) -> None:
+        """At a read or a write by a handle: it may tell the kernel the size of its own file."""
+        if self._shared:
+            self._by_handle[fh].heard.add(fh)
+
     def releasing(self, fh: int) -> None:
         """Before a handle is given back: all its requests have their answers.
 
-        Answers about the path are right from now on, even if it takes time to give the handle back.
+        Answers about the path are right from now on, even if it takes time to give the handle back. The
+        kernel gives handles back late: it may have a newer answer about the path than by this handle.
         """
         told = self._by_handle[fh]
         state = told.files[fh]
         others = {other.key for handle, other in list(told.files.items()) if handle != fh}
-        if told.key != state.key or (not told.is_last(state) and state.key not in others):
+        if told.key != state.key:
+            if fh in told.heard:
+                told.doubt()
+        elif not told.is_last(state) and state.key not in others:
             told.doubt()  # its last write, or a read at its end, may have told the kernel its size
 
     def released(self, fh: int) -> None:
@@ -292,6 +305,7 @@ class ToldTable:
         told = self._by_handle.pop(fh)
         del told.files[fh]
         told.direct.discard(fh)
+        told.heard.discard(fh)
         if told in self._shared:
             self._note_shared(told)
 

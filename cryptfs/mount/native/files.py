@@ -146,8 +146,8 @@ class FileHandlers:
             self._pages.cached(request.nodeid)
         cached = write_flags & structs.WRITE_CACHE
         state = file.state
-        self._privileges.before_write(state, cached=bool(cached))
-        done = file.write(offset, data)
+        moves_time = self._privileges.moves_time(state, cached=bool(cached))
+        done = file.write(offset, data, moves_time=moves_time)
         self._statistics.bytes_written += done
         if not cached and (write_flags & structs.WRITE_KILL_SUIDGID or state.may_have_capability):
             self._privileges.written(state, kill=bool(write_flags & structs.WRITE_KILL_SUIDGID))

@@ -47,13 +47,16 @@ def stay_ahead(state: FileState) -> None:
         _go_ahead(state, state.kept_mtime_ns)
 
 
-def before_write(state: FileState) -> None:
-    """Before a write that moves the time of change by itself."""
+def moves_now(state: FileState) -> None:
+    """At the beginning of a change that moves the time of change by itself; the state's lock is held.
+
+    Each such change gets a time of its own: a kernel without the writeback cache drops its pages when it
+    sees another time. Else it would keep pages that it read before this change.
+    """
     if state.mtime_is_ahead:
-        with state.lock:
-            if state.kept_mtime_ns is not None:
-                restore_mtime(state.fd, state.kept_mtime_ns)
-            state.forget_mtime()
+        if state.kept_mtime_ns is not None:
+            restore_mtime(state.fd, state.kept_mtime_ns)
+        state.forget_mtime()
 
 
 def _go_ahead(state: FileState, mtime_ns: int) -> None:

@@ -23,7 +23,7 @@ from cryptfs.vfs.content import lengths
 from cryptfs.vfs.content.chunkwriter import ChunkWriter
 from cryptfs.vfs.content.filestate import FileState
 from cryptfs.vfs.content.homecoming import bring_home, sync
-from cryptfs.vfs.content.mtimes import before_write
+from cryptfs.vfs.content.mtimes import moves_now
 from cryptfs.vfs.content.others import (
     distrust,
     look_at_length,
@@ -211,20 +211,18 @@ class OpenFile:
 
     def append(self, data: memoryview | bytes) -> int:
         """Write all of data at the present end of the file; returns its length."""
-        return self._write(None, data)
+        return self.write(None, data)
 
-    def write(self, offset: int, data: memoryview | bytes) -> int:
+    def write(self, offset: int | None, data: memoryview | bytes, *, moves_time: bool = True) -> int:
         """Write all of data at offset, which may be past the end; returns its length.
 
+        Args:   offset: None is the end of the file.
+                moves_time: whether the time of change moves; else the caller sets it.
         Raises: OSError: the backing filesystem refused; the old length stays, and the old content of chunks
                 that the write covers in part.   IntegrityError.
         """
-        if offset < 0:
+        if offset is not None and offset < 0:
             raise os_error(errno.EFBIG)
-        return self._write(offset, data)
-
-    def _write(self, offset: int | None, data: memoryview | bytes) -> int:
-        """offset: None is the end of the file."""
         length = len(data)
         if not length:
             return 0
@@ -232,6 +230,8 @@ class OpenFile:
             place = state.size if offset is None else offset
             if place + length > self._geometry.max_plain_size:
                 raise os_error(errno.EFBIG)
+            if moves_time:
+                moves_now(state)
             if place > state.size:
                 self._fill_gap(place)
             self.writer.write_run(place, memoryview(data))
@@ -301,11 +301,11 @@ class OpenFile:
         if not 0 <= size <= self._geometry.max_plain_size:
             code = errno.EFBIG if size > 0 else errno.EINVAL
             raise os_error(code)
-        before_write(self.state)
         if size == 0:
             self._truncate_to_zero()
             return
         with self.changing() as state:
+            moves_now(state)
             if size > state.size:
                 self.grow_hole(size)
             elif size < state.size:
@@ -318,6 +318,7 @@ class OpenFile:
     def _truncate_to_zero(self) -> None:
         """As truncate; also of a file that does not authenticate."""
         with self.changing(emptying=True) as state:
+            moves_now(state)
             lengths.truncate_to_zero(state)
 
     # ---- durability

@@ -102,12 +102,13 @@ class Privileges:
 
     # ---- content
 
-    def before_write(self, state: FileState, *, cached: bool) -> None:
-        """Before a write: prepare the time of change. cached: it comes from the kernel's page cache."""
+    def moves_time(self, state: FileState, *, cached: bool) -> bool:
+        """Before a write: whether it moves the time of change. cached: it comes from the page cache."""
         if not (cached and self.kernel_owns_times):
-            mtimes.before_write(state)
-        elif state.kept_mtime_ns is None:
+            return True
+        if state.kept_mtime_ns is None:
             state.keep_mtime()
+        return False
 
     def before_allocate(self, state: FileState) -> None:
         """Before a program reserves room or punches a hole."""
