@@ -8,11 +8,13 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from cryptfs.vfs.vault import Vault, read_config
+from tests.e2e.mounting import scratch_directory
 from tests.rekey.material import (
     PASSPHRASE,
     copy_of,
@@ -29,8 +31,9 @@ from tests.support import KIB, MIB, child_environment, pattern
 pytestmark = pytest.mark.waits
 
 KILLS = int(os.environ.get("CRYPTFS_REKEY_KILLS", "20"))
+IN_SOAK = KILLS > 20
 SEED = int(os.environ.get("CRYPTFS_CRASH_SEED", "0"))
-DIRECTORIES, FILES = 12, 40
+DIRECTORIES, FILES = 12 if IN_SOAK else 6, 40
 
 
 def fill(vault_dir: Path) -> None:
@@ -70,25 +73,30 @@ class Command:
         return True
 
 
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """On tmpfs: a kill leaves the same there, and nobody waits for the disk. The soak uses one."""
+    directory = scratch_directory(tmpfs=not IN_SOAK)
+    yield directory
+    shutil.rmtree(directory)
+
+
 @pytest.mark.timeout(900)
-def test_kills(tmp_path: Path) -> None:
+def test_kills(place: Path) -> None:
     dice = random.Random(SEED)
-    passfile = tmp_path / "passphrase"
+    passfile = place / "passphrase"
     passfile.write_bytes(PASSPHRASE + b"\n")
     passfile.chmod(0o600)
-    original = tmp_path / "original"
+    original = place / "original"
     fill(original)
-    vault_dir, state = copy_of(original, tmp_path / "vault"), tmp_path / "state"
+    vault_dir, state = copy_of(original, place / "vault"), place / "state"
     begin = time.monotonic()
     assert Command(vault_dir, passfile, state).ends_within(1000)
     whole = time.monotonic() - begin
     kills, middle = 0, 0
     while kills < KILLS:
-        for place in (
-            vault_dir,
-            state,
-        ):  # else its machine refuses the older masterkey
-            shutil.rmtree(place)
+        for each in (vault_dir, state):  # else its machine refuses the older masterkey
+            shutil.rmtree(each)
         copy_of(original, vault_dir)
         before, here = shown(vault_dir, link_atimes=False), 0
         while not Command(vault_dir, passfile, state).ends_within(dice.uniform(0.2, 1.1) * whole):
