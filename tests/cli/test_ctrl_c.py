@@ -17,7 +17,7 @@ from tests.all_keys import CHEAP, FIRST, AllKeys
 from tests.cli.test_cli_processes import CRYPTFS, Terminal
 from tests.support import everything_below
 
-pytestmark = pytest.mark.serial
+pytestmark = pytest.mark.waits
 
 _FIRST = FIRST.encode() + b"\n"
 NEW = b"a new one of words\n"

@@ -17,7 +17,7 @@ from tests.commands import Run
 
 __all__ = ["passfile", "run", "vault"]
 
-pytestmark = pytest.mark.serial
+pytestmark = pytest.mark.waits
 
 
 def offer(passfile: Path, *more: object) -> tuple[object, ...]:

@@ -16,7 +16,7 @@ from tests.e2e.conftest import Pair
 from tests.e2e.mounting import Mounted
 from tests.e2e.trace import Case, Cases, Trace
 
-pytestmark = pytest.mark.serial
+pytestmark = pytest.mark.waits
 
 CASES = Cases()
 

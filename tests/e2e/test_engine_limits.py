@@ -21,7 +21,7 @@ from tests.e2e.mounting import Mounted, MountSpec, mounted
 from tests.e2e.test_file_handles import forget, handle_of, open_soon
 
 pytestmark = [
-    pytest.mark.serial,
+    pytest.mark.waits,
     pytest.mark.skipif(os.geteuid() != 0, reason="acts as several users, and opens file handles"),
 ]
 

@@ -19,7 +19,7 @@ from cryptfs.mount.statistics import ask_status
 from tests.e2e.mounting import PROJECT
 
 pytestmark = [
-    pytest.mark.serial,
+    pytest.mark.waits,
     pytest.mark.skipif(not Path("/dev/fuse").exists(), reason="needs /dev/fuse"),
 ]
 

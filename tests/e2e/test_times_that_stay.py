@@ -15,7 +15,7 @@ from tests.e2e.conftest import ENGINES, require_fuse
 from tests.e2e.mounting import Mounted, MountSpec, mounted
 from tests.support import everything_below
 
-pytestmark = pytest.mark.serial
+pytestmark = pytest.mark.waits
 
 OLD_NS = 981_173_106_123_456_789
 

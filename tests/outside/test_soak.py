@@ -10,7 +10,7 @@ from soaklib.outside import main
 from tests.e2e.conftest import ENGINES
 
 
-@pytest.mark.serial
+@pytest.mark.waits
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("way", ["--calm", ""])
 def test_random_changes(ground: Path, engine: str, way: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -216,7 +216,7 @@ def test_no_cipher_path_looks_like_an_option(vault_dir: Path, run: Run) -> None:
     assert names(vault_dir) == []
 
 
-@pytest.mark.serial
+@pytest.mark.waits
 @pytest.mark.parametrize(("options", "end"), [([], b"\n"), (["-0"], b"\0")])
 def test_a_stream_of_paths_is_answered_as_it_comes(
     options: list[str], end: bytes, vault: Path, passfile: Path, run: Run

@@ -163,7 +163,7 @@ def in_the_background(*words: object) -> subprocess.Popen[bytes]:
     )
 
 
-@pytest.mark.serial
+@pytest.mark.waits
 @pytest.mark.parametrize("direction", ["import", "export"])
 def test_it_goes_on_after_kill_9(
     direction: str, vault_dir: Path, tmp_path: Path, run: Run, passfile: Path
@@ -197,7 +197,7 @@ def test_it_goes_on_after_kill_9(
     assert run("fsck", "--deep", vault_dir).code == 0
 
 
-@pytest.mark.serial
+@pytest.mark.waits
 def test_an_ordinary_user_keeps_what_cp_keeps() -> None:
     """Owners of others go, and their set-id bits; modes that forbid their owner to read or write stay."""
     place = Path(tempfile.mkdtemp(prefix="transfer-user-"))
@@ -246,7 +246,7 @@ def test_an_ordinary_user_keeps_what_cp_keeps() -> None:
         shutil.rmtree(place)
 
 
-@pytest.mark.serial
+@pytest.mark.waits
 def test_a_terminal_gets_a_bar(source: Path, vault_dir: Path, passfile: Path) -> None:
     (source / "large").write_bytes(pattern(20 << 20))
     terminal, end = pty.openpty()

@@ -276,7 +276,7 @@ def test_a_record_from_before_an_upgrade_that_was_interrupted(
     assert content(vault_dir, NEW) == CONTENT
 
 
-@pytest.mark.serial
+@pytest.mark.waits
 def test_a_journal_with_deltas_proves_its_feature(tmp_path: Path, words: HeldSecret) -> None:
     """What it holds is not put aside."""
     vault_dir = tmp_path / "vault"

@@ -56,7 +56,7 @@ def test_times_and_modes_stay(vault: BareVault) -> None:
         assert places_of(vault, vault.backing(b"new " + name)) == (vault.root.place_of(b"new " + name),)
 
 
-@pytest.mark.serial
+@pytest.mark.waits
 @pytest.mark.skipif(os.geteuid() != 0, reason="acting as another user needs root")
 def test_an_owner_without_rights_renames_a_directory(scratch: Path) -> None:
     """As on a plain directory; and somebody else's directory stays where it is."""

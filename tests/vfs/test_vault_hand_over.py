@@ -12,7 +12,7 @@ from cryptfs.core.slots.kdf import MIN_KDF_MEMORY
 from cryptfs.errors import VaultLockedError
 from cryptfs.vfs.vault import Vault, lock_holder
 
-pytestmark = pytest.mark.serial
+pytestmark = pytest.mark.waits
 
 PASSPHRASE = b"correct horse"
 

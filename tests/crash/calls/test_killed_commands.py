@@ -27,7 +27,7 @@ from tests.crash.striking import Strike
 from tests.support import make_old_vault
 from tests.tamper.test_config_costs import cheap_key
 
-pytestmark = pytest.mark.serial
+pytestmark = pytest.mark.waits
 
 MEMORY = 64 << 20
 CHEAP = ("--kdf-memory", "64m")

@@ -22,7 +22,7 @@ from tests.crash.replay.test_upgrade import _Killed
 from tests.crash.striking import Strike
 from tests.support import KIB, MIB, crash_in, pattern, state_files
 
-pytestmark = pytest.mark.serial
+pytestmark = pytest.mark.waits
 
 PASSPHRASE = b"of a vault"
 BEFORE, AFTER = list(NEW_FEATURES), sorted([*NEW_FEATURES, DELTA_JOURNAL])
