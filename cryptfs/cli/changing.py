@@ -7,8 +7,9 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import rich_click as click
+import click
 
+from cryptfs.cli.commands import command
 from cryptfs.cli.exit_codes import CommandError, ExitCode, UsageProblem
 from cryptfs.cli.inside import Chosen, Problems, chosen, opened_inside
 from cryptfs.cli.offers import OfferSource, unlock_options
@@ -24,7 +25,7 @@ sources_argument = click.argument("paths", metavar="PATH... TARGET", nargs=-1, r
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace files that are there.")
 
 
-@click.command()
+@command()
 @vault_argument
 @click.argument("paths", metavar="[PATH]...", nargs=-1)
 @click.option("-r", "--recursive", is_flag=True, help="Directories, with everything in them.")
@@ -78,7 +79,7 @@ def below_vault(vault: Path, cipher: str) -> str:
     return cipher
 
 
-@click.command()
+@command()
 @vault_argument
 @sources_argument
 @click.option("-r", "--recursive", is_flag=True, help="Directories, with everything in them.")
@@ -120,7 +121,7 @@ def cp(
     return problems.code()
 
 
-@click.command()
+@command()
 @vault_argument
 @sources_argument
 @overwrite_option
@@ -144,7 +145,7 @@ def mv(
     return problems.code()
 
 
-@click.command()
+@command()
 @vault_argument
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
 @click.option("-p", "--parents", is_flag=True, help="Also missing directories above; fine if it exists.")

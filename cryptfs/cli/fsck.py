@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import rich_click as click
+import click
 
+from cryptfs.cli.commands import command
 from cryptfs.cli.exit_codes import ExitCode
 from cryptfs.cli.offers import OfferSource, say_opened, unlock_options, with_offer
 from cryptfs.cli.output import SCHEMA, console, json_text, note, with_paths
@@ -247,7 +248,7 @@ def _run(check: VaultCheck, show: Callable[[Finding], None]) -> Tally:
     return tally
 
 
-@click.command()
+@command()
 @vault_argument
 @click.option(
     "--repair", is_flag=True, help="Repair the damage, as far as possible; VAULT must not be mounted."

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import rich_click as click
+import click
 
+from cryptfs.cli.commands import command
 from cryptfs.cli.mounted import own_mounts, vault_of
 from cryptfs.cli.output import answer_json, note, size_text
 from cryptfs.cli.params import PLACE, debug_option, shell_word, shown
@@ -125,7 +126,7 @@ def _list_mounts(*, as_json: bool) -> None:
         click.echo(f"{shown(vault)} on {shown(mount.mountpoint)}{' (read-only)' if mount.read_only else ''}")
 
 
-@click.command()
+@command()
 @click.argument("vault", type=PLACE, metavar="[VAULT]", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @debug_option

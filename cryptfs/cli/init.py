@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import rich_click as click
+import click
 
+from cryptfs.cli.commands import command
 from cryptfs.cli.exit_codes import InitError
 from cryptfs.cli.newsecret import Cost, NewPassphrase, cost_options, generate_option
 from cryptfs.cli.offers import new_vault_options
@@ -114,7 +115,7 @@ def _new_words(vault: Path) -> Iterator[HeldSecret]:
         wipe(held.secret)
 
 
-@click.command()
+@command()
 @vault_argument
 @click.option(
     "--cipher",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import rich_click as click
+import click
 
 from cryptfs.cli.exit_codes import ExitCode, exit_code_of
 from cryptfs.cli.offers import OfferSource, say_opened, with_offer

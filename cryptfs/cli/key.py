@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import rich_click as click
+import click
 
+from cryptfs.cli.commands import group
 from cryptfs.cli.exit_codes import UsageProblem
 from cryptfs.cli.info import slot_fields, slot_text
 from cryptfs.cli.keyadd import add
@@ -33,7 +34,7 @@ STILL_OPENS = (
 )
 
 
-@click.group(invoke_without_command=True)
+@group(invoke_without_command=True)
 @debug_option
 @click.pass_context
 def key(ctx: click.Context) -> None:

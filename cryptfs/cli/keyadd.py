@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import rich_click as click
+import click
 
+from cryptfs.cli.commands import group
 from cryptfs.cli.exit_codes import CommandError, UsageProblem
 from cryptfs.cli.keyslots import check_label_text, json_option, slot_answer, writing_config
 from cryptfs.cli.newfile import refuse_no_file, write_secret
@@ -41,7 +42,7 @@ _Make = Callable[["SlotTable"], "NewKey"]
 _label_option = click.option("--label", default="", metavar="TEXT", help="A name for the new key slot.")
 
 
-@click.group(invoke_without_command=True)
+@group(invoke_without_command=True)
 @debug_option
 @click.pass_context
 def add(ctx: click.Context) -> None:

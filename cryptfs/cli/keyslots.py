@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import rich_click as click
+import click
 
 from cryptfs.cli.exit_codes import ConfigUnwritableError, UsageProblem
 from cryptfs.cli.info import slot_fields

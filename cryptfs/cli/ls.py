@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import rich_click as click
+import click
 
+from cryptfs.cli.commands import command
 from cryptfs.cli.entries import fields, json_list, long_line, target_of
 from cryptfs.cli.exit_codes import ExitCode
 from cryptfs.cli.inside import Chosen, Problems, chosen, name_writer, opened_inside
@@ -47,7 +48,7 @@ def _walk(
     return filter(is_shown, walk(opened.tree, at.found, at.path, problems, enters=enters))
 
 
-@click.command()
+@command()
 @vault_argument
 @paths_argument
 @click.option("-a", "--all", "hidden", is_flag=True, help="Also names that begin with a dot.")
@@ -133,7 +134,7 @@ def _groups(
         waiting += reversed(below)
 
 
-@click.command()
+@command()
 @vault_argument
 @paths_argument
 @click.option("-a", "--all", "hidden", is_flag=True, help="Also names that begin with a dot.")
@@ -197,7 +198,7 @@ def _drawn(held: list[tuple[int, str]]) -> Iterator[str]:
         above.append(is_last)
 
 
-@click.command()
+@command()
 @vault_argument
 @paths_argument
 @click.option(
@@ -266,7 +267,7 @@ def find(
     return problems.code()
 
 
-@click.command()
+@command()
 @vault_argument
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
 @unlock_options

@@ -15,29 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-import rich_click as click
+import click
 
-from cryptfs.cli.changing import cp, mkdir, mv, rm
-from cryptfs.cli.completion import completion
+from cryptfs.cli.commands import CommandModules, Group
 from cryptfs.cli.exit_codes import CommandError, ExitCode, exit_code_of
-from cryptfs.cli.fsck import fsck
-from cryptfs.cli.info import info
-from cryptfs.cli.init import init
-from cryptfs.cli.key import key
-from cryptfs.cli.ls import cat, find, ls, tree
-from cryptfs.cli.mount import mount, umount
 from cryptfs.cli.mounthelper import HELPER_NAMES, helper_arguments, leave_environment
 from cryptfs.cli.output import note
 from cryptfs.cli.params import Settings, debug_option, shown
-from cryptfs.cli.passwd import passwd
-from cryptfs.cli.path import path
-from cryptfs.cli.recovery import recovery
-from cryptfs.cli.rekey import rekey
-from cryptfs.cli.snapshot import snapshot, verify
-from cryptfs.cli.speed import speed
-from cryptfs.cli.status import status
-from cryptfs.cli.transfer import export, import_
-from cryptfs.cli.upgrade import upgrade
 from cryptfs.core.printable import for_vault
 from cryptfs.errors import CryptfsError
 from cryptfs.mount.resources import open_standard_streams
@@ -48,9 +32,25 @@ if TYPE_CHECKING:
 
 PROGRAM = "cryptfs"
 
+_MODULES = {
+    "changing": ("cp", "mkdir", "mv", "rm"),
+    "ls": ("cat", "find", "ls", "tree"),
+    "mount": ("mount", "umount"),
+    "snapshot": ("snapshot", "verify"),
+    "transfer": ("export", "import"),
+} | {
+    name: (name,)
+    for name in (
+        *("completion", "fsck", "info", "init", "key", "passwd", "path", "recovery", "rekey", "speed"),
+        *("status", "upgrade"),
+    )
+}
+_COMMANDS = {name: f"cryptfs.cli.{module}" for module, names in _MODULES.items() for name in names}
+
 
 @click.group(
-    cls=click.RichGroup,
+    cls=Group,
+    commands=CommandModules(_COMMANDS),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Start with: cryptfs init VAULT, then cryptfs mount VAULT MOUNTPOINT.",
 )
@@ -58,15 +58,6 @@ PROGRAM = "cryptfs"
 @debug_option
 def cli() -> None:
     """Keep files encrypted in one directory (the vault), and work with them in another (the mountpoint)."""
-
-
-_COMMANDS = (
-    *(init, mount, umount, info, status, fsck, passwd, key, recovery, rekey, upgrade),
-    *(ls, tree, find, cat, export, import_, cp, mv, rm, mkdir, path),
-    *(snapshot, verify, speed, completion),
-)
-for _command in _COMMANDS:
-    cli.add_command(_command)
 
 
 def every_command() -> dict[str, click.Command]:

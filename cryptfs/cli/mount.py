@@ -10,8 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import rich_click as click
+import click
 
+from cryptfs.cli.commands import command
 from cryptfs.cli.exit_codes import UsageProblem
 from cryptfs.cli.mounted import MOUNTPOINT, only_mountpoint
 from cryptfs.cli.offers import (
@@ -106,14 +107,7 @@ _GROUPS = {
 }  # fmt: skip
 
 
-@click.command()
-@click.rich_config(
-    help_config={
-        "option_groups": {
-            "cryptfs mount": [{"name": name, "options": list(options)} for name, options in _GROUPS.items()]
-        }
-    }
-)
+@command(option_groups=_GROUPS)
 @vault_argument
 @click.argument("mountpoint", type=PLACE, metavar="MOUNTPOINT")
 @click.option("-r", "--read-only", is_flag=True, default=None, help="Refuse every change.")
@@ -354,7 +348,7 @@ def _warn_of_limits() -> None:
         )
 
 
-@click.command()
+@command()
 @click.argument("mountpoint", type=MOUNTPOINT, metavar="[MOUNTPOINT]", required=False)
 @click.option("-z", "--lazy", is_flag=True, help="Take the mount away now; programs keep their open files.")
 @debug_option

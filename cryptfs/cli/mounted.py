@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import rich_click as click
+import click
 from click.shell_completion import CompletionItem
 
 from cryptfs.cli.exit_codes import UsageProblem

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-import rich_click as click
+import click
 
 from cryptfs.cli.exit_codes import UsageProblem
 from cryptfs.cli.output import note, size_text

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-import rich_click as click
+import click
 
 from cryptfs.cli.exit_codes import PassphraseUnreadableError, UsageProblem
 from cryptfs.cli.output import note, warn

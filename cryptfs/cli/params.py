@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-import rich_click as click
+import click
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 

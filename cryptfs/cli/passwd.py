@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import rich_click as click
+import click
 
+from cryptfs.cli.commands import command
 from cryptfs.cli.exit_codes import UsageProblem
 from cryptfs.cli.keyslots import find_slot, writing_config
 from cryptfs.cli.newsecret import (
@@ -44,7 +45,7 @@ LEAKED = (
 )
 
 
-@click.command()
+@command()
 @vault_argument
 @unlock_options
 @new_passphrase_options

@@ -7,9 +7,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import rich_click as click
+import click
 
 from cryptfs.cli.changing import below_vault
+from cryptfs.cli.commands import command
 from cryptfs.cli.exit_codes import ExitCode
 from cryptfs.cli.inside import Problems, name_writer, opened_inside
 from cryptfs.cli.ls import zero_option
@@ -19,7 +20,7 @@ from cryptfs.cli.params import debug_option, shown, vault_argument
 from cryptfs.errors import CryptfsError
 
 
-@click.command()
+@command()
 @vault_argument
 @click.argument("paths", metavar="[PATH]...", nargs=-1)
 @click.option("--plain", is_flag=True, help="From paths in the vault directory to those that people see.")

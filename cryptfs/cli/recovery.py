@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import rich_click as click
+import click
 
+from cryptfs.cli.commands import group
 from cryptfs.cli.exit_codes import CommandError, ConfigUnwritableError, UsageProblem
 from cryptfs.cli.newfile import refuse_no_file, writing
 from cryptfs.cli.offers import OfferSource, say_opened, unlock_options, with_offer
 from cryptfs.cli.output import answer_json, note, warn
-from cryptfs.cli.params import PLACE, Number, debug_option, shell_word, shown, vault_argument
+from cryptfs.cli.params import PLACE, Number, debug_option, help_if_alone, shell_word, shown, vault_argument
 from cryptfs.cli.recoverywords import give_shares, give_words, require_place
 from cryptfs.cli.restoreconfig import restore_config
 from cryptfs.cli.vaults import config_of, is_inside, require_writable
@@ -25,13 +26,15 @@ if TYPE_CHECKING:
     from cryptfs.unlock.recovering import HeldSecret, RecoveryTable
 
 
-@click.group(cls=click.RichGroup)
+@group(invoke_without_command=True)
 @debug_option
-def recovery() -> None:
+@click.pass_context
+def recovery(ctx: click.Context) -> None:
     """Open a vault without its passphrase: by words or shares on paper.
 
     They also rebuild a lost vault config, from the file cryptfs.recovery in the vault or a copy of it.
     """
+    help_if_alone(ctx)
 
 
 def _change(vault: Path, offer: Offer, change: Callable[[RecoveryTable], None]) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import rich_click as click
+import click
 
 from cryptfs.cli.exit_codes import CommandError, PassphraseUnreadableError, UsageProblem
 from cryptfs.cli.newfile import refuse_no_file

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import rich_click as click
+import click
 
+from cryptfs.cli.commands import command
 from cryptfs.cli.exit_codes import CommandError, ExitCode, PassphraseUnreadableError, UsageProblem
 from cryptfs.cli.offers import OfferSource, key_file_of, say_opened, unlock_options, with_offer
 from cryptfs.cli.output import answer_json, console, note, warn
@@ -33,7 +34,7 @@ _SHOWN = 20
 _BLOCKING = ("stray", "unfinished-adoption")  # what a repair saves by the old masterkey alone
 
 
-@click.command()
+@command()
 @vault_argument
 @click.option(
     "--slot-passfile",

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import rich_click as click
+import click
 
+from cryptfs.cli.commands import command
 from cryptfs.cli.exit_codes import CommandError, ConfigUnwritableError, UsageProblem
 from cryptfs.cli.newsecret import Cost, NewPassphrase, cost_options, new_passphrase_options
 from cryptfs.cli.output import note, warn
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from cryptfs.vfs.restore import Restorable
 
 
-@click.command("restore-config")
+@command("restore-config")
 @vault_argument
 @click.option("--record", type=PLACE, metavar="FILE", help="Use this copy if VAULT has no record that opens.")
 @click.option("--force", is_flag=True, help="Replace a config that is there, whatever it is.")

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-import rich_click as click
+import click
 
+from cryptfs.cli.commands import command
 from cryptfs.cli.exit_codes import CommandError, ExitCode, UsageProblem
 from cryptfs.cli.newfile import refuse_no_file, writing
 from cryptfs.cli.offers import OfferSource, say_opened, unlock_options, with_offer
@@ -85,7 +86,7 @@ def _places(count: int, more: str = "") -> str:
     return f"1{more} place" if count == 1 else f"{count:,}{more} places"
 
 
-@click.command()
+@command()
 @vault_argument
 @click.option("-o", "--output", type=PLACE, metavar="FILE", help="Write to FILE instead of stdout.")
 @click.option("--replace", is_flag=True, help="If FILE is an older manifest, replace it.")
@@ -157,7 +158,7 @@ def _check_output(vault: Path, output: Path, *, replace: bool) -> None:
     raise UsageProblem(f"{shown(output)} exists, and is not a manifest. Choose another name")
 
 
-@click.command()
+@command()
 @vault_argument
 @click.argument("manifest", type=PLACE, metavar="MANIFEST")
 @click.option("--changed", is_flag=True, help="Also list the files that changed, not only their number.")

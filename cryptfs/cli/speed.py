@@ -6,8 +6,9 @@ import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import rich_click as click
+import click
 
+from cryptfs.cli.commands import command
 from cryptfs.cli.output import answer_json, console, show, size_text, warn
 from cryptfs.cli.params import ByteSize, Number, debug_option
 
@@ -113,7 +114,7 @@ def _table(report: dict[str, Any], cipher: str) -> Table:
     return table
 
 
-@click.command()
+@command()
 @click.option(
     "--size",
     type=ByteSize(),

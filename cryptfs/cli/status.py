@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import rich_click as click
+import click
 
+from cryptfs.cli.commands import command
 from cryptfs.cli.mounted import MOUNTPOINT, only_mountpoint
 from cryptfs.cli.output import answer_json, console, show
 from cryptfs.cli.params import Seconds, debug_option, shown
@@ -175,7 +176,7 @@ def watch(mountpoint: Path, interval: float, *, as_json: bool) -> None:
             found, before = ask(mountpoint), found
 
 
-@click.command()
+@command()
 @click.argument("mountpoint", type=MOUNTPOINT, metavar="[MOUNTPOINT]", required=False)
 @click.option("-w", "--watch", "watching", is_flag=True, help="Show it live, until Ctrl-C.")
 @click.option(

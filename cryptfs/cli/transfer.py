@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import rich_click as click
+import click
 
+from cryptfs.cli.commands import command
 from cryptfs.cli.exit_codes import CommandError, ExitCode, UsageProblem
 from cryptfs.cli.inside import Problems, opened_inside
 from cryptfs.cli.offers import OfferSource, unlock_options
@@ -56,7 +57,7 @@ def copy_options(function: Decorated) -> Decorated:
     return function
 
 
-@click.command("export")
+@command("export")
 @click.argument("source_path", metavar="VAULT[:PATH]", type=VaultPath())
 @click.argument("target", metavar="DEST", type=PLACE)
 @copy_options
@@ -106,7 +107,7 @@ def export(
     return _end(progress, problems, "Exported", quiet=quiet, verify=verify)
 
 
-@click.command("import")
+@command("import")
 @click.argument("origin", metavar="SRC", type=PLACE)
 @click.argument("target_path", metavar="VAULT[:PATH]", type=VaultPath())
 @copy_options

@@ -6,8 +6,9 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import rich_click as click
+import click
 
+from cryptfs.cli.commands import command
 from cryptfs.cli.exit_codes import ConfigUnwritableError
 from cryptfs.cli.offers import OfferSource, say_opened, unlock_options, with_offer
 from cryptfs.cli.output import answer_json, note
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from cryptfs.unlock.offer import Offer
 
 
-@click.command()
+@command()
 @vault_argument
 @click.option(
     "--slot-passfile",

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import rich_click as click
+import click
 
 from cryptfs.cli.exit_codes import CommandError, ConfigUnreadableError, ConfigUnwritableError
 from cryptfs.core.printable import shell_word, shown
