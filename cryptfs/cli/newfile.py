@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,7 +24,7 @@ def writing(place: Path) -> Iterator[Callable[[bytes], object]]:
         with _opened(target, os.O_WRONLY, place) as fd:
             yield lambda data: _write(fd, data, place)
         return
-    beside = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.tmp")
+    beside = target.with_name(f".{target.name[:200]}.{os.urandom(4).hex()}.tmp")
     try:
         with _opened(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, place) as fd:
             yield lambda data: _write(fd, data, place)

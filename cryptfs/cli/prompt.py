@@ -10,7 +10,6 @@ import contextlib
 import os
 import shlex
 import stat
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -296,6 +295,8 @@ def _from_command(command: str) -> bytes:
 
 def _run(words: list[str], option: str) -> bytes:
     """The output of a program, without the line break at its end."""
+    import subprocess
+
     try:
         with subprocess.Popen(words, stdout=subprocess.PIPE, bufsize=0) as running:
             assert running.stdout is not None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -261,6 +260,8 @@ def _ask_back(words: Sequence[str], count: int) -> None:
 
     Raises: PassphraseUnreadableError: wrong three times.
     """
+    import random
+
     if not stdin_is_terminal():
         return
     note(

@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 
-from nacl.pwhash import argon2id
-
 KEY_SIZE = 32
 DIR_ID_SIZE = 16
 FILE_ID_SIZE = 32
@@ -78,6 +76,8 @@ def passphrase_key(passphrase: bytes, salt: bytes, memory: int, passes: int) -> 
     Args:   salt: 16 bytes.   memory: bytes, a multiple of 1024.   passes: iterations.
     Raises: TypeError: the passphrase is text.
     """
+    from nacl.pwhash import argon2id  # it is slow to load, and other kinds of keys need none of it
+
     if not isinstance(passphrase, bytes):
         raise TypeError(
             f"a passphrase is bytes, not {type(passphrase).__name__}; encode text: passphrase.encode()"

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import logging.handlers
 import os
 import resource
 import socket
@@ -123,10 +122,10 @@ def _syslog_answers() -> bool:
 def _syslog_handler() -> logging.Handler:
     if not _SYSLOG_SOCKET.exists():
         return logging.NullHandler()
+    from logging.handlers import SysLogHandler
+
     try:
-        handler = logging.handlers.SysLogHandler(
-            str(_SYSLOG_SOCKET), facility=logging.handlers.SysLogHandler.LOG_DAEMON
-        )
+        handler = SysLogHandler(str(_SYSLOG_SOCKET), facility=SysLogHandler.LOG_DAEMON)
     except OSError:
         return logging.NullHandler()
     handler.ident = f"cryptfs[{os.getpid()}]: "

@@ -22,13 +22,15 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 from struct import Struct
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from cryptfs.vfs.content.cipherpool import usable_cores
+
+if TYPE_CHECKING:
+    import subprocess
 
 log = logging.getLogger(__name__)
 
@@ -202,6 +204,8 @@ class _Spinner:
 
     def hold(self) -> None:
         if self._process is None:
+            import subprocess
+
             quiet = subprocess.DEVNULL
             self._process = subprocess.Popen(
                 ("/bin/sh", "-c", _COUNT, "cryptfs-awake", str(os.getpid())),

@@ -10,8 +10,6 @@ import errno
 import os
 import pwd
 import re
-import shutil
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -250,6 +248,8 @@ def remount(mountpoint: Path, options: str) -> None:
     Args:   options: names that mount(8) knows, with commas between.
     Raises: MountError: no vault is mounted there, or mount(8) refuses, as it does ordinary users.
     """
+    import subprocess
+
     mount = cryptfs_mount_at(mountpoint)
     command = ["mount", "-i", "-o", f"remount,{options}" if options else "remount", mount.mountpoint]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -260,6 +260,9 @@ def remount(mountpoint: Path, options: str) -> None:
 
 
 def _fusermount(mountpoint: str, *, lazy: bool) -> None:
+    import shutil
+    import subprocess
+
     program = shutil.which("fusermount3") or shutil.which("fusermount")
     if program is None:
         raise MountError(

@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import secrets
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -112,7 +111,7 @@ def _checked(found: dict[str, Any]) -> dict[str, Any]:
 
 def _replace(place: Path, raw: bytes) -> None:
     """Atomically. Raises: OSError."""
-    beside = place.with_name(f"{place.name}.{secrets.token_hex(4)}.tmp")
+    beside = place.with_name(f"{place.name}.{os.urandom(4).hex()}.tmp")
     fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         try:

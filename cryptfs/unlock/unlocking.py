@@ -28,7 +28,6 @@ from cryptfs.storage.pins import Pin
 from cryptfs.unlock.kind import SlotKind
 from cryptfs.unlock.kinds import KINDS, kind_of
 from cryptfs.unlock.offer import Offer
-from cryptfs.unlock.recoverykey import open_by_record
 
 _ANY = b"any passphrase"  # only whether there is one counts
 
@@ -101,6 +100,8 @@ def open_vault(
     if not for_rekey:
         refuse_rekeying(config, vault_dir)
     if offer.takes_record and offer.slot_id is None:
+        from cryptfs.unlock.recoverykey import open_by_record
+
         try:
             opened, recovery = open_by_record(config, offer, records)
         except (WrongPassphraseError, NoKeyError, RecoveryRecordError):

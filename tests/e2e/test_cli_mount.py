@@ -114,6 +114,34 @@ def test_from_init_to_umount_and_again(place: Place) -> None:
     place.umount()
 
 
+# What other commands need, or none; each takes milliseconds of a start.
+UNWANTED = {
+    *("rich", "rich_click", "cryptography", "fido2", "mnemonic", "shamir_mnemonic", "zxcvbn", "mfusepy"),
+    *("nacl.public", "subprocess", "shutil", "tempfile", "random", "secrets", "pickle", "asyncio"),
+}
+COMMAND_LINE = {
+    *("commands", "exit_codes", "main", "mounted", "mounthelper", "newfile", "offers", "output"),
+    *("params", "pinning", "prompt", "recoverywords", "terminal", "tokens", "vaults"),
+}
+
+
+def test_a_mount_loads_what_it_needs_and_no_more(place: Place) -> None:
+    words = ("--quiet", place.vault, place.mountpoint, "--passfile", place.passfile)
+    done = subprocess.run(
+        [*PROGRAM, "mount", *words, "--log-file", place.log_file],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=ENVIRONMENT | {"PYTHONPROFILEIMPORTTIME": "1"},
+    )
+    place.umount()
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if "import time:" in line}
+    assert "cryptfs.mount.native.connection" in loaded
+    assert loaded & UNWANTED == set()
+    mine = {name.removeprefix("cryptfs.cli.") for name in loaded if name.startswith("cryptfs.cli.")}
+    assert mine == COMMAND_LINE
+
+
 @pytest.mark.skipif(Path("/dev/log").exists(), reason="this machine has a syslog")
 def test_without_a_syslog_mount_says_where_findings_are_kept(place: Place) -> None:
     words = ("mount", place.vault, place.mountpoint, "--passfile", place.passfile)

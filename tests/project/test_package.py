@@ -25,6 +25,15 @@ def test_importing_it_loads_neither_libsodium_nor_fuse() -> None:
     assert run(f"import sys, cryptfs; print([name for name in {heavy} if name in sys.modules])") == "[]"
 
 
+def test_the_command_line_loads_the_command_that_is_typed() -> None:
+    started = "import sys; from cryptfs.cli.main import cli, main; "
+    own = "print(*sorted(name for name in sys.modules if name.split('.')[0] in ('rich', 'rich_click', 'nacl')"
+    others = " or name in ('cryptfs.cli.mount', 'cryptfs.cli.path', 'cryptfs.cli.completion')))"
+    typed = started + "main(['path', '--no-such-option']); " + own + others
+    assert run(typed) == "cryptfs.cli.path"
+    assert "rich_click" in run(started + "main(['path', '--help']); " + own + others)
+
+
 def test_unlocking_needs_no_fuse() -> None:
     assert run("import sys, cryptfs; cryptfs.Vault; print('mfusepy' in sys.modules)") == "False"
 

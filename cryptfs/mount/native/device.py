@@ -5,10 +5,8 @@ from __future__ import annotations
 import array
 import errno
 import os
-import shutil
 import socket
 import stat
-import subprocess
 from pathlib import Path
 
 from cryptfs.errors import MountError
@@ -76,6 +74,9 @@ def _mount_directly(source: str, mountpoint: Path, options: MountOptions) -> int
 
 def _mount_with_helper(source: str, mountpoint: Path, options: MountOptions) -> int:
     """fusermount3 mounts and passes the descriptor back over a socket."""
+    import shutil
+    import subprocess
+
     helper = shutil.which("fusermount3") or shutil.which("fusermount")
     if helper is None:
         raise MountError("mounting as an ordinary user needs fusermount3; install it: apt-get install fuse3")

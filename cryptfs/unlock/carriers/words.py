@@ -7,7 +7,6 @@ Source: docs/FORMAT.md, section 9.
 
 from __future__ import annotations
 
-import difflib
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -79,6 +78,8 @@ def known_words(text: bytes, wordlist: Sequence[str], what: str) -> list[str]:
         elif len(beginning) == 1:
             found += beginning
         else:
+            import difflib
+
             number = len(found) + 1
             close = difflib.get_close_matches(typed, wordlist, n=1)
             suggestion = f"; perhaps it is '{close[0]}'" if close else ""

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-import tempfile
 from collections.abc import Generator, Iterator
 from typing import TypeVar
 
@@ -167,6 +166,8 @@ class _Level:
     __slots__ = ("cipher_path", "directory", "identity", "place", "plain_path", "rest", "spool", "verified")
 
     def __init__(self, directory: WalkedDirectory) -> None:
+        import tempfile
+
         self.directory: WalkedDirectory | None = directory
         self.cipher_path = directory.cipher_path
         self.plain_path = directory.plain_path
