@@ -189,7 +189,10 @@ class ChunkGeometry:
 
     def plain_size_floor(self, cipher_size: int) -> int:
         """As plain_size, but counts an impossible last piece as absent: the size for stat, for any file."""
-        return self.plain_length(max(cipher_size - HEADER_SIZE, 0))
+        if cipher_size <= HEADER_SIZE:
+            return 0
+        whole, rest = divmod(cipher_size - HEADER_SIZE, self.record_size)
+        return whole * self.chunk_size + (rest - self.overhead if rest > self.overhead else 0)
 
     def chunk_of_record_byte(self, cipher_offset: int) -> int:
         """Index of the chunk whose record holds the byte at `cipher_offset`; 0 for the header's bytes."""

@@ -46,6 +46,28 @@ def open_backing(dir_fd: int, name: str, flags: int, mode: int = 0) -> tuple[int
     return fd, st
 
 
+def open_quietly(
+    dir_fd: int, name: str, access: int, *, only_write: bool = False
+) -> tuple[int, os.stat_result, bool]:
+    """As open_backing, for a look at the header first: (descriptor, its stat, whether it has O_NOATIME).
+
+    Only the owner of a file may leave its time of access alone.
+
+    Args: access: O_RDONLY or O_RDWR.   only_write: the caller asks for O_WRONLY: see open_unreadable.
+    """
+    try:
+        try:
+            return *open_backing(dir_fd, name, access | O_NOATIME), bool(O_NOATIME)
+        except PermissionError as error:
+            if error.errno != errno.EPERM:
+                raise
+            return *open_backing(dir_fd, name, access), False
+    except PermissionError:
+        if not only_write:
+            raise
+        return *open_unreadable(dir_fd, name), False
+
+
 def _refuse_special(dir_fd: int, name: str) -> None:
     try:
         mode = os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode

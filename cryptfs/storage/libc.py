@@ -10,7 +10,6 @@ import ctypes
 import errno
 import os
 import struct
-import sys
 from collections.abc import Iterator
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -29,7 +28,9 @@ UMOUNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 _AT_STATX_DONT_SYNC = 0x4000
 STATX_BTIME = 0x800
-_STATX_SIZE = 256
+_StatxBuffer = ctypes.c_char * 256
+_STATX_MASK = struct.Struct("=I")
+_BIRTH_FLAGS = AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH
 _BTIME = struct.Struct("=80xqI")  # stx_btime in struct statx: seconds, nanoseconds
 _DEVICE = struct.Struct("=136xII")  # stx_dev_major, stx_dev_minor
 _HANDLE_HEAD = struct.Struct("=Ii")  # handle_bytes, handle_type in struct file_handle
@@ -153,8 +154,9 @@ def filesystem_type(fd: int) -> int:
 
 def statx_birth_time(dir_fd: int, name: str) -> int | None:
     """stx_btime in nanoseconds of an entry ('' for the descriptor itself); None where there is none."""
-    found = _statx_of(dir_fd, os.fsencode(name), AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH, STATX_BTIME)
-    if not int.from_bytes(found[:4], sys.byteorder) & STATX_BTIME:
+    found = _statx_of(dir_fd, os.fsencode(name), _BIRTH_FLAGS, STATX_BTIME)
+    (mask,) = _STATX_MASK.unpack_from(found)
+    if not mask & STATX_BTIME:
         return None
     seconds, nanoseconds = _BTIME.unpack_from(found)
     return int(seconds) * 10**9 + int(nanoseconds)
@@ -166,10 +168,10 @@ def statx_device(path: StrPath) -> tuple[int, int]:
     return int(major), int(minor)
 
 
-def _statx_of(dir_fd: int, path: bytes, flags: int, mask: int) -> bytes:
-    buffer = ctypes.create_string_buffer(_STATX_SIZE)
-    _check(_statx, dir_fd, path, flags, mask, ctypes.addressof(buffer))
-    return buffer.raw
+def _statx_of(dir_fd: int, path: bytes, flags: int, mask: int) -> ctypes.Array[ctypes.c_char]:
+    buffer = _StatxBuffer()
+    _check(_statx, dir_fd, path, flags, mask, buffer)
+    return buffer
 
 
 def name_to_handle_at(dir_fd: int, name: str) -> tuple[int, bytes]:

@@ -37,11 +37,12 @@ _STREAM_BLOCK = 64
 _TO_URL = bytes.maketrans(b"+/", b"-_")
 _FROM_URL = bytes.maketrans(b"-_", b"+/")
 _ZEROS = bytes(PAD_STEP)
+_FIRST_BLOCK = bytes(4)
 
 
 def encode_text(data: bytes) -> str:
     """Unpadded base64url (RFC 4648, section 5)."""
-    return binascii.b2a_base64(data, newline=False).translate(_TO_URL).rstrip(b"=").decode("ascii")
+    return binascii.b2a_base64(data, newline=False).translate(_TO_URL, b"=").decode("ascii")
 
 
 def decode_text(text: str) -> bytes | None:
@@ -90,15 +91,15 @@ class NameCipher:
     def apply_stream(self, siv: bytes, data: bytes) -> bytes:
         """XOR `data` with the keystream of `siv`."""
         size = len(data)
-        stream = self._stream_block(siv, 0)
+        stream = self._stream_block(siv + _FIRST_BLOCK)
         for counter in range(1, -(-size // _STREAM_BLOCK)):
-            stream += self._stream_block(siv, counter)
+            stream += self._stream_block(siv + counter.to_bytes(4, "little"))
         mixed = int.from_bytes(data, "little") ^ int.from_bytes(stream[:size], "little")
         return mixed.to_bytes(size, "little")
 
-    def _stream_block(self, siv: bytes, counter: int) -> bytes:
+    def _stream_block(self, siv_and_counter: bytes) -> bytes:
         block = self._stream.copy()
-        block.update(siv + counter.to_bytes(4, "little"))
+        block.update(siv_and_counter)
         return block.digest()
 
     def open_unverified(self, cipher_name: str) -> tuple[bytes, bytes]:

@@ -110,7 +110,7 @@ class NodeTable:
         if node is not None and (
             ((st.st_ctime_ns != node.ctime or found.size != node.size)
              and not self._sameness.is_still(node, parent, name, found))
-            or self._sameness.is_of_another_name(node, parent, name, st)
+            or (stat.S_ISLNK(st.st_mode) and self._sameness.is_of_another_name(node, parent, name, st))
             or (stat.S_ISDIR(st.st_mode) and not self._sameness.belongs(node, parent, name))
         ):  # fmt: skip
             self.retire(node)
@@ -169,7 +169,8 @@ class NodeTable:
         Args:   held: the present file. node: the one that the kernel knows under this name.
         Raises: OSError: ESTALE: the present file is another one.
         """
-        if node is not None and self._sameness.is_of_another_name(node, parent, name, held.st):
+        is_link = stat.S_ISLNK(held.st.st_mode)
+        if node is not None and is_link and self._sameness.is_of_another_name(node, parent, name, held.st):
             raise stale()
         if self._exclusive:
             return

@@ -44,8 +44,17 @@ class FileState(Descriptor, WriteMarks):
     synced:   whether a sync has brought anything to disk since the file was empty, if only to the journal.
     """
 
-    def __init__(self, context: FileContext, key: FileKey, fd: int, *, writable: bool, path: str) -> None:
-        Descriptor.__init__(self, fd, writable=writable)
+    def __init__(
+        self,
+        context: FileContext,
+        key: FileKey,
+        fd: int,
+        *,
+        writable: bool,
+        path: str,
+        keeps_atime: bool = False,
+    ) -> None:
+        Descriptor.__init__(self, fd, writable=writable, keeps_atime=keeps_atime)
         WriteMarks.__init__(self)
         self.context = context
         self.key = key
@@ -194,20 +203,21 @@ class FileState(Descriptor, WriteMarks):
         """Whether all-zero records are holes."""
         return self.header is not None and self.header.is_sparse
 
-    def require_loaded(self) -> None:
+    def require_loaded(self, st: os.stat_result | None = None) -> None:
         """Read and verify the header, once.
 
+        Args:   st: of the backing file, if somebody has just asked for it.
         Raises: IntegrityError: the file is damaged; again at each call.   OSError.
         """
         if not self.loaded:
             with self.lock:
                 if not self.loaded:
-                    self._load()
+                    self._load(st)
         if self.damage is not None:
             raise type(self.damage)(self.damage.reason, cipher_path=self.cipher_path)
 
-    def _load(self) -> None:
-        self.note_left()
+    def _load(self, st: os.stat_result | None) -> None:
+        self.note_left(st)
         cipher_size = self.left[2]
         if cipher_size:
             try:
@@ -253,9 +263,11 @@ class FileState(Descriptor, WriteMarks):
         redo = self.context.redo
         return redo is not None and header.journal_id == redo.journal_id
 
-    def note_left(self) -> None:
-        """Note the stat of the backing file, now that we know all of it. Raises: OSError."""
-        self._left = st = os.fstat(self.fd)
+    def note_left(self, st: os.stat_result | None = None) -> None:
+        """Note the stat of the backing file, now that we know all of it; st: the stat. Raises: OSError."""
+        if st is None:
+            st = os.fstat(self.fd)
+        self._left = st
         self.seen_ctime = st.st_ctime_ns
 
     def _note_header(self, header: FileHeader, raw: bytes) -> None:

@@ -65,17 +65,21 @@ class FileTable:
         """Files that are open for the redo log alone."""
         return len(self._closed)
 
-    def acquire(self, fd: int, st: os.stat_result, *, writable: bool, cipher_path: str) -> FileState:
+    def acquire(
+        self, fd: int, st: os.stat_result, *, writable: bool, cipher_path: str, keeps_atime: bool = False
+    ) -> FileState:
         """The state of the file behind a fresh descriptor, which it takes over; release it later.
 
-        Args: st: stat of the descriptor.
+        Args: st: stat of the descriptor.   keeps_atime: whether the descriptor has O_NOATIME.
         """
         key = (st.st_dev, st.st_ino)
         while True:
             with self._lock:
                 state = self._states.get(key)
                 if state is None:
-                    state = FileState(self._context, key, fd, writable=writable, path=cipher_path)
+                    state = FileState(
+                        self._context, key, fd, writable=writable, path=cipher_path, keeps_atime=keeps_atime
+                    )
                     self._states[key] = state
                     return state
                 self._closed.pop(key, None)
@@ -89,7 +93,7 @@ class FileTable:
             if not overtaken:
                 with self._lock:
                     state.writers += writable
-                    state.adopt(fd, writable=writable)
+                    state.adopt(fd, writable=writable, keeps_atime=keeps_atime)
                 return state
             self._leave(state)
             self.release(state)
@@ -181,7 +185,7 @@ class FileTable:
 
     def name_removed(self, dir_id: bytes, name: bytes) -> None:
         """After a request removed a name: a file that lost this name before counts as removed here."""
-        for state in list(self._states.values()):
+        for state in list(self._states.values()) if self._states else ():
             where = state.whereabouts
             place = where.place
             if place is not None and place[1] == name and place[0].dir_id == dir_id:

@@ -33,7 +33,8 @@ def changes_later(state: FileState) -> None:
     If the kernel keeps the time of change, it tells us before the last close.
     """
     if state.mtime_is_ahead:
-        stay_ahead(state)
+        if not state.is_ahead:
+            stay_ahead(state)
     else:
         _go_ahead(state, time.time_ns() if state.kept_mtime_ns is None else state.kept_mtime_ns)
 
@@ -62,6 +63,7 @@ def moves_now(state: FileState) -> None:
 def _go_ahead(state: FileState, mtime_ns: int) -> None:
     state.hold_mtime(mtime_ns)
     restore_mtime(state.fd, mtime_ns + AHEAD_NS)
+    state.note_ahead()
 
 
 def true_stat(state: FileState, st: os.stat_result) -> os.stat_result:

@@ -42,13 +42,25 @@ class OpenFile:
     """One handle on a file. Offsets and sizes are plaintext bytes.
 
     Args: state: shared with the other handles on the file.   writable: whether it may change the file.
+          st: stat of the backing file at the opening of this handle, if the caller has it.
     keeps_atime: whether its reads leave the time of access alone, as O_NOATIME asks for.
     """
 
-    __slots__ = ("_buffers", "_cipher", "_context", "_geometry", "keeps_atime", "state", "writable", "writer")
+    __slots__ = (
+        "_buffers",
+        "_cipher",
+        "_context",
+        "_geometry",
+        "_st",
+        "keeps_atime",
+        "state",
+        "writable",
+        "writer",
+    )
 
-    def __init__(self, state: FileState, *, writable: bool) -> None:
+    def __init__(self, state: FileState, *, writable: bool, st: os.stat_result | None = None) -> None:
         self.state = state
+        self._st = st
         self.writable = writable
         context = state.context
         self.keeps_atime = context.noatime
@@ -93,10 +105,10 @@ class OpenFile:
 
     @property
     def atime_is_due(self) -> bool:
-        """Whether a read may move the time of access, on a disk with relatime as nearly all have it."""
+        """Whether a first read may move the time of access, on a disk with relatime as nearly all have it."""
         if self._context.noatime:
             return False
-        st = os.fstat(self.state.fd)
+        st = self._st or os.fstat(self.state.fd)
         late = st.st_atime_ns <= st.st_mtime_ns or st.st_atime_ns <= st.st_ctime_ns
         return late or time.time() - st.st_atime > _RELATIME
 

@@ -18,20 +18,20 @@ class Descriptor:
     keeps_atime: whether reads leave the time of access as it is.
     """
 
-    def __init__(self, fd: int, *, writable: bool) -> None:
+    def __init__(self, fd: int, *, writable: bool, keeps_atime: bool) -> None:
         self.fd = fd
         self.writable = writable
-        self.keeps_atime = False
+        self.keeps_atime = keeps_atime
         self._retired_fds: list[int] = []
 
-    def adopt(self, fd: int, *, writable: bool) -> None:
+    def adopt(self, fd: int, *, writable: bool, keeps_atime: bool) -> None:
         """Take over a further descriptor of the file; uses it if it can write and the present one cannot.
 
         The old one stays open, because a reader may be using it.
         """
         if writable and not self.writable:
             self._retired_fds.append(self.fd)
-            self.fd, self.writable, self.keeps_atime = fd, True, False
+            self.fd, self.writable, self.keeps_atime = fd, True, keeps_atime
         else:
             os.close(fd)
 
@@ -44,10 +44,6 @@ class Descriptor:
             self.keeps_atime = keep
             with contextlib.suppress(PermissionError):  # the file belongs to somebody else
                 fcntl.fcntl(self.fd, fcntl.F_SETFL, os.O_NONBLOCK | (O_NOATIME if keep else 0))
-
-    def made_here(self, *, keeps_atime: bool) -> None:
-        """This mount has just made the file. keeps_atime: whether its descriptor does."""
-        self.keeps_atime = keeps_atime
 
     def close_descriptors(self) -> None:
         """After the last handle has gone."""
@@ -68,6 +64,7 @@ class WriteMarks:
         self._header_mark = 0
         self._synced_mark = 0
         self._told_mark = 1
+        self._ahead_mark = 0
         self._sync_failed = False
 
     def mark_data(self) -> None:
@@ -83,6 +80,19 @@ class WriteMarks:
     def mark_floor(self) -> None:
         """The header is about to say that records do not count: a replay alone needs this on disk."""
         self._marks += 1
+
+    def note_ahead(self) -> None:
+        """The time of the backing file is ahead now, as mtimes.py wants it."""
+        self._ahead_mark = self._marks
+
+    def moves_time(self) -> None:
+        """A step that is no write moves the time of the backing file."""
+        self._ahead_mark = 0
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether nothing has moved the time of the backing file since note_ahead."""
+        return self._ahead_mark == self._marks
 
     def note_synced(self, mark: int) -> bool:
         """After a sync: whether all writes up to a mark are on disk. After a failed sync nobody knows."""

@@ -328,9 +328,10 @@ class RedoLog:
         except OSError as error:
             self._give_up(error)
             raise
-        if journal.lost:
+        lost = journal.lost
+        if lost:
             self._lose()
-        return not journal.lost
+        return not lost
 
     def take_turns(self) -> None:
         """Let records go to the journal's other file. Raises: OSError: they go on to the same one."""

@@ -31,7 +31,7 @@ NO_NAME = "(no name)"
 RECORD_SECONDS = 1.0  # then a directory in use has its record looked at again
 _CACHED_NAMES = 4096  # of one directory
 _COUNTED = 64  # a directory reports its names in steps of so many
-MAX_CACHED_NAMES = 65_536  # of all open directories, some 250 bytes each
+MAX_CACHED_NAMES = 65_536  # of all open directories, some 350 bytes each
 
 
 class CachedNames:
@@ -67,7 +67,7 @@ class Directory:
     """
 
     __slots__ = (
-        *("__weakref__", "_cached", "_entry_names", "_names", "cipher_path", "dir_id", "fd"),
+        *("__weakref__", "_cached", "_entry_names", "_names", "_plain_names", "cipher_path", "dir_id", "fd"),
         *("lacks_default_acl", "looked", "place", "record"),
     )
 
@@ -84,6 +84,7 @@ class Directory:
         self._names = names
         self._cached = cached
         self._entry_names: dict[bytes, str] = {SELF: "."}
+        self._plain_names: dict[str, bytes] = {}  # the reverse, of those that need no sidecar
 
     def __del__(self) -> None:
         os.close(self.fd)
@@ -131,6 +132,13 @@ class Directory:
             cipher_name = copy.cipher_name
         return self.dir_id + siv_of(cipher_name)
 
+    def known_name(self, entry_name: str) -> bytes | None:
+        """The plaintext name of an entry that was verified before; None if nobody remembers it.
+
+        It follows from the dir_id and from the entry's name alone: nothing on the disk can change it.
+        """
+        return self._plain_names.get(entry_name)
+
     def open_name(self, cipher_name: str, entry_name: str) -> bytes:
         """Decrypt and verify a full cipher name from this directory. Raises: NameError_."""
         name = self._names.open(cipher_name)
@@ -157,12 +165,15 @@ class Directory:
             self.forget_names()
             names = self._entry_names
         names[name] = entry_name
+        if not is_long(entry_name):
+            self._plain_names[entry_name] = name
         if not len(names) % _COUNTED:
             self._cached.grown(self)
 
     def forget_names(self) -> None:
         """Forget all names: the next use seals them again."""
         self._entry_names = {SELF: "."}
+        self._plain_names = {}
 
     def moved(self, parent: Directory, name: bytes) -> None:
         """A rename of ours has moved it there."""
@@ -172,7 +183,9 @@ class Directory:
 
     def path_of(self, entry_name: str) -> str:
         """The cipher path of an entry, for messages."""
-        name = printable(entry_name)
+        name = entry_name
+        if not name.isprintable() or "\\" in name:  # never one that cryptfs gave
+            name = printable(name)
         return f"{self.cipher_path}/{name}" if self.cipher_path else name
 
     def proc_path(self, entry_name: str) -> str:
@@ -205,7 +218,8 @@ class HeldFile(Unnamed):
     def __init__(
         self, fd: int, cipher_path: str = NO_NAME, found_at: tuple[Directory, bytes] | None = None
     ) -> None:
-        super().__init__(fd, cipher_path)
+        self.fd = fd  # first: `__del__` closes it
+        self.cipher_path = cipher_path
         self.found_at = found_at
         self.gone = False
         self.st = os.fstat(fd)

@@ -123,15 +123,23 @@ class EntryOperations:
         """unlink(2); also of damaged files."""
         self.require_writable()
         long_target = self.symlinks.text_to_discard(parent, name)
-        with self.unnaming(parent, name) as entry_name:
-            removed = self.files.removing(parent.fd, entry_name)
-            try:
-                os.unlink(entry_name, dir_fd=parent.fd)
-            finally:
-                self.files.removed(removed)
-            self.files.name_removed(parent.dir_id, name)
+        entry_name = parent.entry_name(name)
+        if is_long(entry_name):
+            with self._unnaming_long(parent, entry_name):
+                self._unlink(parent, name, entry_name)
+        else:
+            self._unlink(parent, name, entry_name)
         self.files.drop_unlinked()
-        self.symlinks.discard(long_target)
+        if long_target:
+            self.symlinks.discard(long_target)
+
+    def _unlink(self, parent: Directory, name: bytes, entry_name: str) -> None:
+        removed = self.files.removing(parent.fd, entry_name)
+        try:
+            os.unlink(entry_name, dir_fd=parent.fd)
+        finally:
+            self.files.removed(removed)
+        self.files.name_removed(parent.dir_id, name)
 
     def make_node(
         self, parent: Directory, name: bytes, mode: int, device: int, caller: Caller | None = None
@@ -213,25 +221,40 @@ class EntryOperations:
         if flags & ~(RENAME_NOREPLACE | RENAME_WHITEOUT):
             raise os_error(errno.EINVAL)
         long_target = self.symlinks.text_to_discard(target, new_name)
-        with self.unnaming(source, name) as old, self.naming(target, new_name) as new:
-            self._bring_home(source, target, new)
-            if st is None:
-                st = backing_stat(source, name)
-            bound = self.symlinks.is_bound(source, name, st)
-            if bound and not flags & RENAME_WHITEOUT:
-                self._move_symlink(source, name, st, target, new_name, flags)
-            else:
-                if bound:
-                    self.symlinks.unbind(source, name)  # so that one call can do it all
-                with self._binding_anew((st, source, name, target, new_name)):
-                    if flags == RENAME_NOREPLACE:
-                        rename_exclusive(source.fd, old, target.fd, new)
-                    else:
-                        self._rename_over(source.fd, old, target.fd, new, flags)
-            self._moved(st, target, new_name)
+        if is_long(source.entry_name(name)) or is_long(target.entry_name(new_name)):
+            with self.unnaming(source, name), self.naming(target, new_name):
+                self._rename(source, name, target, new_name, flags, st)
+        else:
+            self._rename(source, name, target, new_name, flags, st)
         self.files.drop_unlinked()
         if long_target and not self._same_target(target, new_name, long_target):
             self.symlinks.discard(long_target)
+
+    def _rename(
+        self,
+        source: Directory,
+        name: bytes,
+        target: Directory,
+        new_name: bytes,
+        flags: int,
+        st: os.stat_result | None,
+    ) -> None:
+        old, new = source.entry_name(name), target.entry_name(new_name)
+        self._bring_home(source, target, new)
+        if st is None:
+            st = backing_stat(source, name)
+        bound = stat.S_ISLNK(st.st_mode) and self.symlinks.is_bound(source, name, st)
+        if bound and not flags & RENAME_WHITEOUT:
+            self._move_symlink(source, name, st, target, new_name, flags)
+        else:
+            if bound:
+                self.symlinks.unbind(source, name)  # so that one call can do it all
+            with self._binding_anew((st, source, name, target, new_name)):
+                if flags == RENAME_NOREPLACE:
+                    rename_exclusive(source.fd, old, target.fd, new)
+                else:
+                    self._rename_over(source.fd, old, target.fd, new, flags)
+        self._moved(st, target, new_name)
 
     def _binding_anew(self, *moves: _Moved) -> contextlib.AbstractContextManager[None]:
         """While entries move: the directories among them are bound to their old places and the new ones."""

@@ -18,7 +18,7 @@ from cryptfs.vfs.content import mtimes
 from cryptfs.vfs.content.filestate import FileState
 from cryptfs.vfs.tree.acls import Acls
 from cryptfs.vfs.tree.attributes import backing_stat, change_mode, change_owner
-from cryptfs.vfs.tree.directory import SELF, Place, Unnamed
+from cryptfs.vfs.tree.directory import SELF, HeldFile, Place, Unnamed
 from cryptfs.vfs.tree.tree import VaultTree
 from cryptfs.vfs.tree.xattrs import CAPABILITY
 
@@ -74,14 +74,19 @@ class Privileges:
 
     def set_times(self, place: Place, times: Times) -> None:
         """utimensat(2) of the file itself. Raises: OSError."""
-        self._make_clean(place)
+        if not self.kernel_owns_times:
+            self._make_clean(place)
         where, name = place
         if not isinstance(where, Unnamed):
             self._tree.set_times(where, name, times)
             return
         # By path, not by opening: open fails for symlinks and sockets, and has an effect on devices.
         path = f"/proc/self/fd/{where.fd}"
-        with self._tree.files.sharing(os.fstat(where.fd)) as state:
+        st = where.st if isinstance(where, HeldFile) else os.fstat(where.fd)
+        if self._tree.files.find(st) is None:
+            utimensat(AT_FDCWD, path, times, follow=True)
+            return
+        with self._tree.files.sharing(st) as state:
             if state is None:
                 utimensat(AT_FDCWD, path, times, follow=True)
                 return

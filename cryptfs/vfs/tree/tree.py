@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from cryptfs.errors import IntegrityError, NameError_
-from cryptfs.storage.backing import HELD_FILE_FLAGS, O_NOATIME, open_backing, open_unreadable, reopen
+from cryptfs.storage.backing import HELD_FILE_FLAGS, O_NOATIME, open_backing, open_quietly, reopen
 from cryptfs.storage.dirs import holds_plaintext, is_long, open_for_listing, scan, sync_directory
 from cryptfs.storage.libc import Times, syncfs
 from cryptfs.vfs.content.context import FileContext
@@ -82,19 +82,23 @@ class VaultTree(EntryOperations):
 
     def stat(self, directory: Directory, name: bytes) -> Attributes:
         """Attributes of an entry, without opening it."""
+        context = self.context
+        redo, entry_name = context.redo, directory.entry_name(name)
         while True:
-            seen = self._homecomings()
-            st = backing_stat(directory, name)
+            # An older stat may not fit our knowledge once a growth or a time has reached its file.
+            true_mtimes, homecomings = context.true_mtimes, 0 if redo is None else redo.homecomings
+            at = directory.fd
+            st = os.stat(entry_name, dir_fd=at, follow_symlinks=False) if name else os.fstat(at)
             if stat.S_ISLNK(st.st_mode):
                 return Attributes(st, self.symlinks.size(directory, name, st))
             found = self.sized(st)
-            if self._homecomings() == seen:
+            if context.true_mtimes == true_mtimes and (redo is None or redo.homecomings == homecomings):
                 break
-        if self._is_doubtful(found):
+        if (self.verified_size is not None or not found.size) and self._is_doubtful(found):
             with contextlib.suppress(OSError):
-                held_fd = os.open(directory.entry_name(name), HELD_FILE_FLAGS, dir_fd=directory.fd)
+                held_fd = os.open(entry_name, HELD_FILE_FLAGS, dir_fd=directory.fd)
                 try:
-                    return self._certain(held_fd, found, directory.entry_name(name))
+                    return self._certain(held_fd, found, entry_name)
                 finally:
                     os.close(held_fd)
         return found
@@ -192,6 +196,9 @@ class VaultTree(EntryOperations):
 
         Args: left_out: gets those that do not verify.
         """
+        known = directory.known_name(entry_name)
+        if known is not None:
+            return known
         if not holds_plaintext(entry_name):
             return None
         try:
@@ -250,12 +257,10 @@ class VaultTree(EntryOperations):
         if writable:
             self.require_writable()
         entry_name = directory.entry_name(name)
+        only_write = flags & os.O_ACCMODE == os.O_WRONLY
+        access = os.O_RDWR if writable else os.O_RDONLY
         try:
-            fd, st = open_backing(directory.fd, entry_name, os.O_RDWR if writable else os.O_RDONLY)
-        except PermissionError:
-            if flags & os.O_ACCMODE != os.O_WRONLY:
-                raise
-            fd, st = open_unreadable(directory.fd, entry_name)
+            fd, st, quiet = open_quietly(directory.fd, entry_name, access, only_write=only_write)
         except IntegrityError as error:
             error.cipher_path = directory.path_of(entry_name)
             raise
@@ -265,7 +270,7 @@ class VaultTree(EntryOperations):
             except OSError:
                 os.close(fd)
                 raise
-        file = self._handle(directory, name, fd, st, writable=writable)
+        file = self._handle(directory, name, fd, st, writable=writable, quiet=quiet)
         if writable and self.file_ids.replaced(directory, name, file.state):
             if meant is not None:
                 raise stale()
@@ -302,23 +307,24 @@ class VaultTree(EntryOperations):
                 os.close(fd)
                 os.unlink(entry_name, dir_fd=directory.fd)
                 raise
-        file = self._handle(directory, name, fd, st, writable=True)
-        file.state.made_here(keeps_atime=bool(O_NOATIME))
+        file = self._handle(directory, name, fd, st, writable=True, quiet=bool(O_NOATIME))
         file.state.note_capability(may_be_there=False)
         return file, plain_attributes(st, self.context)
 
     def _handle(
-        self, directory: Directory, name: bytes, fd: int, st: os.stat_result, *, writable: bool
+        self, directory: Directory, name: bytes, fd: int, st: os.stat_result, *, writable: bool, quiet: bool
     ) -> OpenFile:
         path = directory.path_of(directory.entry_name(name))
-        file = self._state_of(fd, st, path, writable=writable)
+        file = self._state_of(fd, st, path, writable=writable, quiet=quiet)
         if writable:
             file.state.whereabouts.place = (directory, name)
         return file
 
-    def _state_of(self, fd: int, st: os.stat_result, path: str, *, writable: bool) -> OpenFile:
-        state = self.files.acquire(fd, st, writable=writable, cipher_path=path)
-        return OpenFile(state, writable=writable)
+    def _state_of(
+        self, fd: int, st: os.stat_result, path: str, *, writable: bool, quiet: bool = False
+    ) -> OpenFile:
+        state = self.files.acquire(fd, st, writable=writable, cipher_path=path, keeps_atime=quiet)
+        return OpenFile(state, writable=writable, st=st)
 
     def open_held(self, held_fd: int, flags: int) -> OpenFile:
         """Open a file without a known name by its O_PATH descriptor. flags as in `open`."""
@@ -350,7 +356,7 @@ class VaultTree(EntryOperations):
     def _verify(self, state: FileState, st: os.stat_result, flags: int) -> None:
         """Read the header. A damaged file can be opened, so that somebody can empty it; reads say EIO."""
         try:
-            state.require_loaded()
+            state.require_loaded(st)
         except IntegrityError:
             # The kernel never asks for bytes of a file that seems empty: notice a cut now or never.
             if 0 < st.st_size <= self._max_empty_size and flags & os.O_ACCMODE != os.O_WRONLY:

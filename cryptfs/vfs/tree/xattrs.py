@@ -17,7 +17,7 @@ from cryptfs.core.format.smallvalues import xattr_aad
 from cryptfs.core.keys import Subkeys
 from cryptfs.core.names.names import LONG_PREFIX, MAX_NAME_SIZE, DirectoryNames, NameCipher, long_entry_name
 from cryptfs.errors import NameError_
-from cryptfs.storage.backing import open_backing, reopen
+from cryptfs.storage.backing import open_quietly, reopen
 from cryptfs.storage.libc import os_error, restore_mtime
 from cryptfs.vfs.content.filestate import FileState
 from cryptfs.vfs.content.filetable import FileTable
@@ -28,6 +28,7 @@ from cryptfs.vfs.tree.leftout import LeftOut
 PREFIX = "user.cryptfs."
 _LONG_PREFIX = "user." + LONG_PREFIX
 _MAX_BACKING_NAME = 255
+_KEPT_NAMES = 256
 _NAMESPACES = (b"user.", b"trusted.", b"security.", b"system.")
 _SYSTEM = b"system."
 ACL_ACCESS = b"system.posix_acl_access"
@@ -92,7 +93,9 @@ class Xattrs:
 
     def __init__(self, keys: Subkeys, names: NameCipher, files: FileTable, opener: DirectoryOpener) -> None:
         self.supports_acls = False
-        self._backing_names: dict[bytes, tuple[str, bytes]] = {}  # of ACL_NAMES
+        # Programs use the same few names on all files. They follow from the masterkey alone.
+        self._backing_names: dict[bytes, tuple[str, bytes]] = {}
+        self._plain_names: dict[str, bytes] = {}  # the reverse, of those that need no prefix
         self._key = keys.xattrs_key
         self._names = names.of_xattrs()
         self._files = files
@@ -172,8 +175,14 @@ class Xattrs:
         return found
 
     def _open_name(self, target: _Target, backing_name: str) -> bytes:
+        known = self._plain_names.get(backing_name)
+        if known is not None:
+            return known
         if not backing_name.startswith(_LONG_PREFIX):
-            return self._names.open(backing_name.removeprefix(PREFIX))
+            if len(self._plain_names) >= _KEPT_NAMES:
+                self._plain_names.clear()
+            self._plain_names[backing_name] = name = self._names.open(backing_name.removeprefix(PREFIX))
+            return name
         stored = os.getxattr(target.path, backing_name, follow_symlinks=target.follow)
         return open_attribute(self._names, backing_name, stored)[0]
 
@@ -191,14 +200,15 @@ class Xattrs:
         if sys.platform == "linux" and not attribute.startswith(_NAMESPACES):
             raise os_error(errno.EOPNOTSUPP)
         backing = backing_attribute(self._names, attribute)
-        if attribute in ACL_NAMES:  # the kernel has each new entry ask for one
-            self._backing_names[attribute] = backing
+        if len(self._backing_names) >= _KEPT_NAMES:
+            self._backing_names.clear()
+        self._backing_names[attribute] = backing
         return backing
 
     def _owner(self, directory: Directory | Unnamed, name: bytes, *, create: bool) -> tuple[Kind, bytes]:
         """The owner that an entry's values are bound to: (kind, file_id or dir_id); b'' for none yet."""
         if isinstance(directory, Unnamed):
-            mode = os.fstat(directory.fd).st_mode
+            mode = (directory.st if isinstance(directory, HeldFile) else os.fstat(directory.fd)).st_mode
             if stat.S_ISDIR(mode):
                 return Kind.XATTR_OF_DIRECTORY, self._of_descriptor(directory)
         else:
@@ -216,15 +226,15 @@ class Xattrs:
     def _file_id(self, directory: Directory | Unnamed, name: bytes, *, create: bool) -> bytes:
         flags = os.O_RDWR if create else os.O_RDONLY
         if isinstance(directory, Unnamed):
-            fd, path = reopen(directory.fd, flags), directory.cipher_path
+            fd, path, quiet = reopen(directory.fd, flags), directory.cipher_path, False
             st = os.fstat(fd)
         else:
             entry_name = directory.entry_name(name)
-            fd, st = open_backing(directory.fd, entry_name, flags)
+            fd, st, quiet = open_quietly(directory.fd, entry_name, flags)
             path = directory.path_of(entry_name)
-        state = self._files.acquire(fd, st, writable=create, cipher_path=path)
+        state = self._files.acquire(fd, st, writable=create, cipher_path=path, keeps_atime=quiet)
         try:
-            state.require_loaded()
+            state.require_loaded(st)
             if create:
                 self._require_header(state)
             return state.header.file_id if state.header is not None else b""
