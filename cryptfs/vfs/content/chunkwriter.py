@@ -300,13 +300,30 @@ class ChunkWriter:
         """
         state, geometry = self._state, self._geometry
         there = min(there, len(records))
+        stays = 0 < there < len(records) and self._owes_nothing_from(redo, first)
         if there:
             self._hold_back(redo, first, records[:there])
             state.grew_to(max(state.size, geometry.chunk_start(first) + geometry.plain_length(there)))
             redo.grown[state.key] = state.size
-        bring_home(state)
+        if not stays:
+            bring_home(state)
         if there < len(records):
             self._write_straight(first + geometry.whole_records(there), records[there:], [])
+            if stays:
+                redo.reached(state.overlay)
+
+    def _owes_nothing_from(self, redo: RedoLog, first: int) -> bool:
+        """Whether a loss of power may take the chunks from `first` on: no sync has promised any of them.
+
+        Then the last chunk, which a stream of writes makes longer, stays in the overlay while the new ones
+        reach their places. Else it must be home before them, and so the journal on disk: a file that is
+        longer than the end of that chunk leaves no place for its old, shorter record.
+        """
+        state = self._state
+        if state.synced or state.sparse or state.durable_size > self._geometry.chunk_start(first):
+            return False
+        # An earlier chunk whose growth waits may have old content that was synced.
+        return not state.durable_size or state.key not in redo.grown
 
     def _reserve(self, first: int, size: int) -> None:
         """Reserve room now for records that go to their places later. Raises: OSError."""

@@ -385,6 +385,11 @@ class RedoLog:
             self.homecomings += 1  # before it goes: see VaultTree
             self.grown.pop(overlay.key, None)
 
+    def reached(self, overlay: Overlay) -> None:
+        """The backing file is as long as the file again, though records wait in the overlay."""
+        self.homecomings += 1  # before it goes: see VaultTree
+        self.grown.pop(overlay.key, None)
+
     def came_home(self, overlay: Overlay, floor: int, turn: int) -> None:
         """The file's records before number `floor` are in place and on disk. The journal may have more."""
         if overlay.last_seq < floor:

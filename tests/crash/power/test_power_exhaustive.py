@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from cryptfs.vfs.content import chunkwriter
+from cryptfs.vfs.content.openfile import OpenFile
 from cryptfs.vfs.content.redo import Durability
 from tests.crash import expectations
 from tests.crash.calls.test_killed_calls import empty
@@ -30,7 +32,7 @@ from tests.crash.treeoperations import (
     tree_of,
 )
 from tests.e2e.mounting import scratch_directory
-from tests.support import KIB, BareVault
+from tests.support import KIB, BareVault, pattern
 
 NAME = b"file"
 SMALL = [operation for operation in OPERATIONS if len(operation.result) <= 64 * KIB]
@@ -86,6 +88,36 @@ def test_every_state_of_the_disk(operation: Operation, scratch: Path) -> None:
     images = images_of(recording)
     assert {tuple(image.marks) for image in images} >= {("asked",), ("asked", "synced")}
     for image in images:
+        image.write_to(scratch / "image")
+        vault = BareVault(scratch / "image", durability=Durability.POWER, deltas=True)
+        history = history_at(image, operation)
+        wrong = history.findings(chunks_in_vault(vault, NAME), rules)
+        assert not wrong, f"cut {image.cut}, choices {image.choices}, {image.marks}: {wrong}"
+        vault.close()
+        shutil.rmtree(scratch / "image")
+
+
+@pytest.mark.parametrize("old", [b"", pattern(CHUNK + 700, 1)], ids=["new", "synced"])
+def test_every_state_of_a_stream_that_ends_within_chunks(
+    old: bytes, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The chunk that each write makes longer waits for no sync, and no synced byte depends on it."""
+    monkeypatch.setattr(chunkwriter, "SMALL_GROWTH", 0)
+    content = pattern(6 * CHUNK, 2)
+    pieces = [
+        content[: 2 * CHUNK + 100],
+        content[2 * CHUNK + 100 : 4 * CHUNK + 50],
+        content[4 * CHUNK + 50 :],
+    ]
+
+    def run(file: OpenFile) -> None:
+        for piece in pieces:
+            file.append(piece)
+
+    operation = Operation("stream", run, old + content, old)
+    recording = record(scratch / "vault", operation)
+    rules = expectations.after_a_power_cut(CHUNK, Durability.POWER)
+    for image in images_of(recording):
         image.write_to(scratch / "image")
         vault = BareVault(scratch / "image", durability=Durability.POWER, deltas=True)
         history = history_at(image, operation)

@@ -12,7 +12,18 @@ from cryptfs.storage.journal import JOURNAL_NAMES
 from cryptfs.storage.libc import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE
 from cryptfs.vfs.content import ranges, redo
 from cryptfs.vfs.content.openfile import OpenFile
-from tests.crash.replay.scenes import CHUNK, NAME, OLD, POWER, PROCESS, SyncCalls, redo_of, vault_with, writer
+from tests.crash.replay.scenes import (
+    CHUNK,
+    NAME,
+    OLD,
+    POWER,
+    PROCESS,
+    SyncCalls,
+    copy_of,
+    redo_of,
+    vault_with,
+    writer,
+)
 from tests.support import KIB, BareVault, pattern
 
 JOURNAL = ("fdatasync", JOURNAL_NAMES[0])
@@ -107,6 +118,50 @@ def test_a_new_file_needs_no_sync_and_a_closed_one_none(tmp_path: Path) -> None:
         vault.put(NAME, OLD)
         vault.put(NAME, pattern(CHUNK, 2))
     assert calls.take() == []
+    vault.close()
+
+
+def streamed(file: OpenFile, content: bytes) -> None:
+    """As the kernel writes a file back: pieces that end within a chunk, each larger than SMALL_GROWTH."""
+    piece = 70 * CHUNK + 1000
+    for start in range(0, len(content), piece):
+        file.write(start, content[start : start + piece])
+
+
+def test_a_stream_of_writes_that_end_within_a_chunk_needs_no_sync(tmp_path: Path) -> None:
+    """The chunk that a write makes longer waits in the overlay, and a kill finds it in the journal."""
+    content = pattern(600 * CHUNK + 77, 9)
+    vault = BareVault(tmp_path / "vault", durability=POWER)
+    vault.put(b"first", OLD)
+    with SyncCalls().recorded() as calls:
+        file = vault.tree.create(vault.root, NAME, os.O_RDWR, 0o600)
+        streamed(file, content)
+        assert calls.take() == []
+    assert file.read(0, len(content)) == content
+    assert vault.tree.stat(vault.root, NAME).size == len(content)
+    killed = BareVault(copy_of(vault.vault_dir, tmp_path / "killed"), durability=POWER)
+    assert killed.get(NAME) == content
+    killed.close()
+    vault.tree.sync_file(file, data_only=True)
+    vault.tree.release(file)
+    vault.reopen()
+    assert vault.get(NAME) == content
+    vault.close()
+
+
+@pytest.mark.parametrize("through", ["place", "journal"])
+def test_a_synced_end_is_home_before_the_file_reaches_beyond_it(through: str, tmp_path: Path) -> None:
+    """Else a loss of power could leave the synced chunk unreadable, between others."""
+    vault = vault_with(tmp_path / "vault")
+    file = writer(vault)
+    if through == "journal":
+        file.write(len(OLD), b"a few bytes")
+        vault.tree.sync_file(file, data_only=True)
+    with SyncCalls().recorded() as calls:
+        file.write(file.state.size, pattern(80 * CHUNK, 5))
+        assert JOURNAL in calls.take() or through == "journal"
+    assert not file.state.overlay.records
+    vault.tree.release(file)
     vault.close()
 
 
