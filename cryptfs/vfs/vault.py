@@ -246,11 +246,11 @@ class Vault:
         self._lock.announce(mountpoint)
 
     def start(self) -> None:
-        """After daemonising: start threads, and measure how much the thread pool gains here."""
+        """After daemonising: start threads; the first large run measures how much a split gains here."""
         if os.getpid() != self._unlocked_by:
             for line in self._notices:  # the terminal has them already; now for the daemon's log
                 log.warning("%s", line)
-        self.context.cipher.measure()
+        self.context.cipher.measure_when_used()
         self.workers.start()
 
     def close(self) -> None:

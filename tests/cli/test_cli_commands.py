@@ -153,7 +153,8 @@ def test_info(vault: Path, run: Run) -> None:
 def test_init_takes_what_it_is_told(tmp_path: Path, passfile: Path, run: Run) -> None:
     vault = tmp_path / "other"
     vault.mkdir()
-    options = ("--cipher", "xchacha20-poly1305", "--chunk-size", "64k", "--kdf-passes", "4")
+    size = ("--for", "databases", "--chunk-size", "64k")  # the second overrules what the first chooses
+    options = ("--cipher", "xchacha20-poly1305", *size, "--kdf-passes", "4")
     assert run("init", vault, "--passfile", passfile, *CHEAP, *options).code == 0
     found = json.loads(run("info", vault, "--json").out)
     assert (found["cipher"], found["chunk_size"]) == ("xchacha20-poly1305", 65536)

@@ -87,6 +87,23 @@ def test_one_core_never_measures() -> None:
     assert pool.min_chunks is None
 
 
+def test_the_first_large_run_measures() -> None:
+    pool = FakePool(8)
+    pool.measure_when_used()
+    assert pool.timed == []  # a mount does not wait for it
+    assert not pool.measured_by(LARGE // 8)
+    assert pool.measured_by(LARGE)
+    assert pool.min_chunks == 8
+    assert not pool.measured_by(LARGE)  # the next one comes later
+    pool.close()
+
+
+def test_one_core_never_measures_when_used() -> None:
+    pool = FakePool(1, workers=1)
+    pool.measure_when_used()
+    assert not pool.measured_by(LARGE)
+
+
 def test_nothing_is_measured_before_the_start() -> None:
     pool = FakePool(1)
     pool.time += 10 * cipherpool.PAUSE

@@ -5,8 +5,9 @@ microseconds, and Python's few for each chunk do not scale at all. So the pool m
 a split is faster on this machine, and splits only such runs. For AEGIS-256 that is seldom; for
 XChaCha20-Poly1305 a split is nearly twice as fast from some tens of chunks on.
 
-One measurement at the start of a mount would decide for its whole life, and the machine may have been busy
-just then. So later large runs repeat it now and then, a few times at most.
+The first large run of a mount sets off the measurement, so the mount does not wait for it. One alone would
+decide for its whole life, and the machine may have been busy just then. So later large runs repeat it now
+and then, a few times at most.
 """
 
 from __future__ import annotations
@@ -69,6 +70,11 @@ class CipherPool:
         self.min_chunks = self._measure_at = None
         if self._executor is not None:
             self._executor.shutdown()
+
+    def measure_when_used(self) -> None:
+        """Have the first large run measure."""
+        if self._executor is not None:
+            self._measure_at = self._clock()
 
     def measure(self) -> None:
         """Find min_chunks: some milliseconds of work. If the other cores are busy, that counts.
