@@ -328,7 +328,7 @@ class ChunkWriter:
     def _reserve(self, first: int, size: int) -> None:
         """Reserve room now for records that go to their places later. Raises: OSError."""
         start, fd = self._geometry.record_offset(first), self._state.fd
-        self._state.moves_time()
+        self._state.note_time_moved()
         try:
             fallocate(fd, FALLOC_KEEP_SIZE, start, size)
         except OSError as error:

@@ -85,7 +85,7 @@ class WriteMarks:
         """The time of the backing file is ahead now, as mtimes.py wants it."""
         self._ahead_mark = self._marks
 
-    def moves_time(self) -> None:
+    def note_time_moved(self) -> None:
         """A step that is no write moves the time of the backing file."""
         self._ahead_mark = 0
 

@@ -238,7 +238,7 @@ def test_a_delta_that_fails_changes_nothing(
             patch.setattr("cryptfs.storage.journal.write_fully", write_half)
         else:
             patch.setattr(mtimes, "restore_mtime", refuse)
-            file.state.moves_time()  # as a reservation of room does: else the time is ahead already
+            file.state.note_time_moved()  # as a reservation of room does: else the time is ahead already
         for offset, data in ((0, LATER), (len(OLD), LATER)):
             with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
                 file.write(offset, data)
