@@ -398,16 +398,14 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
     def write(self, fh: int, offset: int, data: memoryview, *, append: bool, cached: bool) -> int:
         """Write straight from the request.
 
-        Args: append: at the end; the kernel's offset may be wrong.
-              cached: from the kernel's page cache; a kernel with the writeback cache sets the times itself.
+        Args: append: at the end; the kernel's offset may be wrong.   cached: from the kernel's page cache.
         """
         self.told.hears(fh)
         file = self._handles[fh]
-        state = file.state
-        moves_time = self.privileges.moves_time(state, cached=cached)
+        moves_time = self.privileges.moves_time(file.state, cached=cached)
         done = file.write(None if append else offset, data, moves_time=moves_time)
-        if not cached and state.may_have_capability:
-            self.privileges.written(state)
+        if not cached and file.state.may_have_capability:
+            self.privileges.written(file.state)
         self.statistics.bytes_written += done
         return done
 
