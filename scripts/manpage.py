@@ -53,7 +53,6 @@ mount(8) needs a helper in /sbin to find cryptfs. This makes it, as root:
 
 EXAMPLE = """\
 cryptfs init ~/vault
-mkdir ~/private
 cryptfs mount ~/vault ~/private
 cryptfs umount ~/private
 """

@@ -35,7 +35,8 @@ PROGRAM = "cryptfs"
 _MODULES = {
     "changing": ("cp", "mkdir", "mv", "rm"),
     "ls": ("cat", "find", "ls", "tree"),
-    "mount": ("mount", "umount"),
+    "mount": ("mount",),
+    "umount": ("umount",),
     "snapshot": ("snapshot", "verify"),
     "transfer": ("export", "import"),
 } | {

@@ -1,4 +1,4 @@
-"""`cryptfs mount` and `cryptfs umount`."""
+"""`cryptfs mount`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cryptfs.cli.commands import command
-from cryptfs.cli.exit_codes import UsageProblem
-from cryptfs.cli.mounted import MOUNTPOINT, only_mountpoint
+from cryptfs.cli.exit_codes import CommandError, UsageProblem
 from cryptfs.cli.offers import (
     MOUNT_FLAGS,
     MOUNT_VALUES,
@@ -27,7 +26,9 @@ from cryptfs.cli.offers import (
 from cryptfs.cli.output import note, size_text, warn
 from cryptfs.cli.params import (
     PLACE,
+    Duration,
     Number,
+    Reasons,
     Seconds,
     Settings,
     debug_option,
@@ -48,6 +49,7 @@ from cryptfs.mount.options import (
 
 if TYPE_CHECKING:
     from cryptfs.mount.daemon import LogTarget
+    from cryptfs.mount.life import Made
     from cryptfs.unlock.offer import Offer
     from cryptfs.vfs.vault import Vault
 
@@ -99,6 +101,7 @@ _GROUPS = {
     "Which vault it must be": ("--expect-identity", "--accept", "--no-pin"),
     "Access": ("--read-only", "--allow-other", "--default-permissions", "--nonempty"),
     "Data": ("--durability", "--xattrs", "--exclusive", "--writeback"),
+    "Unmounting by itself": ("--idle", "--unmount-on", "--detach-busy", "--after-mount", "--before-unmount"),
     "Messages": ("--quiet", "--foreground", "--log-file", "--debug"),
     "Speed, and the kernel": (
         "--engine", "--fast-wake", "--entry-timeout", "--attr-timeout", "--max-threads", "--fsname",
@@ -163,6 +166,31 @@ _GROUPS = {
     help="How long the kernel keeps attributes.",
 )
 @click.option("--max-threads", type=Number(1, 64), metavar="N", help="At most N requests at once.")
+@click.option(
+    "--idle",
+    type=Duration(),
+    metavar="TIME",
+    help="Unmount when no program has used the vault for TIME: 90s, 10m, 1h30m.",
+)
+@click.option(
+    "--unmount-on",
+    type=Reasons(),
+    metavar="A,B",
+    help="Unmount when the machine goes to sleep, the screen is locked, or the session ends: some of sleep, "
+    "lock, logout.",
+)
+@click.option(
+    "--detach-busy",
+    is_flag=True,
+    default=None,
+    help="With --unmount-on: take the mount away even if programs use it; they keep their open files.",
+)
+@click.option("--after-mount", metavar="COMMAND", help="Run COMMAND when the files are there.")
+@click.option(
+    "--before-unmount",
+    metavar="COMMAND",
+    help="Run COMMAND before cryptfs unmounts the vault.",
+)
 @click.option("--fsname", metavar="TEXT", help="The source shown by mount and df.  [default: VAULT]")
 @click.option(
     "-o",
@@ -199,6 +227,8 @@ def mount(
     """Mount VAULT: show its files in the directory MOUNTPOINT.
 
     Returns when the files are there. A daemon serves them until `cryptfs umount MOUNTPOINT`.
+
+    If MOUNTPOINT is missing, it is made, and nobody can write to it while no vault is mounted on it.
     """
     from cryptfs.mount.daemon import LogTarget
 
@@ -245,7 +275,15 @@ def mount_vault(
     Raises: VaultError, MountError, CommandError; OSError.
     """
     from cryptfs.mount.daemon import open_log
-    from cryptfs.mount.life import check_mountpoint, load_engine, mount_background, mount_foreground
+    from cryptfs.mount.ending import hook_of
+    from cryptfs.mount.leaving.desktop import Desktop
+    from cryptfs.mount.life import (
+        check_mountpoint,
+        load_engine,
+        made_mountpoint,
+        mount_background,
+        mount_foreground,
+    )
     from cryptfs.mount.mounts import absolute
     from cryptfs.mount.recent import KEPT
     from cryptfs.vfs.ciphers import require_cipher
@@ -254,6 +292,10 @@ def mount_vault(
         raise UsageProblem("only root can mount with -o nosymfollow")
     config = config_of(vault_dir)
     place = check_mountpoint(vault_dir, mountpoint, nonempty=options.nonempty)
+    if options.nonempty and not quiet:
+        _warn_of_files(place)
+    if options.unmount_on:
+        Desktop(options.unmount_on, lambda *_: None).close()  # what is missing is said before the passphrase
     require_cipher(config)
     refuse_locked(vault_dir, read_only=options.read_only)
     _warn_if_slow(config.cipher)
@@ -262,27 +304,41 @@ def mount_vault(
         os.close(open_log(target.file))
     engine = load_engine(options.engine)
 
-    def say_mounted() -> None:
-        if quiet:
-            return
-        how = f"Unmount with: cryptfs umount {shell_word(mountpoint)}"
-        note(f"{shown(vault_dir)} is mounted on {shown(mountpoint)}. {how}")
-        if options.allow_other:
-            _say_closed(mountpoint, place, read_only=options.read_only)
+    umask = os.umask(0o077)
+    os.umask(umask)
+    hook = hook_of(options.after_mount, absolute(vault_dir), place, umask)
+
+    def say_mounted(made: Made) -> None:
+        if not quiet:
+            how = f"Unmount with: cryptfs umount {shell_word(mountpoint)}"
+            note(f"{shown(vault_dir)} is mounted on {shown(mountpoint)}. {how}")
+            _say_made(mountpoint, made)
+            if options.allow_other:
+                _say_closed(mountpoint, place, read_only=options.read_only)
+        problem = hook.run("mount", None) if hook is not None else ""
+        if problem:
+            raise CommandError(f"the vault is mounted, but the command of --after-mount: {problem}")
+
+    def say_in_foreground(made: Made) -> None:
+        try:
+            say_mounted(made)
+        except CommandError as error:
+            warn(str(error))
 
     with target.findings.listening(), naming(vault_dir, if_full="mount with --read-only"):
         opened = with_offer(source, config, lambda offer: _unlock(absolute(vault_dir), offer, options))
         say_opened(opened.config, opened.slot, opened.spelling, quiet=quiet)
-        if foreground:
-            mount_foreground(opened, place, options, engine, target, say_mounted)
-            return
-        mount_background(opened, place, options, engine, target)
+        with made_mountpoint(place) as made:
+            if foreground:
+                mount_foreground(opened, place, options, engine, target, lambda: say_in_foreground(made))
+                return
+            mount_background(opened, place, options, engine, target)
     if not quiet and target.is_nowhere():
         warn(
             f"this system has no syslog. `cryptfs status {shell_word(mountpoint)}` shows the last {KEPT} "
             "findings of damage until you unmount; to keep all of them, mount with --log-file FILE"
         )
-    say_mounted()
+    say_mounted(made)
 
 
 def wrong_options(words: list[str]) -> str:
@@ -297,6 +353,27 @@ def wrong_options(words: list[str]) -> str:
     except ValueError as error:
         return str(error)
     return ""
+
+
+def _warn_of_files(place: Path) -> None:
+    """About files in a directory over which a vault is mounted."""
+    with contextlib.suppress(OSError), os.scandir(place) as entries:
+        if next(entries, None) is not None:
+            warn(
+                f"{shown(place)} has files in it. They are NOT encrypted, and the mount hides them. To "
+                "encrypt them, unmount, move them away, mount, and move them in"
+            )
+
+
+def _say_made(mountpoint: Path, made: Made) -> None:
+    """About a mountpoint that did not exist."""
+    if made.is_protected:
+        note(f"{shown(mountpoint)} is new. Nobody can write to it while no vault is mounted on it.")
+    elif made.is_new:
+        warn(
+            f"{shown(mountpoint)} is new, but this filesystem cannot protect it: while no vault is mounted "
+            "on it, what programs write there is NOT encrypted"
+        )
 
 
 def _say_closed(mountpoint: Path, place: Path, *, read_only: bool) -> None:
@@ -346,36 +423,3 @@ def _warn_of_limits() -> None:
             f"this shell limits processor time to {limits['-t']} s (ulimit -t); after that the mount ends. "
             "To avoid that, mount from a shell without this limit"
         )
-
-
-@command()
-@click.argument("mountpoint", type=MOUNTPOINT, metavar="[MOUNTPOINT]", required=False)
-@click.option("-z", "--lazy", is_flag=True, help="Take the mount away now; programs keep their open files.")
-@debug_option
-def umount(mountpoint: Path | None, lazy: bool) -> None:
-    """Unmount MOUNTPOINT and wait until its vault is closed.
-
-    Without MOUNTPOINT it takes the only mount, or lists all.
-
-    When this returns, everything is written, and you can mount the vault again, copy it or move it. If
-    something keeps the vault open (a bind mount, a container with the mount, an open file), this names it
-    and waits for up to two minutes.
-    """
-    from cryptfs.mount.closing import SAY_AFTER, closing_of, find_keepers, wait_closed
-    from cryptfs.mount.mounts import absolute, cryptfs_mount_at, wait_until
-    from cryptfs.mount.mounts import unmount as take_away
-
-    was_named = mountpoint is not None
-    mountpoint = only_mountpoint("umount") if mountpoint is None else absolute(mountpoint)
-    os.chdir("/")  # this process itself must not keep the mount busy
-    closing = closing_of(cryptfs_mount_at(mountpoint))
-    take_away(mountpoint, lazy=lazy)
-    if not lazy:
-        wait_closed(closing, lambda text: note(f"{text}\nWaiting for that; Ctrl-C ends the waiting only."))
-        if not was_named:
-            note(f"{shown(mountpoint)} is unmounted.")
-    elif not wait_until(lambda: not closing.is_open(), SAY_AFTER):
-        lines = find_keepers(closing.mount.device).lines()
-        who = ":\n  " + "\n  ".join(lines) if lines else ""
-        gone = f"{shown(mountpoint)} is gone"
-        note(f"{gone}; the vault closes when the last program lets go of its files{who}")

@@ -7,9 +7,12 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -86,6 +89,58 @@ class Seconds(click.FloatRange):
 
     def _describe_range(self) -> str:
         return _between(self.min, self.max)
+
+
+class Duration(click.ParamType[float]):
+    """A time: '90s', '10m', '1h30m'; in seconds."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        from cryptfs.mount.options import MAX_IDLE, MIN_IDLE, duration
+
+        if isinstance(value, float):
+            return value
+        try:
+            seconds = duration(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        if not MIN_IDLE <= seconds <= MAX_IDLE:
+            self.fail("give a time from 1s to 30d", param, ctx)
+        return seconds
+
+
+class Reasons(click.ParamType[tuple[str, ...]]):
+    """Some of the reasons to unmount, with commas between; completion proposes the others."""
+
+    name = "reasons"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        from cryptfs.mount.options import LEAVE_REASONS, reasons
+
+        if isinstance(value, tuple):
+            return value
+        found = reasons(str(value))
+        if not set(found) <= set(LEAVE_REASONS):
+            self.fail(f"give some of {', '.join(LEAVE_REASONS)}, with commas between", param, ctx)
+        return found
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        from cryptfs.mount.options import LEAVE_REASONS
+
+        before, comma, begun = incomplete.rpartition(",")
+        there = before.split(",")
+        return [
+            CompletionItem(before + comma + reason)
+            for reason in LEAVE_REASONS
+            if reason.startswith(begun) and reason not in there
+        ]
 
 
 def _between(least: float | None, most: float | None) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cryptfs.mount.closing import closing_of, wait_closed
 from cryptfs.mount.daemon import LogTarget
-from cryptfs.mount.life import check_mountpoint, load_engine, mount_background
+from cryptfs.mount.life import check_mountpoint, load_engine, made_mountpoint, mount_background
 from cryptfs.mount.mounts import absolute, cryptfs_mount_at, mount_at, unmount
 from cryptfs.mount.options import MountOptions
 from cryptfs.mount.resources import open_standard_streams
@@ -71,7 +71,8 @@ def mount_vault(
     The daemon is a fork of this process. So call this before you start threads. The daemon keeps all
     inheritable descriptors of this process.
 
-    Args:   passphrase: bytes, without a line break; encode text as UTF-8. Or an Offer of other keys.
+    Args:   mountpoint: an empty directory; one that is missing is made.
+            passphrase: bytes, without a line break; encode text as UTF-8. Or an Offer of other keys.
             options: how to mount; None means as `cryptfs mount` without options.
             log_file: the daemon appends its log lines there; None is syslog.
     Raises: MountError: the mountpoint cannot be used, or FUSE is missing or refuses.
@@ -87,7 +88,8 @@ def mount_vault(
     with target.findings.listening():
         vault = Vault.unlock(vault_path, passphrase, read_only=options.read_only, durability=durability)
         try:
-            pid = mount_background(vault, place, options, engine, target)
+            with made_mountpoint(place):
+                pid = mount_background(vault, place, options, engine, target)
         except BaseException:
             vault.close()
             raise

@@ -8,7 +8,6 @@ The process with the terminal unlocks the vault before that; threads start in `s
 from __future__ import annotations
 
 import contextlib
-import errno
 import importlib
 import logging
 import os
@@ -16,27 +15,26 @@ import signal
 import stat
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast
 
 from cryptfs.core.printable import shell_word, shown
 from cryptfs.errors import MountError
 from cryptfs.mount.daemon import LogTarget, Ready, configure_logging, harden_process, start_daemon
-from cryptfs.mount.holders import describe_holders, find_holders
-from cryptfs.mount.mounts import Mount, absolute, detach, is_stale, mount_at, remount
+from cryptfs.mount.ending import GRACE, Ending
+from cryptfs.mount.leaving import ownmountpoint
+from cryptfs.mount.mounts import Mount, absolute, is_stale, mount_at, remount
 from cryptfs.mount.options import MountOptions
 from cryptfs.mount.recent import RecentFindings
 from cryptfs.mount.resources import claim_resources
 from cryptfs.mount.statistics import Statistics, StatusServer
-from cryptfs.storage.libc import syncfs
 
 log = logging.getLogger("cryptfs.mount")
 
 STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
-GRACE = 5.0  # seconds that programs get to let go of open files after a stop signal
 READ_AHEAD_KB = 1024
 _BDI = Path("/sys/class/bdi")
-_FUSE_CONNECTIONS = Path("/sys/fs/fuse/connections")
 
 
 class MountableVault(Protocol):
@@ -73,10 +71,10 @@ def load_engine(name: str) -> Engine:
 
 
 def check_mountpoint(vault_dir: Path, mountpoint: Path, *, nonempty: bool = False) -> Path:
-    """The mountpoint's absolute path, if a vault can be mounted there.
+    """The absolute path of a mountpoint, if a vault can be mounted there. It may be missing.
 
-    Raises: MountError: it is missing, no directory, not empty, entangled with the vault, or the dead
-            remains of a mount.
+    Raises: MountError: nothing can be made there, or it is a file, not empty, entangled with the vault, or
+            the dead remains of a mount.
     """
     mount = mount_at(mountpoint)
     if mount is not None and mount.is_cryptfs:
@@ -90,6 +88,8 @@ def check_mountpoint(vault_dir: Path, mountpoint: Path, *, nonempty: bool = Fals
     try:
         mode = mountpoint.stat().st_mode
     except FileNotFoundError:
+        if mountpoint.parent.is_dir() and not mountpoint.is_symlink():
+            return place
         raise MountError(
             f"{shown(mountpoint)}: no such directory; create it with: mkdir -p {shell_word(mountpoint)}"
         ) from None
@@ -128,6 +128,34 @@ def _check_empty(mountpoint: Path) -> None:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Made:
+    """The work of made_mountpoint. is_new: it made a directory.   is_protected: nobody can write to that."""
+
+    is_new: bool = False
+    is_protected: bool = False
+
+
+@contextlib.contextmanager
+def made_mountpoint(place: Path) -> Iterator[Made]:
+    """Make a mountpoint that is missing; after an error it goes again.
+
+    Raises: MountError: it cannot be made.
+    """
+    if place.exists():
+        yield Made()
+        return
+    try:
+        made = Made(True, ownmountpoint.make(place))
+    except OSError as error:
+        raise MountError(f"{shown(place)}: cannot be made: {error.strerror}") from None
+    try:
+        yield made
+    except BaseException:
+        ownmountpoint.discard(place)
+        raise
+
+
 def mount_background(
     vault: MountableVault, mountpoint: Path, options: MountOptions, engine: Engine, target: LogTarget
 ) -> int:
@@ -138,8 +166,10 @@ def mount_background(
 
     Raises: MountError, or the daemon's own error at its start.
     """
+    umask = os.umask(0o077)
+    os.umask(umask)
     pid = start_daemon(
-        lambda ready: serve(vault, mountpoint, options, engine, ready, target.findings), target
+        lambda ready: serve(vault, mountpoint, options, engine, ready, target.findings, umask=umask), target
     )
     vault.hand_over()
     return pid
@@ -162,7 +192,7 @@ def mount_foreground(
     configure_logging(target, daemon=False)
     old_umask = os.umask(0)
     try:
-        serve(vault, mountpoint, options, engine, ready, target.findings)
+        serve(vault, mountpoint, options, engine, ready, target.findings, umask=old_umask)
     finally:
         os.umask(old_umask)
 
@@ -174,24 +204,29 @@ def serve(
     engine: Engine,
     ready: Ready,
     findings: RecentFindings | None = None,
+    *,
+    umask: int = 0o077,
 ) -> None:
     """Run the engine until the mount is gone, then close the vault.
 
     Args:   ready: called once, from another thread, when the mount answers.
-            findings: for `cryptfs status`.
+            findings: for `cryptfs status`.   umask: for the user's commands.
     Raises: MountError: the mount failed or never answered.
     """
-    life = _Life(mountpoint, ready, str(vault.vault_dir), findings, options)
+    life = _Life(mountpoint, ready, vault.vault_dir, findings, options, umask)
     try:
         with life.watching_signals():
             vault.announce(str(mountpoint))
             vault.start()
-            engine(vault, mountpoint, options, life.on_ready)
+            life.ending.connect()
+            with ownmountpoint.unlocked(mountpoint) as life.lock_mountpoint:
+                engine(vault, mountpoint, options, life.on_ready)
             life.ended.set()
     finally:
         life.ended.set()
         life.end_status()
         vault.close()
+        life.ending.close()
     life.finish()
     log.info("unmounted %s and closed the vault", shown(mountpoint))
 
@@ -206,19 +241,21 @@ class _Life:
         self,
         mountpoint: Path,
         ready: Ready,
-        vault_dir: str,
+        vault_dir: Path,
         findings: RecentFindings | None,
         options: MountOptions,
+        umask: int,
     ) -> None:
         self.mountpoint = mountpoint
         self._options = options
-        self._vault_dir = vault_dir
+        self._vault_dir = str(vault_dir)
         self._findings = findings
         self.ended = threading.Event()
+        self.ending = Ending(mountpoint, vault_dir, options, self.ended, umask)
+        self.lock_mountpoint: Callable[[], None] = lambda: None
         self._ready = ready
         self._readying: threading.Thread | None = None
         self._failure: MountError | None = None
-        self._device = ""
         self._statistics: Statistics | None = None
         self._status: StatusServer | None = None
 
@@ -235,15 +272,17 @@ class _Life:
             self._failure = MountError(
                 f"{shown(self.mountpoint)}: the mount does not answer: {error.strerror}"
             )
-            self._stop()
+            self.ending.stop()
             return
+        self.lock_mountpoint()
         mount = mount_at(self.mountpoint)
         if mount is not None and mount.is_cryptfs:
-            self._device = mount.device
+            self.ending.device = mount.device
             if self._options.follows_no_symlinks and not self._refuse_symlinks(mount):
                 return
             raise_read_ahead(mount)
             self._offer_status(mount)
+            self.ending.begin(mount.device, self._statistics)
         self._ready()
 
     def _refuse_symlinks(self, mount: Mount) -> bool:
@@ -254,7 +293,7 @@ class _Life:
             remount(self.mountpoint, "bind,nosymfollow")
         except MountError as error:
             self._failure = error
-            self._stop()
+            self.ending.stop()
             return False
         return True
 
@@ -315,46 +354,7 @@ class _Life:
                 os._exit(1)
             asked = True
             log.info("%s: unmounting %s", signal.Signals(number).name, shown(self.mountpoint))
-            self._stop()
-
-    def _stop(self) -> None:
-        """Unmount; files still open after GRACE seconds lose their connection."""
-        mount = mount_at(self.mountpoint)
-        if mount is None or not mount.is_cryptfs or (self._device and mount.device != self._device):
-            return
-        try:
-            _detach_with_sync(mount)
-        except (MountError, OSError) as error:
-            log.error("cannot unmount %s: %s", shown(self.mountpoint), error)
-        if self.ended.wait(GRACE):
-            return
-        log.warning("files on %s are still open; cutting them off", shown(self.mountpoint))
-        if not abort_connection(mount):
-            log.warning(
-                "the kernel offers no way to do that here; waiting for them (a second signal ends at once)"
-            )
-
-
-def _detach_with_sync(mount: Mount) -> None:
-    try:
-        detach(mount.mountpoint, lazy=False)
-    except OSError as error:
-        if error.errno != errno.EBUSY:
-            raise
-        users = describe_holders(find_holders(mount.mountpoint), commands=False)
-        log.warning("%s is still in use%s", shown(mount.mountpoint), users)
-        sync_mount(mount.mountpoint)
-        detach(mount.mountpoint, lazy=True)
-
-
-def sync_mount(mountpoint: str) -> None:
-    """Have the kernel write back its cache of one mount."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            syncfs(descriptor)
-        finally:
-            os.close(descriptor)
+            self.ending.stop()
 
 
 def raise_read_ahead(mount: Mount) -> None:
@@ -363,13 +363,3 @@ def raise_read_ahead(mount: Mount) -> None:
     with contextlib.suppress(OSError, ValueError):
         if int(knob.read_text()) < READ_AHEAD_KB:
             knob.write_text(f"{READ_AHEAD_KB}\n")
-
-
-def abort_connection(mount: Mount) -> bool:
-    """End a FUSE connection, even with files open on it; False if fusectl is not mounted."""
-    minor = mount.device.partition(":")[2]
-    try:
-        (_FUSE_CONNECTIONS / minor / "abort").write_text("1\n")
-    except OSError:
-        return False
-    return True

@@ -19,12 +19,14 @@ from cryptfs.core.printable import shell_word, shown
 from cryptfs.core.slots.checks import CONFIG_NAME
 from cryptfs.errors import MountError
 from cryptfs.mount.holders import describe_holders, find_holders
+from cryptfs.mount.leaving.control import ask_to_prepare
 from cryptfs.storage.libc import UMOUNT_DETACH, UMOUNT_NOFOLLOW, has_umount2, os_error, umount2
 from cryptfs.storage.noconfig import mistaken
 from cryptfs.storage.vaultdir import lock_holder
 
 MOUNTINFO = Path("/proc/self/mountinfo")
 FUSE_TYPE = "fuse.cryptfs"
+HOOK_SECONDS = 60.0  # for the user's command before an unmount that may wait
 _OCTAL = re.compile(rb"\\([0-3][0-7]{2})")
 _DEAD = (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO)
 
@@ -131,18 +133,26 @@ def is_stale(mountpoint: Path) -> bool:
     return False
 
 
-def unmount(mountpoint: Path, *, lazy: bool = False) -> Mount:
+def unmount(mountpoint: Path, *, lazy: bool = False, run_hook: bool = True) -> Mount:
     """Take away the cryptfs mount at `mountpoint`; returns it.
 
-    Before the mount goes, the kernel writes back its cache; not with lazy.
+    Before the mount goes, the daemon runs the command of --before-unmount, unless run_hook is False, and
+    the kernel writes back its cache; not with lazy.
 
-    Raises: MountError: no cryptfs mount is there, programs still use it (the text names them),
-            or the system refuses.
+    Raises: MountError: no cryptfs mount is there, programs still use it (the text names them), that command
+            failed, or the system refuses.
     """
     mount = cryptfs_mount_at(mountpoint)
     if os.geteuid() not in (0, mount.owner):
         who = _user_name(mount.owner)
         raise MountError(f"{shown(mountpoint)}: {who} mounted it; only that user and root can unmount it")
+    if run_hook:
+        problem = ask_to_prepare(mount.device, mount.owner, HOOK_SECONDS + 5, lazily=lazy)
+        if problem:
+            raise MountError(
+                f"{shown(mountpoint)} stays mounted: the command of --before-unmount: {shown(problem)}\n"
+                f"To unmount without it: cryptfs umount --no-hook {shell_word(mountpoint)}"
+            )
     try:
         detach(mount.mountpoint, lazy=lazy)
     except OSError as error:

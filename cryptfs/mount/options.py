@@ -6,10 +6,13 @@ MountOptions and nothing else.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from cryptfs.mount.leaving.hooks import split_command
 
 if TYPE_CHECKING:
     from cryptfs.vfs.content.context import FileContext
@@ -19,6 +22,10 @@ DEFAULT_ENGINE = "native" if sys.platform == "linux" else "fusepy"
 DURABILITIES = ("power", "process", "off")  # as in vfs/content/redo.py, which is slow to import
 MAX_TIMEOUT = 86_400.0
 MAX_THREADS = 64
+LEAVE_REASONS = ("sleep", "lock", "logout")  # as in leaving/desktop.py
+MIN_IDLE, MAX_IDLE = 1.0, 30 * 86_400.0
+_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", re.ASCII | re.IGNORECASE)
+_UNITS = (86_400, 3600, 60, 1)  # seconds
 FRESH_SECONDS = 1.0  # that the kernel keeps names and attributes of a vault which others may change
 
 # These go to the kernel as they are.
@@ -68,6 +75,10 @@ class MountOptions:
           entry_timeout, attr_timeout: seconds that the kernel may keep names and attributes; None
               takes the engine's default.
           max_threads: at most so many requests at once; None takes the engine's default.
+          idle: seconds without use, after which the vault is unmounted; None is never.
+          unmount_on: some of LEAVE_REASONS, for which the vault is unmounted.
+          detach_busy: for such a reason, take the mount away even if programs use it.
+          after_mount, before_unmount: commands to run, or ''.
           fsname: the source shown in /proc/self/mountinfo; '' takes the vault's path.
           extra: options for the kernel, such as nosuid or noatime.
     """
@@ -85,6 +96,11 @@ class MountOptions:
     entry_timeout: float | None = None
     attr_timeout: float | None = None
     max_threads: int | None = None
+    idle: float | None = None
+    unmount_on: tuple[str, ...] = ()
+    detach_busy: bool = False
+    after_mount: str = ""
+    before_unmount: str = ""
     fsname: str = ""
     extra: tuple[str, ...] = ()
 
@@ -103,8 +119,19 @@ class MountOptions:
         unknown = [name for name in self.extra if name not in KERNEL_OPTIONS]
         if unknown:
             raise ValueError(f"unknown mount option {unknown[0]!r}")
-        if "\0" in self.fsname:
-            raise ValueError("fsname holds a NUL byte")
+        if self.idle is not None and not MIN_IDLE <= self.idle <= MAX_IDLE:
+            raise ValueError(f"idle is 1 second to 30 days, not {self.idle:g} seconds")
+        unknown = [reason for reason in self.unmount_on if reason not in LEAVE_REASONS]
+        if unknown:
+            raise ValueError(f"unmount_on is some of {', '.join(LEAVE_REASONS)}, not {unknown[0]!r}")
+        for name in ("after_mount", "before_unmount"):
+            try:
+                if command := getattr(self, name):
+                    split_command(command)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+        if "\0" in f"{self.fsname}{self.after_mount}{self.before_unmount}":
+            raise ValueError("a mount option holds a NUL byte")
 
     @property
     def entry_seconds(self) -> float:
@@ -204,6 +231,30 @@ def _text(_name: str, value: str) -> str:
     return value
 
 
+def duration(text: str) -> float:
+    """Seconds of '90', '90s', '10m', '1h30m' or '2d'.
+
+    Raises: ValueError: it is no such time.
+    """
+    match = _DURATION.fullmatch(text.strip())
+    if match is None or not any(match.groups()):
+        raise ValueError(f"{text!r} is no time; write for example 90s, 10m or 1h30m")
+    return sum(float(number) * unit for number, unit in zip(match.groups(), _UNITS, strict=True) if number)
+
+
+def _duration(_name: str, value: str) -> float:
+    return duration(value)
+
+
+def reasons(text: str) -> tuple[str, ...]:
+    """The reasons in 'sleep,lock'; ':' serves as well, as ',' separates mount options."""
+    return tuple(dict.fromkeys(text.strip().replace(":", ",").lower().split(",")))
+
+
+def _reasons(_name: str, value: str) -> tuple[str, ...]:
+    return reasons(value)
+
+
 _FLAGS = {
     "ro": ("read_only", True),
     "rw": ("read_only", False),
@@ -219,6 +270,7 @@ _FLAGS = {
     "fast_wake": ("fast_wake", True),
     "nofast_wake": ("fast_wake", False),
     "nonempty": ("nonempty", True),
+    "detach_busy": ("detach_busy", True),
 }
 _VALUES: dict[str, Callable[[str, str], object]] = {
     "engine": _text,
@@ -226,6 +278,10 @@ _VALUES: dict[str, Callable[[str, str], object]] = {
     "entry_timeout": _seconds,
     "attr_timeout": _seconds,
     "max_threads": _count,
+    "idle": _duration,
+    "unmount_on": _reasons,
+    "after_mount": _text,
+    "before_unmount": _text,
     "fsname": _text,
 }
 

@@ -18,7 +18,6 @@ import json
 import logging
 import os
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -31,7 +30,9 @@ import msgspec
 from cryptfs.core.printable import shell_word, shown
 from cryptfs.errors import MountError
 from cryptfs.interpreter import this_interpreter
+from cryptfs.mount.leaving.control import peer_of
 from cryptfs.mount.mounts import Mount
+from cryptfs.mount.opcodes import Op
 from cryptfs.mount.recent import RecentFindings
 from cryptfs.version import VERSION
 
@@ -39,13 +40,17 @@ log = logging.getLogger("cryptfs.mount")
 
 _OPCODES = 64  # one more than the highest that an engine counts
 _ADDRESS = "\0cryptfs-status/{device}"
-_CREDENTIALS = struct.Struct("=iII")  # pid uid gid: struct ucred of unix(7)
 _ANSWER_SECONDS = 5.0
 _SEND_SECONDS = 1.0
 _MAX_ANSWER = 1 << 20
 _STATUS = Path("/proc/self/status")
 _SOCKETS = Path("/proc/net/unix")
-
+# The kernel's own, and those of programs that look at all filesystems: df, sync, `cryptfs info`, and desktops
+# that watch the free space, ask each one for its size, and its root for attributes. None of that is use.
+_NOT_OF_PROGRAMS = (
+    *(Op.FORGET, Op.BATCH_FORGET, Op.INTERRUPT, Op.INIT, Op.DESTROY),
+    *(Op.STATFS, Op.SYNCFS, Op.GETATTR, Op.STATX),
+)
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 _Seconds = Annotated[float, msgspec.Meta(ge=0, le=2**36)]
@@ -121,6 +126,15 @@ class Statistics:
         """One request was answered with an errno."""
         self.errors[code] = self.errors.get(code, 0) + 1
 
+    def of_programs(self) -> int:
+        """How many requests there were that show a program at work on the files."""
+        return sum(self.counts) - sum(self.counts[opcode] for opcode in _NOT_OF_PROGRAMS)
+
+    def has_open(self) -> bool:
+        """Whether a program has a file or directory open."""
+        found = self._gauges().get("open", {})
+        return bool(found.get("files") or found.get("directories"))
+
     def snapshot(self) -> dict[str, Any]:
         """Everything now, fit for JSON. Sizes are bytes; operations and errors are sorted, the most first."""
         counts = [(self._names.get(opcode, str(opcode)), count) for opcode, count in enumerate(self.counts)]
@@ -156,13 +170,6 @@ def _memory() -> dict[str, int]:
 
 def _address(device: str) -> str:
     return _ADDRESS.format(device=device)
-
-
-def _peer(connection: socket.socket) -> tuple[int, int]:
-    """Process and user at the other end, as the kernel knows them."""
-    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    pid, uid, _ = _CREDENTIALS.unpack(raw)
-    return pid, uid
 
 
 class StatusServer:
@@ -206,7 +213,7 @@ class StatusServer:
                 self._answer(connection)
 
     def _answer(self, connection: socket.socket) -> None:
-        _, uid = _peer(connection)
+        _, uid = peer_of(connection)
         if uid not in (0, os.geteuid()):
             return
         connection.settimeout(_SEND_SECONDS)
@@ -242,7 +249,7 @@ def ask_status(mount: Mount) -> dict[str, Any]:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(_ANSWER_SECONDS)
             connection.connect(_address(mount.device))
-            pid, uid = _peer(connection)
+            pid, uid = peer_of(connection)
             if uid != mount.owner:
                 raise MountError(f"{shown(mount.mountpoint)}: somebody else answers in place of its daemon")
             raw = _receive(connection)
@@ -284,7 +291,7 @@ def device_served_by(pid: int) -> str | None:
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(_SEND_SECONDS)
             connection.connect(_address(device))
-            if _peer(connection)[0] == pid:
+            if peer_of(connection)[0] == pid:
                 return device
     return None
 

@@ -255,8 +255,8 @@ def test_hints_can_be_pasted_into_a_shell(tmp_path: Path, run: Run, monkeypatch:
     assert r"cryptfs mount $'./-v \xff\x1b' MOUNTPOINT" in told.err
     told.err.encode()  # all of it is text
     hints = (
-        (("mount", vault, "-m x"), "mkdir -p './-m x'"),
-        (("mount", vault, "./-m x"), "mkdir -p './-m x'"),
+        (("mount", vault, "-m x/y"), "mkdir -p './-m x/y'"),
+        (("mount", vault, "./-m x/y"), "mkdir -p './-m x/y'"),
         (("init", "./-a b/c"), "mkdir -p "),
         (("init", vault), r"cryptfs mount $'"),
     )
@@ -318,7 +318,7 @@ def test_passphrases_that_cannot_be_had(tmp_path: Path, run: Run) -> None:
 
 
 def test_mountpoints_are_checked_before_the_passphrase(vault: Path, tmp_path: Path, run: Run) -> None:
-    told = run("mount", vault, tmp_path / "missing", "--passfile", tmp_path / "missing")
+    told = run("mount", vault, tmp_path / "missing" / "m", "--passfile", tmp_path / "missing")
     assert told.code == 10
     assert "mkdir -p" in told.err
     assert run("umount", tmp_path).code == 10

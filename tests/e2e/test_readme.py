@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from cryptfs.mount.leaving import ownmountpoint
 from cryptfs.mount.mounts import detach, mount_at
 
 pytestmark = pytest.mark.skipif(not Path("/dev/fuse").exists(), reason="needs /dev/fuse")
@@ -77,6 +78,8 @@ def home(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path
     if mount_at(tmp_path / "private") is not None:
         detach(str(tmp_path / "private"), lazy=True)
+    if ownmountpoint.is_own(tmp_path / "private"):
+        ownmountpoint.restore(tmp_path / "private")
 
 
 def test_the_session_of_the_readme(home: Path) -> None:

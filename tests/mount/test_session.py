@@ -170,7 +170,7 @@ def test_stop_signals_unmount_and_close(
         vault.diary.open("a").write(f"detach {mountpoint} {lazy}\n")
         stop.touch()
 
-    monkeypatch.setattr("cryptfs.mount.life.detach", detach)
+    monkeypatch.setattr("cryptfs.mount.ending.detach", detach)
     pid = run_in_background(vault, place, serves_until_told)
     os.kill(pid, signal.SIGTERM)
     assert wait_until(lambda: vault.lines()[-1] == "close", 10)
@@ -196,6 +196,7 @@ def test_mountpoints_that_will_do(vault: FakeVault, place: Path, tmp_path: Path)
     assert check_mountpoint(vault.vault_dir, place) == place
     (tmp_path / "link").symlink_to(place)
     assert check_mountpoint(vault.vault_dir, tmp_path / "link") == place
+    assert check_mountpoint(vault.vault_dir, tmp_path / "missing") == tmp_path / "missing"
     (place / "file").touch()
     assert check_mountpoint(vault.vault_dir, place, nonempty=True) == place
 
@@ -207,7 +208,7 @@ def test_mountpoints_that_will_not(
     (vault_dir / "inside").mkdir()
     (tmp_path / "file").touch()
     for mountpoint, words in (
-        (tmp_path / "missing", "mkdir -p"),
+        (tmp_path / "missing" / "below", "mkdir -p"),
         (tmp_path / "file", "not a directory"),
         (vault_dir, "over itself"),
         (vault_dir / "inside", "inside the vault"),

@@ -106,7 +106,7 @@ def test_the_daemon_answers_its_own_user(served: Statistics) -> None:
 def test_the_daemon_tells_others_nothing(served: Statistics, monkeypatch: pytest.MonkeyPatch) -> None:
     ask_status(a_mount())
     monkeypatch.setattr(
-        statistics, "_peer", lambda connection: (1, 4711 if is_server_side(connection) else os.geteuid())
+        statistics, "peer_of", lambda connection: (1, 4711 if is_server_side(connection) else os.geteuid())
     )
     with pytest.raises(MountError, match="only root and the user who mounted it"):
         ask_status(a_mount())

@@ -30,6 +30,7 @@ ORDER = (
     ("vfs.scan",),
     ("vfs.recovery",),
     ("vfs",),
+    ("mount.leaving",),
     ("fsck", "witness", "rekey", "transfer", "mount"),
     ("mount.native", "mount.fusepy"),
     ("cli",),

@@ -35,6 +35,7 @@ KNOWN = frozenset(
             "fuse.cryptfs",
             "size_min",
         ),
+        *("CRYPTFS_VAULT", "CRYPTFS_MOUNTPOINT", "CRYPTFS_REASON"),
         *("CRYPTFS_PASSFILE", "CRYPTFS_KEYFILE", "cryptfs.passphrase", "cryptfs.keyfile"),
         *("user_allow_other", "hard_remove", "cryptfs.mount"),
         *("security.capability", "/etc/fstab", "/dev/fuse", "/sbin", "/proc/self/mountinfo"),

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from cryptfs.mount.options import (
     MountOptions,
     OptionItem,
+    duration,
     escape_value,
     parse_options,
     split_options,
@@ -112,3 +113,42 @@ def test_any_text_is_split_or_refused(text: str) -> None:
     except ValueError:
         return
     assert all(item.name for item in items)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 90),
+        ("90s", 90),
+        ("1.5s", 1.5),
+        ("10m", 600),
+        ("1h30m", 5400),
+        ("2D", 172_800),
+        (" 1h1s ", 3601),
+    ],
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert duration(text) == seconds
+    assert parse_options(f"idle={text}").idle == seconds
+
+
+@pytest.mark.parametrize("text", ["", "m", "10 m", "1m1h", "-5s", "1.5m", "ten", "1e3", "٣m", "nan", "inf"])
+def test_no_durations(text: str) -> None:
+    with pytest.raises(ValueError, match="is no time; write for example"):
+        duration(text)
+
+
+def test_reasons_to_unmount() -> None:
+    assert parse_options(r"unmount_on=sleep:lock,detach_busy").unmount_on == ("sleep", "lock")
+    assert parse_options(r"unmount_on=lock\,Logout\,lock").unmount_on == ("lock", "logout")
+    for text, why in (
+        ("unmount_on=lunch", "unmount_on is some of sleep, lock, logout, not 'lunch'"),
+        ("unmount_on=:", "not ''"),
+        ("idle=0s", "idle is 1 second to 30 days"),
+        ("idle=31d", "idle is 1 second to 30 days"),
+        ("after_mount='", "after_mount: No closing quotation"),
+        ("before_unmount= ", "before_unmount: the command is empty"),
+        ("before_unmount", "needs a value"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            parse_options(text)
