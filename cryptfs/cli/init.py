@@ -220,4 +220,4 @@ def init(
             note(f"Recovery words help with both. To make some: cryptfs recovery words {shell_word(vault)}")
     if not quiet:
         mount = f"  cryptfs mount {shell_word(vault)} MOUNTPOINT"
-        note(f"Next, mount it on an empty directory:\n{mount}")
+        note(f"Next, mount it on an empty directory, or a new one:\n{mount}")

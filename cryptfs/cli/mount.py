@@ -275,7 +275,7 @@ def mount_vault(
     Raises: VaultError, MountError, CommandError; OSError.
     """
     from cryptfs.mount.daemon import open_log
-    from cryptfs.mount.ending import hook_of
+    from cryptfs.mount.ending import current_umask, hook_of
     from cryptfs.mount.leaving.desktop import Desktop
     from cryptfs.mount.life import (
         check_mountpoint,
@@ -304,9 +304,7 @@ def mount_vault(
         os.close(open_log(target.file))
     engine = load_engine(options.engine)
 
-    umask = os.umask(0o077)
-    os.umask(umask)
-    hook = hook_of(options.after_mount, absolute(vault_dir), place, umask)
+    hook = hook_of(options.after_mount, absolute(vault_dir), place, current_umask())
 
     def say_mounted(made: Made) -> None:
         if not quiet:

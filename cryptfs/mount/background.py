@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
 from cryptfs.mount.closing import closing_of, wait_closed
 from cryptfs.mount.daemon import LogTarget
+from cryptfs.mount.ending import current_umask, hook_of
 from cryptfs.mount.life import check_mountpoint, load_engine, made_mountpoint, mount_background
 from cryptfs.mount.mounts import absolute, cryptfs_mount_at, mount_at, unmount
 from cryptfs.mount.options import MountOptions
@@ -14,6 +16,8 @@ from cryptfs.mount.resources import open_standard_streams
 from cryptfs.unlock.offer import Offer
 from cryptfs.vfs.content.redo import Durability
 from cryptfs.vfs.vault import Vault
+
+log = logging.getLogger("cryptfs.mount")
 
 
 class MountedVault:
@@ -73,7 +77,8 @@ def mount_vault(
 
     Args:   mountpoint: an empty directory; one that is missing is made.
             passphrase: bytes, without a line break; encode text as UTF-8. Or an Offer of other keys.
-            options: how to mount; None means as `cryptfs mount` without options.
+            options: how to mount; None means as `cryptfs mount` without options. An after_mount that fails is
+                     a warning of the log.
             log_file: the daemon appends its log lines there; None is syslog.
     Raises: MountError: the mountpoint cannot be used, or FUSE is missing or refuses.
             VaultError: not a vault, the wrong passphrase, in use by somebody else ...   OSError.
@@ -85,6 +90,7 @@ def mount_vault(
     engine = load_engine(options.engine)
     target = LogTarget(None if log_file is None else Path(log_file).absolute())
     durability = Durability(options.durability)
+    umask = current_umask()
     with target.findings.listening():
         vault = Vault.unlock(vault_path, passphrase, read_only=options.read_only, durability=durability)
         try:
@@ -93,4 +99,7 @@ def mount_vault(
         except BaseException:
             vault.close()
             raise
+    hook = hook_of(options.after_mount, vault_path, place, umask)
+    if hook is not None and (problem := hook.run("mount", None)):
+        log.warning("the vault is mounted, but the command of after_mount: %s", problem)
     return MountedVault(vault_path, place, pid)

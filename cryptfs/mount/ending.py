@@ -43,6 +43,13 @@ def hook_of(command: str, vault_dir: Path, mountpoint: Path, umask: int) -> Hook
     return Hook(tuple(split_command(command)), str(vault_dir), str(mountpoint), umask)
 
 
+def current_umask() -> int:
+    """Of this process. Not for one with threads: it is another for a moment."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return umask
+
+
 class Ending:
     """Takes one mount away.
 
@@ -54,6 +61,7 @@ class Ending:
     ) -> None:
         self.mountpoint = mountpoint
         self.device = ""  # '' until the mount is there
+        self.why = ""  # this process unmounts it, if that is no signal
         self._options = options
         self._ended = ended
         self._hook = hook_of(options.before_unmount, vault_dir, mountpoint, umask)
@@ -105,6 +113,17 @@ class Ending:
 
     def _leave(self, want: Want, *, lazily: bool) -> Outcome:
         """One attempt; see Attempt."""
+        try:
+            outcome = self._attempt(want, lazily=lazily)
+        except (MountError, OSError) as error:
+            log.error("cannot unmount %s: %s", shown(self.mountpoint), error)
+            outcome = Outcome.REFUSED
+        if outcome is not Outcome.GONE:
+            self.why = ""
+        return outcome
+
+    def _attempt(self, want: Want, *, lazily: bool) -> Outcome:
+        """Raises: MountError, OSError: the system refuses."""
         mount = self._own_mount()
         if mount is None:
             return Outcome.GONE
@@ -116,19 +135,16 @@ class Ending:
                 log.warning("%s stays mounted: --before-unmount: %s", shown(self.mountpoint), problem)
                 return Outcome.REFUSED
             want.prepared = True
+        self.why = _WHY[want.reason]  # before: afterwards this process ends
         try:
             detach(mount.mountpoint, lazy=False)
-        except MountError as error:
-            log.error("cannot unmount %s: %s", shown(self.mountpoint), error)
-            return Outcome.REFUSED
         except OSError as error:
             if error.errno != errno.EBUSY:
-                log.error("cannot unmount %s: %s", shown(self.mountpoint), error.strerror)
-                return Outcome.REFUSED
+                raise
             if not lazily:
                 return self._busy(want, mount)
             detach_with_sync(mount)
-        log.info("unmounted %s: %s", shown(self.mountpoint), _WHY[want.reason])
+            log.info("took %s away: %s", shown(self.mountpoint), self.why)
         return Outcome.GONE
 
     def _busy(self, want: Want, mount: Mount) -> Outcome:

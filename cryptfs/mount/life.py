@@ -22,7 +22,7 @@ from typing import Protocol, cast
 from cryptfs.core.printable import shell_word, shown
 from cryptfs.errors import MountError
 from cryptfs.mount.daemon import LogTarget, Ready, configure_logging, harden_process, start_daemon
-from cryptfs.mount.ending import GRACE, Ending
+from cryptfs.mount.ending import GRACE, Ending, current_umask
 from cryptfs.mount.leaving import ownmountpoint
 from cryptfs.mount.mounts import Mount, absolute, is_stale, mount_at, remount
 from cryptfs.mount.options import MountOptions
@@ -89,7 +89,12 @@ def check_mountpoint(vault_dir: Path, mountpoint: Path, *, nonempty: bool = Fals
         mode = mountpoint.stat().st_mode
     except FileNotFoundError:
         if mountpoint.parent.is_dir() and not mountpoint.is_symlink():
-            return place
+            if os.access(mountpoint.parent, os.W_OK | os.X_OK):
+                return place
+            raise MountError(
+                f"{shown(mountpoint)} does not exist, and you may not make it: {shown(mountpoint.parent)} is "
+                "not yours to write to. Choose another directory"
+            ) from None
         raise MountError(
             f"{shown(mountpoint)}: no such directory; create it with: mkdir -p {shell_word(mountpoint)}"
         ) from None
@@ -166,8 +171,7 @@ def mount_background(
 
     Raises: MountError, or the daemon's own error at its start.
     """
-    umask = os.umask(0o077)
-    os.umask(umask)
+    umask = current_umask()
     pid = start_daemon(
         lambda ready: serve(vault, mountpoint, options, engine, ready, target.findings, umask=umask), target
     )
@@ -228,7 +232,8 @@ def serve(
         vault.close()
         life.ending.close()
     life.finish()
-    log.info("unmounted %s and closed the vault", shown(mountpoint))
+    why = f": {life.ending.why}" if life.ending.why else ""
+    log.info("unmounted %s and closed the vault%s", shown(mountpoint), why)
 
 
 class _Life:

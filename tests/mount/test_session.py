@@ -206,6 +206,10 @@ def test_mountpoints_that_will_not(
 ) -> None:
     vault_dir = vault.vault_dir
     (vault_dir / "inside").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "access", lambda *_: False)
+        with pytest.raises(MountError, match="does not exist, and you may not make it"):
+            check_mountpoint(vault_dir, tmp_path / "missing")
     (tmp_path / "file").touch()
     for mountpoint, words in (
         (tmp_path / "missing" / "below", "mkdir -p"),

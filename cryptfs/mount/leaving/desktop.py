@@ -56,6 +56,7 @@ class _Bus:
 
     def __init__(self, kind: str) -> None:
         try:
+            from jeepney import DBusErrorResponse
             from jeepney.io.blocking import open_dbus_connection
         except ImportError:
             raise MountError(
@@ -63,10 +64,8 @@ class _Bus:
             ) from None
         try:
             self._connection: DBusConnection = open_dbus_connection(kind, enable_fds=kind == "SYSTEM")
-        except (OSError, KeyError, ValueError, RuntimeError, EOFError) as error:
-            raise BusError(str(error)) from None
-        except Exception as error:  # noqa: BLE001 - authentication errors of jeepney have no class of their own
-            raise BusError(f"{type(error).__name__} {error}") from None
+        except (OSError, KeyError, ValueError, RuntimeError, EOFError, DBusErrorResponse) as error:
+            raise BusError(getattr(error, "strerror", None) or str(error)) from None
         self._waiting: deque[Message] = deque()
 
     def call(self, name: str, path: str, interface: str, member: str, signature: str, *body: object) -> Any:

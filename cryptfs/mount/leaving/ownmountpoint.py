@@ -88,16 +88,23 @@ def unlocked(place: Path) -> Iterator[Callable[[], None]]:
 
     Yields: what locks it again; called once the mount is there, or at the end.
     """
-    if not is_own(place):
+    if os.geteuid() == 0 or not is_own(place):
         yield lambda: None
         return
-    with _opened(place) as fd:
-        if os.geteuid() != 0:
-            os.fchmod(fd, _MODE)
-        try:
-            yield lambda: _lock(fd)  # the descriptor leads below the mount
-        finally:
-            _lock(fd)
+    fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    descriptors = [fd]  # it leads below the mount; kept, it would seem to be in use
+
+    def lock() -> None:
+        with contextlib.suppress(IndexError):
+            last = descriptors.pop()  # by one thread alone
+            _lock(last)
+            os.close(last)
+
+    try:
+        os.fchmod(fd, _MODE)
+        yield lock
+    finally:
+        lock()
 
 
 @contextlib.contextmanager
