@@ -324,19 +324,6 @@ def test_mountpoints_are_checked_before_the_passphrase(vault: Path, tmp_path: Pa
     assert run("umount", tmp_path).code == 10
 
 
-def test_completion_of_reasons_to_unmount() -> None:
-    option = next(each for each in mount.params if each.name == "unmount_on")
-    context = click.Context(mount)
-    for begun, proposed in (
-        ("", ["sleep", "lock", "logout"]),
-        ("lo", ["lock", "logout"]),
-        ("lock,", ["lock,sleep", "lock,logout"]),
-        ("sleep,lock,l", ["sleep,lock,logout"]),
-        ("x", []),
-    ):
-        assert [each.value for each in option.shell_complete(context, begun)] == proposed
-
-
 def test_an_unknown_error_is_a_bug(run: Run, vault: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def bug(_vault: Path) -> None:
         raise KeyError("oops")
