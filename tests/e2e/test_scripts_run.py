@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from cryptfs.mount.leaving import ownmountpoint
 from cryptfs.mount.mounts import detach, mount_at
 
 pytestmark = [
@@ -89,6 +90,8 @@ def home(tmp_path: Path) -> Iterator[Home]:
     yield made
     if mount_at(made.mountpoint) is not None:
         detach(str(made.mountpoint), lazy=True)
+    if ownmountpoint.is_own(made.mountpoint):
+        ownmountpoint.restore(made.mountpoint)
 
 
 def test_a_first_and_a_second_time(home: Home) -> None:
