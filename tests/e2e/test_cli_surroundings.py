@@ -113,7 +113,7 @@ def test_options_that_other_programs_give(place: Place, engine: str) -> None:
 
 def test_debug_within_o(place: Place, tmp_path: Path) -> None:
     """It shows the traceback of an error."""
-    command = [*PROGRAM, "mount", str(place.vault), str(tmp_path / "missing"), "-o", "debug"]
+    command = [*PROGRAM, "mount", str(place.vault), str(tmp_path / "missing" / "m"), "-o", "debug"]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert done.returncode == 10
     assert "Traceback" in done.stderr
