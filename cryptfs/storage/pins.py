@@ -47,6 +47,11 @@ class Pin:
         self._expected = expected
         self.met: Mark | None = None  # the vault that was checked last
 
+    @property
+    def expected(self) -> str:
+        """The code of the identity that the vault must have; '' is any."""
+        return self._expected
+
     def check(self, vault_dir: Path, now: Mark) -> None:
         """Refuse another vault than the right one; pin the right one.
 

@@ -34,6 +34,7 @@ ORDER = (
     ("fsck", "witness", "rekey", "transfer", "mount"),
     ("mount.native", "mount.fusepy"),
     ("cli",),
+    ("fsspec",),
 )
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 # The roots that wire everything; they may import whatever they want, and nobody may import them.

@@ -1,0 +1,1 @@
+"""A vault as a filesystem of fsspec: for pandas, zarr, dask and others."""
