@@ -13,7 +13,7 @@ import os
 import stat
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -21,6 +21,7 @@ from cryptfs.errors import CryptfsError
 from cryptfs.storage.libc import NO_ROOM
 from cryptfs.transfer.pieces import PIECE, pieces_of, read_ahead
 from cryptfs.transfer.sides import Side, SideFile
+from cryptfs.transfer.waiting import DiskWaits
 from cryptfs.transfer.walking import OnProblem, joined
 
 From = TypeVar("From")
@@ -29,8 +30,7 @@ _LARGE = 1 << 20  # from this size on a file has the cores for itself
 _ENTRY_WORK = 64 << 10  # bytes of content that take as long as an entry of any kind
 PART_PREFIX = b".cryptfs-part-"
 WORKERS = 4
-"""Threads for small files: they wait for the disk. 10,000 files take half of the time where nothing is in the
-page cache, and on the way out a third more where all is."""
+"""Threads for small files, where one thread waits for the disk; see `waiting.py`."""
 
 
 class ExistsError(Exception):
@@ -94,7 +94,7 @@ class TreeCopy(Generic[From, To]):
 
     Args: source, target: the sides.   on_problem: gets each entry that could not be copied; the rest goes on.
           overwrite: replace files that differ.   verify: read again what was written, and compare.
-          workers: threads for small files.
+          workers: threads for small files, at most.
     """
 
     def __init__(
@@ -143,7 +143,12 @@ class TreeCopy(Generic[From, To]):
             self._pool = self._reader = None
 
     def _below(self, top: _Level[From, To]) -> None:
-        levels = [top]
+        levels, waits = [top], DiskWaits()
+
+        def join() -> None:
+            for each in levels:
+                wait(each.working)
+
         while levels:
             level = levels[-1]
             self._progress.tell(self._progress)
@@ -163,7 +168,7 @@ class TreeCopy(Generic[From, To]):
                 found = self._enter(level.source, name, level.target, name, path, st)
                 if found is not None:
                     levels.append(found)
-            elif self._pool is None or st.st_nlink > 1 or st.st_size >= _LARGE:
+            elif self._pool is None or st.st_nlink > 1 or st.st_size >= _LARGE or not waits.pays(join):
                 self._entry(level.source, name, level.target, name, path, st, fresh=level.fresh)
             else:
                 if len(level.working) >= 4 * self._workers:
