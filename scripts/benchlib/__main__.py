@@ -94,7 +94,8 @@ def bench_in(
     """Everything in one directory."""
     workloads = workloads_of(options)
     filesystem = machine.filesystem_of(directory)
-    subjects = chosen(options.variant, options.peer, setting.material.tar.parent)
+    carry = any(workload.name == "transfer" for workload in workloads)
+    subjects = chosen(options.variant, options.peer, setting.material.tar.parent, carry=carry)
     with arena_in(directory, subjects, setting, options, screen) as arena:
         found.subjects = [subject.name for subject in arena.subjects]
         if workloads:

@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+from benchlib.carriers import COMMANDS, RCLONE, CryptfsCommands, Rclone
 from benchlib.cpassthrough import CPassThrough
 from benchlib.subjects import PASSPHRASE, Commands, Mounted, PlainDirectory, Subject
 
@@ -20,7 +21,9 @@ PASS_THROUGH = "pass-through"  # noqa: S105 - a name
 C_PASS_THROUGHS = {"c-pass-through": "", "c-writeback": ",writeback"}
 """The pass-through in C, with its defaults, and with the writeback cache as cryptfs has it: its options."""
 PLAIN = "plain"
-OTHERS = (PLAIN, PASS_THROUGH, *C_PASS_THROUGHS, *PEERS)
+CARRIERS = {COMMANDS: CryptfsCommands, RCLONE: Rclone}
+"""Those without a mount: only beside the others where trees are carried in and out."""
+OTHERS = (PLAIN, PASS_THROUGH, *C_PASS_THROUGHS, *PEERS, *CARRIERS)
 _KDF_MEMORY = 64 * 1024 * 1024
 _KDF_PASSES = 3
 
@@ -125,11 +128,13 @@ MAKERS = {
 }
 
 
-def chosen(variants: list[str], names: list[str] | None, tools: Path) -> list[Subject]:
+def chosen(
+    variants: list[str], names: list[str] | None, tools: Path, *, carry: bool = False
+) -> list[Subject]:
     """The plain directory, the pass-throughs, the variants of cryptfs, and the peers.
 
     Args:   variants: NAME:INIT:MOUNT.   names: which of the others; None: all.
-            tools: a directory for programs that are made here.
+            tools: a directory for programs that are made here.   carry: also those without a mount.
     Raises: ValueError: an unknown name.
     """
     wanted = list(OTHERS) if names is None else names
@@ -143,4 +148,5 @@ def chosen(variants: list[str], names: list[str] | None, tools: Path) -> list[Su
     for variant in variants:
         name, init_options, mount_options = (*variant.split(":"), "", "")[:3]
         found.append(cryptfs(name, init_options, mount_options))
-    return found + [MAKERS[name]() for name in wanted if name in PEERS]
+    found += [MAKERS[name]() for name in wanted if name in PEERS]
+    return found + [CARRIERS[name]() for name in wanted if name in CARRIERS and carry]

@@ -93,6 +93,8 @@ class Field:
 
     def turn(self, subject: Subject, workload: Workload) -> Outcome:
         """One turn; what the workload needs is prepared before its first on this vault."""
+        if subject.only and workload.name not in subject.only:
+            return Outcome()
         if subject.name in self.broken:
             return Outcome(failure=self.broken[subject.name])
         key = (subject.name, workload.name)

@@ -12,6 +12,7 @@ from typing import TypeVar
 from benchlib.clients import in_parallel
 from benchlib.machine import forget_file, sync_filesystem
 from benchlib.quantities import GIB, MIB, Sample
+from benchlib.subjects import Carrier, CopyingCarrier
 from benchlib.users import Rights
 
 Item = TypeVar("Item")
@@ -34,6 +35,8 @@ class Sizes:
     rows: int = 100_000
     commits: int = 500
     client_files: int = 2_000
+    transfer_bytes: int = 2 * GIB
+    transfer_files: int = 10_000
     limit: float = 1.5
 
     def scaled(self, factor: float) -> Sizes:
@@ -74,6 +77,7 @@ class Run:
           report: called with each measurement.
           prepared: where `prepare` of the workload puts things.   backing: on the filesystem with the vault.
           rights: over the machine.
+          carrier: puts trees into the subject, and gets them out.
           written: bytes that the daemon has written so far; None where there is none, or nobody may know.
     """
 
@@ -87,6 +91,7 @@ class Run:
     backing: Path = field(default_factory=Path)
     rights: Rights = field(default_factory=Rights)
     written: Callable[[], int | None] = lambda: None
+    carrier: Carrier = field(default_factory=lambda: CopyingCarrier(Path()))
     _deadline: float = 0.0
 
     @contextmanager

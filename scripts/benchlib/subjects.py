@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import os
 import shutil
@@ -20,8 +21,52 @@ _STOP_TIMEOUT = 60.0
 _CONNECTIONS = Path("/sys/fs/fuse/connections")
 
 
+class Carrier(abc.ABC):
+    """Puts a tree into an encrypted directory, and gets it out."""
+
+    @abc.abstractmethod
+    def put(self, source: Path, name: str) -> None:
+        """Copy the content of a plain directory in, into a new directory of this name."""
+
+    @abc.abstractmethod
+    def get(self, name: str, target: Path) -> None:
+        """Copy it out, to a plain directory that is not there yet."""
+
+    @abc.abstractmethod
+    def remove(self, name: str) -> None:
+        """Remove it inside."""
+
+    def stored(self) -> Path | None:
+        """Where the ciphertext is, if no mount is in front of it."""
+        return None
+
+
+class CopyingCarrier(Carrier):
+    """cp -a, with a directory that is mounted, or plain."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def put(self, source: Path, name: str) -> None:
+        self._copy(source, self._directory / name)
+
+    def get(self, name: str, target: Path) -> None:
+        self._copy(self._directory / name, target)
+
+    def remove(self, name: str) -> None:
+        shutil.rmtree(self._directory / name)
+
+    @staticmethod
+    def _copy(source: Path, target: Path) -> None:
+        done = subprocess.run(["cp", "-a", source, target], capture_output=True, check=False)
+        if done.returncode:
+            raise RuntimeError(_last_line(done.stderr))
+
+
 class Subject:
     """A directory to work in: `create`, then `start` and `stop` as often as one likes."""
+
+    only: tuple[str, ...] = ()  # the workloads that it takes part in; () is all
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -52,6 +97,10 @@ class Subject:
     def derivation_seconds(self) -> float:
         """How much of a start is spent on deriving a key, where that is known; else 0."""
         return 0.0
+
+    def carrier(self) -> Carrier:
+        """How trees get in and out; in the directory of a turn."""
+        return CopyingCarrier(self.directory / "turn")
 
     def cpu(self) -> float:
         """Processor seconds of its daemon so far; 0 without one."""

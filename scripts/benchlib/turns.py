@@ -81,6 +81,7 @@ def take_turn(subject: Subject, workload: Workload, setting: Setting, *, prepare
             prepared,
             home,
             setting.rights,
+            carrier=subject.carrier(),
         )
         _child(run, work, theirs, subject)
     theirs.close()
@@ -127,7 +128,7 @@ def _child(run: Run, work: Callable[[Run], None], channel: socket.socket, subjec
             pid = json.loads(channel.recv(_LINE))
 
         run.report = report
-        run.cpu = lambda: daemon_cpu(pid)
+        run.cpu = subject.cpu if pid is None else lambda: daemon_cpu(pid)
         run.written = lambda: None if pid is None else run.rights.bytes_written(pid)
         run.remount = remount if pid is not None else None
         try:

@@ -19,6 +19,7 @@ MIB = 1 << 20
 TINY = Sizes(
     sequential=2 * MIB, small_requests=MIB, random_file=MIB, random=32, regions=6, pages=20, files=7,
     entries=30, rows=40, commits=3, client_files=16, limit=20.0,
+    transfer_bytes=MIB, transfer_files=7,
 )  # fmt: skip
 
 
