@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -141,7 +142,9 @@ def mv(
             except FileExistsError:
                 problems(at.path, CommandError(f"{shown(path)} exists (--overwrite replaces it)"))
             except OSError as error:
-                problems(at.path, error)
+                is_inside = error.errno == errno.EINVAL
+                told = CommandError("a directory cannot be moved into itself") if is_inside else error
+                problems(at.path, told)
     return problems.code()
 
 

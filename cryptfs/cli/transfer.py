@@ -218,6 +218,7 @@ def _end(progress: Copied, problems: Problems, did: str, *, quiet: bool, verify:
         parts = [f"{did} {progress.entries:,} {'entry' if progress.entries == 1 else 'entries'}"]
         parts += [f"{progress.present:,} were there already"] * bool(progress.present)
         parts += [f"{progress.verified:,} files read again and compared"] * verify
-        parts += [f"{len(problems.told):,} problems"] * bool(problems.told)
+        found = len(problems.told)
+        parts += ["1 problem" if found == 1 else f"{found:,} problems"] * bool(found)
         note(f"{', '.join(parts)}.")
     return problems.code()

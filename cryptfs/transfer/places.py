@@ -69,7 +69,7 @@ class Places:
             here = above[-1][1] if above else self._tree.root
             if name == b"..":
                 if not above:
-                    raise os_error(errno.EXDEV)
+                    raise _leads_out()
                 above.pop()
                 continue
             if len(name) > _MAX_NAME:
@@ -89,7 +89,7 @@ class Places:
                     raise os_error(errno.ELOOP)
                 target = self._tree.symlinks.read(here, name)
                 if target.startswith(b"/"):
-                    raise os_error(errno.EXDEV)
+                    raise _leads_out()
                 if not target:
                     raise os_error(errno.ENOENT)
                 as_directory = as_directory or (is_last and target.endswith((b"/", b"/.")))
@@ -135,3 +135,9 @@ class Places:
         """Close the directories that are open for later; also needed when one has moved."""
         with self._lock:
             self._open.clear()
+
+
+def _leads_out() -> OSError:
+    error = os_error(errno.EXDEV)
+    error.strerror = f"{error.strerror}: it leads out of the vault"
+    return error

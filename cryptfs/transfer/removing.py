@@ -60,7 +60,9 @@ class Removal:
         """Raises: OSError: it is the root, or a directory, or there is none."""
         self._tree.require_writable()
         if found.name == SELF:
-            raise os_error(errno.EBUSY)
+            error = os_error(errno.EBUSY)
+            error.strerror = "the root of a vault stays"
+            raise error
         if stat.S_ISDIR(backing_stat(*found).st_mode) and not self._recursive:
             raise os_error(errno.EISDIR)
 
