@@ -309,3 +309,20 @@ def test_after_a_fork_the_child_opens_its_own(options: dict[str, Any]) -> None:
     fs.close()
     with CryptfsFileSystem(**options) as writing:
         writing.touch("a")
+
+
+def test_json_opens_the_vault_again(options: dict[str, Any]) -> None:
+    with CryptfsFileSystem(**options) as fs:
+        fs.pipe_file("a", b"1")
+        again = fsspec.AbstractFileSystem.from_json(fs.to_json())
+        assert (again.cat("a"), again == fs) == (b"1", True)
+        again.close()
+
+
+def test_without_fsspec_it_says_what_to_install() -> None:
+    code = "import sys; sys.modules['fsspec'] = None; import cryptfs.fsspec.filesystem"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (
+        "ImportError: this needs the package fsspec; install it with: pip install 'cryptfs[fsspec]'"
+        in done.stderr
+    )

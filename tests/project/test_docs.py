@@ -36,6 +36,7 @@ KNOWN = frozenset(
             "size_min",
         ),
         *("CRYPTFS_VAULT", "CRYPTFS_MOUNTPOINT", "CRYPTFS_REASON"),
+        *("expect_identity", "read_only", "auto_mkdir"),  # options of fsspec
         *("CRYPTFS_PASSFILE", "CRYPTFS_KEYFILE", "cryptfs.passphrase", "cryptfs.keyfile"),
         *("user_allow_other", "hard_remove", "cryptfs.mount"),
         *("security.capability", "/etc/fstab", "/dev/fuse", "/sbin", "/proc/self/mountinfo"),
