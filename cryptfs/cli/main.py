@@ -159,8 +159,8 @@ def _named(stdout: io.TextIOWrapper) -> io.TextIOWrapper:
     )
 
 
-def run() -> NoReturn:
-    """Entry point of the scripts `cryptfs` and `mount.fuse.cryptfs`."""
+def prepare_streams() -> None:
+    """Before a program says anything: open streams, and make all text fit for them."""
     open_standard_streams()
     if logging.lastResort is not None:  # for warnings of the log before a mount has one, or without a mount
         logging.lastResort.setFormatter(logging.Formatter(f"{PROGRAM}: warning: %(message)s"))
@@ -170,6 +170,11 @@ def run() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a path may have any bytes, and a terminal any encoding
             stream.reconfigure(errors="backslashreplace")
+
+
+def run() -> NoReturn:
+    """Entry point of the scripts `cryptfs` and `mount.fuse.cryptfs`."""
+    prepare_streams()
     args: list[str] | None = sys.argv[1:]
     if Path(sys.argv[0]).name in HELPER_NAMES:
         leave_environment()

@@ -20,7 +20,7 @@ from cryptfs.core.aead import Kind
 from cryptfs.core.format.journal import Sessions
 from cryptfs.core.names.dirrecord import RECORD_NAME
 from cryptfs.core.names.host import StateNames, is_aside, state_of_name
-from cryptfs.core.names.litter import OF_THE_DISK
+from cryptfs.core.names.litter import FRONT_END_NAME, OF_THE_DISK
 from cryptfs.core.names.names import SET_ASIDE_NAME, SIDECAR_SUFFIX
 from cryptfs.core.printable import shown
 from cryptfs.core.slots.checks import CONFIG_NAME, NEXT_RECOVERY_NAME, RECOVERY_NAME
@@ -222,7 +222,7 @@ class VaultCheck:
             case Role.FOREIGN:
                 of_the_disk = entry.directory.is_root and entry.entry_name == OF_THE_DISK
                 if not (of_the_disk and stat.S_ISDIR(entry.st.st_mode)):
-                    yield self._foreign(entry)
+                    yield from self._foreign(entry)
             case _:
                 yield from self._internal(entry)
 
@@ -309,14 +309,16 @@ class VaultCheck:
             self._may_hide_links(entry, finding)
             yield finding
 
-    def _foreign(self, entry: WalkedEntry) -> Finding:
+    def _foreign(self, entry: WalkedEntry) -> Iterator[Finding]:
         if not holds_vault_content(self._context, entry):
-            return self._reporter.found(FindingKind.FOREIGN, entry)
+            if not (entry.directory.is_root and entry.entry_name == FRONT_END_NAME):
+                yield self._reporter.found(FindingKind.FOREIGN, entry)
+            return
         finding = self._reporter.found(
             FindingKind.STRAY, entry, "", lambda repairer: repairer.rescue_stray(entry)
         )
         self._may_hide_links(entry, finding)
-        return finding
+        yield finding
 
     def _may_hide_links(self, entry: WalkedEntry, finding: Finding) -> None:
         """The walk does not go down there, but at the end it reaches what a repair moved to lost+found."""

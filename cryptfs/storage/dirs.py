@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from cryptfs.core.names.conflicts import copies_of_entry, is_copy_of_internal, long_original
 from cryptfs.core.names.host import StateNames, is_of_some_host
-from cryptfs.core.names.litter import OF_THE_DISK, is_litter
+from cryptfs.core.names.litter import FRONT_END_NAME, OF_THE_DISK, is_litter
 from cryptfs.core.names.names import (
     INTERNAL_PREFIX,
     INTERNAL_STEM,
@@ -66,7 +66,7 @@ def could_be_entry(entry_name: str) -> bool:
 def holds_plaintext(entry_name: str) -> bool:
     """Whether an entry represents one of the plaintext: a cipher name, a long one, a conflict copy of one."""
     if not entry_name.startswith(INTERNAL_STEM):
-        return not is_litter(entry_name) and entry_name != OF_THE_DISK
+        return not is_litter(entry_name) and entry_name not in (OF_THE_DISK, FRONT_END_NAME)
     if not entry_name.startswith(INTERNAL_PREFIX):
         return not is_copy_of_internal(entry_name)
     if not is_long(entry_name) or entry_name.endswith(SIDECAR_SUFFIX):

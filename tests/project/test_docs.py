@@ -32,6 +32,7 @@ KNOWN = frozenset(
             "cryptfs.set",
             "cryptfs.sessions",
             "cryptfs.unsettled",
+            "gocryptfs.conf",
             "fuse.cryptfs",
             "size_min",
         ),

@@ -10,6 +10,8 @@ _NAMES = frozenset({".ds_store", "thumbs.db", "desktop.ini", ".directory"})
 _PREFIX = "._"  # what macOS writes beside a file on a disk that is not its own
 OF_THE_DISK = "lost+found"
 """In the top directory of ext2, ext3 and ext4: e2fsck wants it there."""
+FRONT_END_NAME = "gocryptfs.conf"
+"""In the top directory of a vault that a front end for gocryptfs made; it says that a vault is there."""
 
 
 def is_litter(entry_name: str) -> bool:
