@@ -74,8 +74,16 @@ class PassphraseUnreadableError(CommandError):
     """No passphrase could be had: no terminal, a missing file, a failed command, two that differ."""
 
 
+class NothingTypedError(PassphraseUnreadableError):
+    """A person closed the window that asked for the passphrase."""
+
+
 class EmptyPassphraseError(CommandError):
     """The passphrase has no bytes."""
+
+
+class NoWindowError(CommandError):
+    """There is no display, or no program that shows windows."""
 
 
 class InitError(CommandError):
@@ -116,7 +124,9 @@ EXIT_CODES: dict[type[BaseException], ExitCode] = {
     CommandError: ExitCode.OTHER,
     UsageProblem: ExitCode.USAGE,
     PassphraseUnreadableError: ExitCode.PASSPHRASE_UNREADABLE,
+    NothingTypedError: ExitCode.PASSPHRASE_UNREADABLE,
     EmptyPassphraseError: ExitCode.EMPTY_PASSPHRASE,
+    NoWindowError: ExitCode.OTHER,
     InitError: ExitCode.INIT,
     ConfigUnreadableError: ExitCode.CONFIG_UNREADABLE,
     ConfigUnwritableError: ExitCode.CONFIG_UNWRITABLE,

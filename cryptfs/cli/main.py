@@ -42,7 +42,19 @@ _MODULES = {
 } | {
     name: (name,)
     for name in (
-        *("completion", "fsck", "info", "init", "key", "passwd", "path", "recovery", "rekey", "speed"),
+        *(
+            "completion",
+            "fsck",
+            "info",
+            "init",
+            "key",
+            "open",
+            "passwd",
+            "path",
+            "recovery",
+            "rekey",
+            "speed",
+        ),
         *("status", "upgrade"),
     )
 }

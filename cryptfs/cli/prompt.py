@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from cryptfs.cli.exit_codes import EmptyPassphraseError, PassphraseUnreadableError
+from cryptfs.cli.exit_codes import EmptyPassphraseError, NothingTypedError, PassphraseUnreadableError
 from cryptfs.cli.output import note, warn
 from cryptfs.cli.terminal import open_terminal, stdin_is_terminal
 from cryptfs.core.printable import shell_word, shown
@@ -36,6 +36,7 @@ class PassphraseSource:
     Args: passfile: read this file; '-' is stdin.   passcommand: run this, take what it prints.
           passfd: read the next line of this open descriptor.
           askpass: run this program with the question, as ssh runs its askpass.
+          window: the words of a program that asks in a window; "{question}" in them becomes the question.
           named_by: what named the file, if it was no option: a variable, or a credential of systemd.
     """
 
@@ -44,6 +45,7 @@ class PassphraseSource:
     passfd: int | None = None
     askpass: str | None = None
     named_by: str = ""
+    window: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         given = [
@@ -55,7 +57,7 @@ class PassphraseSource:
     @property
     def is_person(self) -> bool:
         """Whether a person answers, at the terminal or in a window, and may try again."""
-        if self.askpass is not None:
+        if self.askpass is not None or self.window:
             return True
         return self.is_empty and stdin_is_terminal()
 
@@ -128,7 +130,11 @@ def with_passphrase(
                 if not left:
                     raise
         tries = "1 try" if left == 1 else f"{left} tries"
-        note(f"Wrong passphrase, try again ({tries} left). Is Caps Lock on?")
+        wrong = f"Wrong passphrase, try again ({tries} left). Is Caps Lock on?"
+        if source.window:
+            prompt = wrong
+        else:
+            note(wrong)
         left -= 1
 
 
@@ -293,8 +299,11 @@ def _from_command(command: str) -> bytes:
     return _run(words, "--passcommand")
 
 
-def _run(words: list[str], option: str) -> bytes:
-    """The output of a program, without the line break at its end."""
+def _run(words: list[str], option: str, *, asks: bool = False) -> bytes:
+    """The output of a program, without the line break at its end.
+
+    asks: it is a window, which a person may close.
+    """
     import subprocess
 
     try:
@@ -306,6 +315,8 @@ def _run(words: list[str], option: str) -> bytes:
     code = running.returncode
     if code != 0:
         forget(raw)
+        if asks and code == 1:
+            raise NothingTypedError("the window was closed; nothing was done")
         how = f"exit code {code}" if code > 0 else f"signal {-code}"
         raise PassphraseUnreadableError(f"{option}: {shown(words[0])} failed with {how}")
     return _strip_line_end(raw)
@@ -354,6 +365,8 @@ def _from_person(source: PassphraseSource, prompt: str, *, confirm: bool) -> byt
 
 
 def _ask(source: PassphraseSource, prompt: str) -> bytes:
+    if source.window:
+        return _run([word.replace("{question}", prompt) for word in source.window], "the window", asks=True)
     if source.askpass is not None:
         return _run([source.askpass, f"{prompt}: "], "--askpass")
     with open_terminal() as terminal:

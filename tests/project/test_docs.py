@@ -33,6 +33,8 @@ KNOWN = frozenset(
             "cryptfs.sessions",
             "cryptfs.unsettled",
             "gocryptfs.conf",
+            "vaults.json",
+            "application/x-cryptfs-vault",
             "fuse.cryptfs",
             "size_min",
         ),
