@@ -55,7 +55,7 @@ class Dialogs:
 
     def passphrase(self, vault: Path) -> tuple[str, ...]:
         """The words of a program that prints a passphrase, for PassphraseSource.window."""
-        about = self._plain(f"The vault {shown(vault)}", entry=True) + f"\n{QUESTION}"
+        about = self._plain(f"The vault {shown(vault)}:", entry=True) + f"\n{QUESTION}"
         if self._is_zenity:
             return ("zenity", "--entry", "--hide-text", f"--title={_TITLE}", f"--text={about}")
         return ("kdialog", "--title", _TITLE, "--password", about)

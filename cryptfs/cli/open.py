@@ -189,7 +189,9 @@ def _open(
         note(f"{shown(vault)} is open already, at {shown(there)}.")
         return there
     if dialogs is not None and source.passphrase.is_empty and source.passphrase.askpass is None:
-        source = replace(source, passphrase=replace(source.passphrase, window=dialogs.passphrase(vault)))
+        source = replace(
+            source, passphrase=replace(source.passphrase, window=dialogs.passphrase(vault.absolute()))
+        )
     place = place_for(vault) if at is None else at.absolute()
     made = _made(place)
     try:

@@ -207,7 +207,7 @@ def test_a_passphrase_from_a_window(name: str, desktop: Path) -> None:
     assert with_passphrase(PassphraseSource(window=window), use) == 5
     assert tried == [b"wrong", b"right"]
     first, second = (" ".join(words) for words in said_to(desktop))
-    assert first.endswith("\nPassphrase")
+    assert first.endswith(":\nPassphrase")
     assert "2 tries left" in second
     assert ("/home/a__<b>\\\\\\\\n" if name == "zenity" else "/home/a_(b)\\\\n") in first
 

@@ -15,6 +15,7 @@ import pytest
 from cryptfs.mount.mounts import mount_at, wait_until
 from cryptfs.vfs.vault import Vault
 from tests.e2e.mounting import detach
+from tests.e2e.programs import require
 from tests.support import child_environment
 
 pytestmark = pytest.mark.skipif(not Path("/dev/fuse").exists(), reason="needs /dev/fuse")
@@ -108,3 +109,15 @@ def test_a_double_click(home: Home) -> None:
     assert shown.read_text() == f"{home.place}\n"
     known = json.loads((home.path / ".state" / "cryptfs" / "vaults.json").read_text())
     assert known == {"vaults": [str(home.vault)]}
+
+
+def test_the_trash_is_in_the_vault(home: Home) -> None:
+    """A file that is thrown away stays encrypted: g_file_trash takes a directory of the mount."""
+    require("gio")
+    home.cryptfs("open", home.vault, stdin="right\n")
+    (home.place / "gone").write_text("kept in the trash")
+    environment = {**os.environ, "HOME": str(home.path), "XDG_DATA_HOME": str(home.path / ".data")}
+    subprocess.run(["gio", "trash", home.place / "gone"], env=environment, check=True)
+    trash = home.place / f".Trash-{os.getuid()}"
+    assert os.listdir(home.place) == [trash.name]
+    assert (trash / "files" / "gone").read_text() == "kept in the trash"

@@ -100,3 +100,29 @@ def test_nano(on_mount: Path, terminal: Terminal) -> None:
     assert path.read_text() == "typed in nano again first line\nsecond line\n"
     assert (on_mount / "note.txt~").read_text().startswith("typed in nano first")
     assert ".note.txt.swp" not in os.listdir(on_mount)
+
+
+def test_emacs(on_mount: Path) -> None:
+    """It locks by a symlink, keeps the old version as a backup, and writes a new file."""
+    require("emacs")
+    path = on_mount / "text.txt"
+    path.write_text("first\n")
+    script = '(progn (find-file "text.txt") (insert "zeroth\\n") (save-buffer))'
+    run("emacs", "-Q", "--batch", "--eval", script, cwd=on_mount)
+    assert path.read_text() == "zeroth\nfirst\n"
+    assert sorted(os.listdir(on_mount)) == ["text.txt", "text.txt~"]
+    assert (on_mount / "text.txt~").read_text() == "first\n"
+
+
+def test_the_way_of_glib(on_mount: Path) -> None:
+    """Mousepad, gedit and others replace a file by g_file_replace, which `gio save` calls."""
+    require("gio")
+    path = on_mount / "text.txt"
+    path.write_text("old")
+    path.chmod(0o640)
+    for options in ((), ("--backup",), ("--etag=",)):
+        text = f"new {options}"
+        subprocess.run(["gio", "save", *options, str(path)], input=text, text=True, check=True)
+        assert path.read_text() == text
+        assert path.stat().st_mode & 0o777 == 0o640
+    assert sorted(os.listdir(on_mount)) == ["text.txt", "text.txt~"]
