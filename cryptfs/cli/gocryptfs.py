@@ -178,7 +178,9 @@ def translate(flags: GoFlags, passphrases: Sequence[str], new: Sequence[str]) ->
     fsname = flags.last("fsname")
     words += [] if fsname is None else ["--fsname", fsname]
     idle = flags.last("idle")
-    words += ["--idle", f"{duration_seconds(idle):g}s"] if idle and duration_seconds(idle) else []
+    words += (
+        ["--idle", f"{max(round(duration_seconds(idle)), 1)}s"] if idle and duration_seconds(idle) else []
+    )
     words += ["-o", ",".join(_mount_options(flags))]
     return [*words, "--", *flags.places]
 

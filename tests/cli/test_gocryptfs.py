@@ -15,7 +15,6 @@ import pytest
 from cryptfs.cli import gocryptfs as spoken
 from cryptfs.cli.exit_codes import ExitCode
 from cryptfs.cli.goflags import FlagError, duration_seconds, parse_flags
-from cryptfs.cli.mount import mount
 from cryptfs.core.names.litter import FRONT_END_NAME
 from cryptfs.fsck.check import check_vault
 from cryptfs.vfs.vault import Vault
@@ -69,6 +68,8 @@ def words_of(line: str) -> list[str]:
         ("-fsname NAME V M", "--fsname NAME -o nodev,nosuid,exec"),
         ("-idle 5m V M", "--idle 300s -o nodev,nosuid,exec"),
         ("-i=1h30m V M", "--idle 5400s -o nodev,nosuid,exec"),
+        ("-idle 300ms V M", "--idle 1s -o nodev,nosuid,exec"),
+        ("-idle 500h V M", "--idle 1800000s -o nodev,nosuid,exec"),
         ("-idle 0 V M", "-o nodev,nosuid,exec"),
         ("-ko noexec,noatime V M", "-o nodev,nosuid,noexec,noatime"),
         ("-suid -dev -noexec V M", "-o suid,dev,noexec"),
@@ -176,7 +177,7 @@ def test_init_makes_a_vault_and_the_file_that_front_ends_look_for(
 
 
 def test_snapshot_verify_and_rekey_pass_over_that_file(
-    vault: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    vault: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spoken.write_front_end_file(vault)
     before = (vault / FRONT_END_NAME).read_bytes()
@@ -319,11 +320,6 @@ def test_a_vault_of_gocryptfs_goes_to_gocryptfs(tmp_path: Path, monkeypatch: pyt
     (theirs / "cryptfs.json").write_text("{}")
     spoken.pass_on(spoken.understand(words), words)
     assert len(started) == 1
-
-
-def test_the_option_for_idle_vaults_is_one_of_mount() -> None:
-    options = {name for parameter in mount.params for name in parameter.opts}
-    assert {"--quiet", "--foreground", "--read-only", "--nonempty", "--allow-other", "--fsname"} <= options
 
 
 # What a front end can see of these; measured with gocryptfs 2.3.
