@@ -267,8 +267,8 @@ def pass_on(flags: GoFlags, words: Sequence[str]) -> None:
         Path(sys.argv[0]).name != OTHER_NAME
         or vault is None
         or _PASSED_ON in os.environ
-        or (vault / "cryptfs.json").exists()
-        or not (vault / FRONT_END_NAME).exists()
+        or os.path.lexists(vault / "cryptfs.json")
+        or not os.path.lexists(vault / FRONT_END_NAME)
     ):
         return
     own = {os.path.realpath(sys.argv[0])}
