@@ -314,7 +314,11 @@ def _run(action: str, flags: GoFlags) -> int:
     else:
         sys.stdout.write(f"Creator:     cryptfs {VERSION}\n")
     if action == "mount":
-        _wait_while_closing(Path(flags.places[0]))
+        vault, mountpoint = map(Path, flags.places)
+        if os.path.isdir(vault) and not os.path.lexists(mountpoint):  # gocryptfs never makes one
+            note(f"{PROGRAM}: {shown(mountpoint)}: no such directory")
+            return ExitCode.MOUNTPOINT
+        _wait_while_closing(vault)
     said = io.StringIO()
     with contextlib.redirect_stdout(said) if quiet and action == "fsck" else contextlib.nullcontext():
         code = main(translate(flags, passphrases, new))

@@ -214,7 +214,7 @@ def _open(
 
 
 def _made(place: Path) -> list[Path]:
-    """Make a mountpoint; returns the directories that are new, the deepest first. Raises: OSError."""
+    """Make a directory and those above it; returns the new ones, the deepest first. Raises: OSError."""
     new = list(itertools.takewhile(lambda each: not os.path.lexists(each), (place, *place.parents)))
     for directory in reversed(new):
         directory.mkdir(mode=0o700)
