@@ -21,11 +21,10 @@ from cryptfs.cli.exit_codes import ExitCode
 from cryptfs.cli.goflags import FlagError, GoFlags, duration_seconds, parse_flags, set_switch
 from cryptfs.cli.main import main, prepare_streams
 from cryptfs.cli.output import note
-from cryptfs.cli.prompt import forget, read_secret_file
+from cryptfs.cli.prompt import joined_secrets
 from cryptfs.cli.terminal import stdin_is_terminal
 from cryptfs.core.names.litter import FRONT_END_NAME
 from cryptfs.core.printable import shown
-from cryptfs.core.slots.spellings import first_line
 from cryptfs.errors import CryptfsError
 from cryptfs.mount.options import IGNORED_OPTIONS, KERNEL_OPTIONS, split_options
 from cryptfs.version import VERSION
@@ -213,20 +212,8 @@ def passphrase_options(flags: GoFlags) -> tuple[list[str], list[str]]:
     if len(files) == 1:
         return ["--passfile", files[0]], new
     if files:
-        return ["--passfd", str(_joined(files))], new
+        return ["--passfd", str(joined_secrets(list(map(Path, files))))], new
     return ([], []) if stdin_is_terminal() else (["--passfile", "-"], new)
-
-
-def _joined(files: Sequence[str]) -> int:
-    """A descriptor with the first lines of several files, one behind the other."""
-    descriptor = os.memfd_create(PROGRAM)
-    for file in files:
-        content, _ = read_secret_file(Path(file), "passphrase file")
-        line = first_line(content)
-        os.write(descriptor, line)
-        forget(content, line)
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    return descriptor
 
 
 # ---- the file that front ends look for
@@ -315,7 +302,8 @@ def _run(action: str, flags: GoFlags) -> int:
         sys.stdout.write(f"Creator:     cryptfs {VERSION}\n")
     if action == "mount":
         vault, mountpoint = map(Path, flags.places)
-        if os.path.isdir(vault) and not os.path.lexists(mountpoint):  # gocryptfs never makes one
+        is_vault = os.path.lexists(vault / "cryptfs.json")
+        if is_vault and not os.path.lexists(mountpoint):  # gocryptfs never makes one
             note(f"{PROGRAM}: {shown(mountpoint)}: no such directory")
             return ExitCode.MOUNTPOINT
         _wait_while_closing(vault)

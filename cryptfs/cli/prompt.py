@@ -11,7 +11,7 @@ import os
 import shlex
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -248,6 +248,27 @@ def read_secret_file(place: Path, what: str, most: int = MAX_PASSPHRASE_SIZE) ->
             os.close(descriptor)
     except OSError as error:
         raise PassphraseUnreadableError(f"{shown(place)}: cannot read the {what}: {error.strerror}") from None
+
+
+def joined_secrets(places: Sequence[Path]) -> int:
+    """An open descriptor with the first lines of several files, one behind the other; for --passfd.
+
+    Raises: PassphraseUnreadableError: one cannot be read.
+    """
+    harden()
+    descriptor = os.memfd_create("cryptfs")
+    try:
+        for place in places:
+            content, mode = read_secret_file(place, "passphrase file")
+            _warn_if_others_read(place, mode)
+            line = first_line(content)
+            os.write(descriptor, line)
+            forget(content, line)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def read_secret_text(place: Path, what: str) -> bytes:

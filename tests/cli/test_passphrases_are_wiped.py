@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "init": ("init", "NEW", "--passfile", "PASSFILE", *CHEAP),
     "mount": ("mount", "VAULT", "MOUNTPOINT", "--passfile", "PASSFILE"),
     "mount -f": ("mount", "-f", "VAULT", "MOUNTPOINT", "--passfile", "PASSFILE"),
+    "open": ("open", "VAULT", "--at", "MOUNTPOINT", "--no-window", "--passfile", "PASSFILE"),
     "passwd": ("passwd", "VAULT", "--passfile", "PASSFILE", "--new-passfile", "PASSFILE", *CHEAP),
     "fsck": ("fsck", "VAULT", "--passfile", "PASSFILE"),
     "fsck --repair": ("fsck", "VAULT", "--repair", "--passfile", "PASSFILE"),
@@ -165,7 +166,7 @@ def test_a_command_that_succeeds(
 ) -> None:
     assert main_module.main(arguments(command, place, tmp_path, "right")) == 0
     assert read == [bytes(len("right"))] * SEVERAL.get(command, 1)
-    assert served == [True] * command.startswith("mount")
+    assert served == [True] * command.startswith(("mount", "open"))
 
 
 @pytest.mark.usefixtures("capfd", "served")
