@@ -55,7 +55,7 @@ _MODULES = {
             "rekey",
             "speed",
         ),
-        *("status", "upgrade"),
+        *("rekey", "speed", "status", "upgrade"),
     )
 }
 _COMMANDS = {name: f"cryptfs.cli.{module}" for module, names in _MODULES.items() for name in names}
