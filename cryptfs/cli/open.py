@@ -193,7 +193,7 @@ def _open(
             source, passphrase=replace(source.passphrase, window=dialogs.passphrase(vault.absolute()))
         )
     place = place_for(vault) if at is None else at.absolute()
-    made = _made(place)
+    made = _made(place.parent)
     try:
         mount_vault(
             vault,
