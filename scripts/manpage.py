@@ -1,6 +1,9 @@
-"""Write docs/cryptfs.1 from the commands themselves: scripts/manpage.py > docs/cryptfs.1
+"""Write the files in share/ that follow from the commands: man pages, and completion for shells.
 
-The options, their help and the exit codes come from the program; a test compares the page with it.
+    scripts/manpage.py             writes them, and removes those of commands that are gone
+    scripts/manpage.py --check     names those that are not up to date
+
+The options, their help and the exit codes come from the program; a test runs this with --check.
 """
 
 from __future__ import annotations
@@ -8,16 +11,25 @@ from __future__ import annotations
 import re
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from cryptfs.cli.completion import script_of
 from cryptfs.cli.exit_codes import MEANINGS, ExitCode
 from cryptfs.cli.main import cli, every_command
 from cryptfs.version import VERSION
+
+SHARE = Path(__file__).resolve().parent.parent / "share"  # the wheel installs it as it is: see pyproject.toml
+
+# Where each shell looks below a prefix.
+COMPLETIONS = {
+    "bash": "bash-completion/completions/cryptfs",
+    "zsh": "zsh/site-functions/_cryptfs",
+    "fish": "fish/vendor_completions.d/cryptfs.fish",
+}
 
 DESCRIPTION = """\
 cryptfs encrypts a directory, the vault, and shows it through FUSE as an ordinary directory of readable
@@ -58,14 +70,6 @@ cryptfs umount ~/private
 """
 
 
-def all_commands(group: click.Group, above: str = "") -> Iterator[tuple[str, click.Command]]:
-    """Every command below a group, with its name; a group of its own before its commands."""
-    for name, command in sorted(group.commands.items()):
-        yield f"{above}{name}", command
-        if isinstance(command, click.Group):
-            yield from all_commands(command, f"{above}{name} ")
-
-
 def escape(text: str) -> str:
     """Text that troff prints as it is."""
     text = text.replace("\\", "\\e").replace("-", "\\-")
@@ -104,31 +108,67 @@ def arguments(command: click.Command) -> str:
     return "".join(f" \\fI{escape(word)}\\fR" for word in words)
 
 
-def command_text(name: str, command: click.Command) -> str:
-    text = f".SS \\fBcryptfs {escape(name)}\\fR [\\fIoptions\\fR]{arguments(command)}\n"
+def header(name: str, summary: str) -> str:
+    """The title and the sections NAME and SYNOPSIS of the page of a command; '' is cryptfs itself."""
+    page_name = "-".join(["cryptfs", *name.split()])
+    return f'.TH {page_name.upper()} 1 "" "cryptfs {VERSION}" "User Commands"\n' + (
+        f".SH NAME\n{page_name} \\- {escape(summary)}\n.SH SYNOPSIS\n"
+    )
+
+
+def summary_of(command: click.Command) -> str:
+    """The first sentence of a command's help, as the section NAME has it."""
+    first = " ".join((command.help or "").split("\n\n")[0].split())
+    first = re.split(r"\.(?: |$)", first)[0]
+    return first[:1].lower() + first[1:]
+
+
+def options(command: click.Command) -> str:
+    own = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
+    return "".join(option(each) for each in own) + ".TP\n\\fB\\-h\\fR, \\fB\\-\\-help\\fR\nShow help.\n"
+
+
+def command_page(name: str, command: click.Command, commands: dict[str, click.Command]) -> str:
+    """The page of one command, or of a group of commands."""
+    text = header(name, summary_of(command))
+    text += f".B cryptfs {escape(name)}\n[\\fIoptions\\fR]{arguments(command)}\n.SH DESCRIPTION\n"
     for part in (command.help or "").split("\n\n"):
         text += example(textwrap.dedent(part.replace("\b\n", ""))) if "\b" in part else paragraph(part)
-    for parameter in command.params:
-        if isinstance(parameter, click.Option):
-            text += option(parameter)
-    return text
+    text += ".SH OPTIONS\n" + options(command)
+    below = {each: commands[each] for each in sorted(commands) if each.startswith(f"{name} ")}
+    if below:
+        text += ".SH COMMANDS\n" + "".join(listed(each, found) for each, found in below.items())
+    text += ".SH EXIT STATUS\n" + paragraph(
+        "0 is success. cryptfs(1) has the other codes, and says where passphrases and key files come from."
+    )
+    others = ["cryptfs", *(each for each in _around(name, commands) if each != name)]
+    return text + see_also(others)
 
 
-def page() -> str:
-    """The whole page as roff."""
-    parts = [
-        f'.TH CRYPTFS 1 "" "cryptfs {VERSION}" "User Commands"\n',
-        ".SH NAME\ncryptfs \\- an encrypted directory that mounts as an ordinary one\n",
-        ".SH SYNOPSIS\n",
-    ]
-    commands = every_command()
-    for name in sorted(commands):
-        parts.append(f".B cryptfs {escape(name)}\n[\\fIoptions\\fR]{arguments(commands[name])}\n.br\n")
-    parts += [".SH DESCRIPTION\n", paragraph(DESCRIPTION), example(EXAMPLE), ".SH OPTIONS\n"]
-    parts += [option(parameter) for parameter in cli.params if isinstance(parameter, click.Option)]
-    parts.append(".TP\n\\fB\\-h\\fR, \\fB\\-\\-help\\fR\nShow help, also for a command.\n")
-    parts.append(".SH COMMANDS\n")
-    parts += [command_text(name, commands[name]) for name in sorted(commands)]
+def _around(name: str, commands: dict[str, click.Command]) -> list[str]:
+    """The group of a command, or the commands of a group."""
+    above = name.rpartition(" ")[0]
+    return [each for each in sorted(commands) if each == above or each.rpartition(" ")[0] == name]
+
+
+def listed(name: str, command: click.Command) -> str:
+    """A command in a list of commands."""
+    return f".TP\n\\fBcryptfs {escape(name)}\\fR{arguments(command)}\n{escape(summary_of(command))}\n"
+
+
+def see_also(names: list[str], *others: str) -> str:
+    pages = [f"{'-'.join(['cryptfs', *each.split()]) if each != 'cryptfs' else each} (1)" for each in names]
+    lines = [f".BR {escape(each)}" for each in [*pages, *others]]
+    return ".SH SEE ALSO\n" + ",\n".join(lines) + "\n"
+
+
+def main_page(commands: dict[str, click.Command]) -> str:
+    """The page of cryptfs itself: what all commands have in common."""
+    parts = [header("", "an encrypted directory that mounts as an ordinary one")]
+    parts += [".B cryptfs\n[\\fIoptions\\fR] \\fICOMMAND\\fR ...\n", ".SH DESCRIPTION\n"]
+    parts += [paragraph(DESCRIPTION), example(EXAMPLE), ".SH OPTIONS\n", options(cli), ".SH COMMANDS\n"]
+    parts.append(paragraph("Each has a page: that of cryptfs key add is cryptfs-key-add(1)."))
+    parts += [listed(name, commands[name]) for name in sorted(commands)]
     parts += [".SH PASSPHRASES AND KEY FILES\n", *map(paragraph, (PASSPHRASES, KEY_FILES, SLOTS))]
     parts += [
         ".SH FSTAB AND MOUNT(8)\n",
@@ -143,9 +183,42 @@ def page() -> str:
     ]
     parts.append(".SH EXIT STATUS\n")
     parts += [f".TP\n.B {int(code)}\n{escape(MEANINGS[code])}\n" for code in ExitCode]
-    parts.append(".SH SEE ALSO\n.BR mount (8),\n.BR mount.fuse3 (8),\n.BR fusermount3 (1)\n")
+    top = [name for name in sorted(commands) if " " not in name]
+    parts.append(see_also(top, "mount (8)", "mount.fuse3 (8)", "fusermount3 (1)"))
     return "".join(parts)
 
 
+def files() -> dict[str, str]:
+    """All generated files, by their paths below share/."""
+    commands = every_command()
+    made = {"man/man1/cryptfs.1": main_page(commands)}
+    for name, command in commands.items():
+        made[f"man/man1/cryptfs-{name.replace(' ', '-')}.1"] = command_page(name, command, commands)
+    for shell, place in COMPLETIONS.items():
+        made[place] = script_of(shell) + "\n"
+    return made
+
+
+def main(arguments: list[str]) -> int:
+    made = files()
+    pages = {path.relative_to(SHARE).as_posix() for path in (SHARE / "man" / "man1").glob("cryptfs*.1")}
+    stale = pages - made.keys()
+    for name, text in made.items():
+        path = SHARE / name
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            stale.add(name)
+    if "--check" in arguments:
+        print(*sorted(stale), sep="\n", end="\n" if stale else "")
+        return 1 if stale else 0
+    for name in stale:
+        path = SHARE / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name in made:
+            path.write_text(made[name], encoding="utf-8")
+        else:
+            path.unlink()
+    return 0
+
+
 if __name__ == "__main__":
-    sys.stdout.write(page())
+    sys.exit(main(sys.argv[1:]))

@@ -26,9 +26,13 @@ def completion(ctx: click.Context, shell: str | None) -> None:
     """
     if shell is None:
         raise click.UsageError(f"say for which shell: cryptfs completion {'|'.join(_SHELLS)}", ctx)
+    click.echo(script_of(shell))
+
+
+def script_of(shell: str) -> str:
+    """The script for one of the shells above. It asks the command itself, so it fits all versions of it."""
     from click.shell_completion import get_completion_class
 
     found = get_completion_class(shell)
-    if found is None:
-        raise click.UsageError(f"no completion for {shell}", ctx)
-    click.echo(found(ctx.find_root().command, {}, "cryptfs", "_CRYPTFS_COMPLETE").source())
+    assert found is not None
+    return found(click.Command("cryptfs"), {}, "cryptfs", "_CRYPTFS_COMPLETE").source()

@@ -1,7 +1,7 @@
 """The one table from errors to exit codes.
 
 Where gocryptfs has a number for the same thing, it is this number, so that scripts carry over; those
-that only cryptfs has begin at 40. docs/cryptfs.1 lists them too, and a test compares.
+that only cryptfs has begin at 40. The man page cryptfs(1) lists them too, and a test compares.
 """
 
 from __future__ import annotations
