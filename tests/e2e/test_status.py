@@ -17,6 +17,7 @@ from cryptfs.mount.background import MountedVault
 from cryptfs.mount.mounts import mount_at
 from cryptfs.mount.statistics import ask_status
 from tests.e2e.mounting import PROJECT
+from tests.schema import check_answer
 
 pytestmark = [
     pytest.mark.waits,
@@ -48,7 +49,7 @@ def test_it_tells_what_was_done_and_no_name(mounted: MountedVault, request: pyte
     (mounted.mountpoint / "unmistakable").write_bytes(b"x" * 100_000)
     done = status(mounted, "--json")
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    found = check_answer("status", done.stdout)
     assert found["pid"] == mounted.pid
     assert found["engine"] == request.node.callspec.params["mounted"]
     assert found["mountpoint"] == str(mounted.mountpoint)
@@ -82,10 +83,10 @@ def test_paths_that_are_no_text(tmp_path: Path) -> None:
 
     text, log = f"{tmp_path}/v\\xffÜ\\n\\x1b[2J", tmp_path / "log"
     with cryptfs.mount_vault(vault, mountpoint, b"tests only", log_file=log):
-        found = json.loads(output("info", "--json", vault))
+        found = check_answer("info", output("info", "--json", vault).decode())
         assert (found["schema"], found["vault"]) == (1, text)
         assert found["held_by"]["mountpoint"] == found["mounts"][0]["mountpoint"] == f"{text}.mount"
-        found = json.loads(output("status", "--json", mountpoint))
+        found = check_answer("status", output("status", "--json", mountpoint).decode())
         assert (found["schema"], found["vault"], found["mountpoint"]) == (1, text, f"{text}.mount")
         assert f"vault:       {text}\n".encode() in output("info", vault)
         assert text.encode() in output("status", mountpoint)
