@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 
 import click
 
+from cryptfs.cli.params import add_quiet
+
 OptionGroups = Mapping[str, tuple[str, ...]]
 
 
@@ -22,6 +24,7 @@ class Command(click.Command):
     def __init__(self, *args: Any, option_groups: OptionGroups | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.option_groups = option_groups or {}
+        add_quiet(self)
 
     def get_help(self, ctx: click.Context) -> str:
         """The help as rich-click draws it."""
@@ -33,6 +36,10 @@ class Group(click.Group):
 
     command_class = Command
     option_groups: ClassVar[OptionGroups] = {}
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        add_quiet(self)
 
     def get_help(self, ctx: click.Context) -> str:
         """The help as rich-click draws it."""

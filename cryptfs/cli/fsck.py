@@ -14,7 +14,7 @@ import click
 from cryptfs.cli.commands import command
 from cryptfs.cli.exit_codes import ExitCode
 from cryptfs.cli.offers import OfferSource, say_opened, unlock_options, with_offer
-from cryptfs.cli.output import SCHEMA, console, json_text, note, with_paths
+from cryptfs.cli.output import SCHEMA, console, json_text, say, with_paths
 from cryptfs.cli.params import (
     debug_option,
     leave_to_findings,
@@ -331,6 +331,6 @@ def fsck(
             answer.end(check.counts, tally)
         else:
             if mounted:
-                note("The vault is mounted: the length of files still being written was not checked.")
+                say("The vault is mounted: the length of files still being written was not checked.")
             text.end(vault, check.counts, tally, check.lost_found, deep=deep)
     return ExitCode.DAMAGE if tally.remaining else ExitCode.OK

@@ -16,7 +16,7 @@ from cryptfs.cli.commands import command
 from cryptfs.cli.exit_codes import InitError
 from cryptfs.cli.newsecret import Cost, NewPassphrase, cost_options, generate_option
 from cryptfs.cli.offers import new_vault_options
-from cryptfs.cli.output import note, size_text
+from cryptfs.cli.output import note, say, size_text
 from cryptfs.cli.params import (
     ByteSize,
     debug_option,
@@ -207,12 +207,12 @@ def init(
         note(f"Made a vault in {shown(vault)}: {config.cipher}, chunks of {size_text(config.chunk_size)}.")
     if with_words:
         export = f"cryptfs recovery export {shell_word(vault)} FILE"
-        note(
+        say(
             "There is no way in without the passphrase or the words: keep them safe.\n"
             f"Keep a copy of the recovery record as well, away from the vault: {export}"
         )
     else:
-        note(
+        say(
             "There is no way in without the passphrase: write it down and keep it safe.\n"
             f"Back up {shown(vault / 'cryptfs.json')} as well: if it is lost, the files are lost with it."
         )

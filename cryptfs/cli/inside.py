@@ -14,7 +14,7 @@ import click
 
 from cryptfs.cli.exit_codes import ExitCode, exit_code_of
 from cryptfs.cli.offers import OfferSource, say_opened, with_offer
-from cryptfs.cli.output import note
+from cryptfs.cli.output import say
 from cryptfs.cli.params import leave_to_findings, shell_word, shown
 from cryptfs.cli.vaults import config_of, naming, refuse_locked
 from cryptfs.errors import CryptfsError, IntegrityError, VaultLockedError
@@ -44,7 +44,7 @@ class Problems:
         elif isinstance(error, OSError) and error.strerror:
             reason = error.strerror
         self.told.append({"path": shown(path), "reason": reason})
-        note(f"cryptfs: {shown(path) or '/'}: {reason}")
+        say(f"cryptfs: {shown(path) or '/'}: {reason}")
 
     def code(self) -> ExitCode:
         """26 after damage, else that of the first problem."""

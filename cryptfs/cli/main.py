@@ -20,7 +20,7 @@ import click
 from cryptfs.cli.commands import CommandModules, Group
 from cryptfs.cli.exit_codes import CommandError, ExitCode, exit_code_of
 from cryptfs.cli.mounthelper import HELPER_NAMES, helper_arguments, leave_environment
-from cryptfs.cli.output import note
+from cryptfs.cli.output import say
 from cryptfs.cli.params import Settings, debug_option, shown
 from cryptfs.core.printable import for_vault
 from cryptfs.errors import CryptfsError
@@ -126,13 +126,13 @@ def _usage_error(error: click.ClickException) -> ExitCode:
     hint = ""
     if isinstance(error, click.UsageError) and error.ctx is not None:
         hint = f"\nTry: {error.ctx.command_path} --help"
-    note(f"{PROGRAM}: {error.format_message()}{hint}")
+    say(f"{PROGRAM}: {error.format_message()}{hint}")
     return ExitCode.USAGE
 
 
 def _failed(error: Exception, settings: Settings) -> ExitCode:
     if settings.debug:
-        note("".join(traceback.format_exception(error)).rstrip())
+        say("".join(traceback.format_exception(error)).rstrip())
     code = exit_code_of(error)
     if code is None:
         text = f"internal error: {type(error).__name__}: {error}"
@@ -144,7 +144,7 @@ def _failed(error: Exception, settings: Settings) -> ExitCode:
         text = str(error)
     else:
         text = type(error).__name__
-    note(f"{PROGRAM}: {text if settings.vault is None else for_vault(text, settings.vault)}")
+    say(f"{PROGRAM}: {text if settings.vault is None else for_vault(text, settings.vault)}")
     return ExitCode.OTHER if code is None else code
 
 

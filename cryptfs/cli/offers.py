@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 from cryptfs.cli.exit_codes import PassphraseUnreadableError, UsageProblem
-from cryptfs.cli.output import note, warn
+from cryptfs.cli.output import note, say, warn
 from cryptfs.cli.params import PLACE, Decorated, Number
 from cryptfs.cli.pinning import PIN_ADDERS, PIN_FLAGS, PIN_OPTIONS, PIN_VALUES, PinChoice
 from cryptfs.cli.prompt import (
@@ -406,7 +406,7 @@ def say_opened(
     Args: quiet: say no more than the spelling.
     """
     if spelling:
-        note(f"The passphrase did not open the vault as it was read; this did: {spelling}.")
+        say(f"The passphrase did not open the vault as it was read; this did: {spelling}.")
     if slot is None or len(config.slots) < 2:
         return
     if not quiet:

@@ -23,13 +23,26 @@ _FILLING = re.compile(r" +((?:\x1b\[[0-9;]*m)*)$", re.MULTILINE)
 
 
 def warn(text: str) -> None:
-    """One warning on stderr."""
-    note(f"cryptfs: warning: {text}")
+    """One warning on stderr, also with --quiet."""
+    say(f"cryptfs: warning: {text}")
 
 
 def note(text: str) -> None:
-    """Something worth knowing that is not the answer, on stderr."""
+    """Something worth knowing that is not the answer, on stderr; with --quiet it is left out."""
+    if not is_quiet():
+        say(text)
+
+
+def say(text: str) -> None:
+    """Errors, questions and warnings on stderr, also with --quiet."""
     click.echo(fit_for_terminal(with_paths(text)), err=True)
+
+
+def is_quiet() -> bool:
+    """Whether --quiet was given."""
+    ctx = click.get_current_context(silent=True)
+    settings = None if ctx is None else ctx.find_object(Settings)
+    return settings is not None and settings.quiet
 
 
 def with_paths(text: str) -> str:

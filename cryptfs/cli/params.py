@@ -38,9 +38,14 @@ PLACE = PathParameter()
 
 @dataclass(slots=True)
 class Settings:
-    """What holds for the whole run. debug: tracebacks and debug lines.   vault: of the command, for hints."""
+    """What holds for the whole run.
+
+    debug: tracebacks and debug lines.   quiet: nothing but answers, warnings, errors and questions.
+    vault: of the command, for hints.
+    """
 
     debug: bool = False
+    quiet: bool = False
     vault: Path | None = None
 
 
@@ -167,6 +172,29 @@ def debug_option(function: Decorated) -> Decorated:
         callback=_set_debug,
         help="Show tracebacks and debug lines.",
     )(function)
+
+
+def _set_quiet(ctx: click.Context, _param: click.Parameter, value: bool) -> bool:
+    if value:
+        ctx.ensure_object(Settings).quiet = True
+    return value
+
+
+def add_quiet(command: click.Command) -> None:
+    """Give a command `--quiet`. If it has one of its own, that counts for all that the command says."""
+    for each in command.params:
+        if "--quiet" in each.opts:
+            each.callback = _set_quiet
+            return
+    command.params.append(
+        click.Option(
+            ["-q", "--quiet"],
+            is_flag=True,
+            expose_value=False,
+            callback=_set_quiet,
+            help="Say nothing if all is well.",
+        )
+    )
 
 
 def help_if_alone(ctx: click.Context) -> None:

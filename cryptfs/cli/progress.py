@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from cryptfs.cli.output import is_quiet
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
@@ -49,7 +51,7 @@ def progress_bar(screen: Console | None, words: str, total: int | None = None) -
 
     Args: screen: a terminal, else nothing is drawn.   words: to begin with.   total: None is not known.
     """
-    if screen is None or not screen.is_terminal:
+    if screen is None or not screen.is_terminal or is_quiet():
         yield ProgressBar(None, None)
         return
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn

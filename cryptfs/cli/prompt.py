@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from cryptfs.cli.exit_codes import EmptyPassphraseError, NothingTypedError, PassphraseUnreadableError
-from cryptfs.cli.output import note, warn
+from cryptfs.cli.output import say, warn
 from cryptfs.cli.terminal import open_terminal, stdin_is_terminal
 from cryptfs.core.printable import shell_word, shown
 from cryptfs.core.slots.spellings import composed, first_line
@@ -134,7 +134,7 @@ def with_passphrase(
         if source.window:
             prompt = wrong
         else:
-            note(wrong)
+            say(wrong)
         left -= 1
 
 

@@ -15,7 +15,7 @@ import click
 
 from cryptfs.cli.exit_codes import CommandError, PassphraseUnreadableError, UsageProblem
 from cryptfs.cli.newfile import refuse_no_file
-from cryptfs.cli.output import note
+from cryptfs.cli.output import say
 from cryptfs.cli.params import PLACE, Decorated, shown
 from cryptfs.cli.prompt import TRIES, line_of, read_secret_text
 from cryptfs.cli.terminal import stdin_is_terminal
@@ -129,7 +129,7 @@ def with_recovery(recovery: RecoverySource, use: Callable[[Offer], _Used]) -> _U
                 if not left:
                     raise
                 problem = error
-        note(f"{problem}. Try again ({left} left).")
+        say(f"{problem}. Try again ({left} left).")
         left -= 1
 
 
@@ -142,13 +142,13 @@ def _typed_words() -> bytes:
 
 def _typed(prompt: str, count: int, parse: Callable[[bytes], list[str]]) -> list[str]:
     words: list[str] = []
-    note(f"{prompt}: type {count} words, on one line or several.")
+    say(f"{prompt}: type {count} words, on one line or several.")
     while len(words) < count:
         with line_of(f"From word {len(words) + 1}") as line:
             try:
                 words += parse(line)
             except MistypedWordsError as error:
-                note(f"That line was not taken: {error}. {error.hint}".rstrip())
+                say(f"That line was not taken: {error}. {error.hint}".rstrip())
     return words
 
 
@@ -165,10 +165,10 @@ def _typed_shares() -> tuple[bytes, ...]:
         try:
             share = parse_share(text, number)
         except MistypedWordsError as error:
-            note(f"{error}. Type this share again.")
+            say(f"{error}. Type this share again.")
             continue
         if share.index in found:
-            note("That share is here already; type another one.")
+            say("That share is here already; type another one.")
         needed = share.member_threshold
         found[share.index] = text
     return tuple(found.values())
@@ -264,7 +264,7 @@ def _ask_back(words: Sequence[str], count: int) -> None:
 
     if not stdin_is_terminal():
         return
-    note(
+    say(
         "Write them on paper and keep it safe: they are not shown again, and anybody who has them can open "
         "the vault."
     )
@@ -276,7 +276,7 @@ def _ask_back(words: Sequence[str], count: int) -> None:
                 break
             if not left:
                 raise PassphraseUnreadableError("that is another word; nothing was changed")
-            note(f"That is not word {place + 1}. Look again.")
+            say(f"That is not word {place + 1}. Look again.")
 
 
 def write_secret(place: Path, text: str) -> None:

@@ -13,7 +13,7 @@ import click
 from cryptfs.cli.commands import command
 from cryptfs.cli.exit_codes import CommandError, ExitCode, PassphraseUnreadableError, UsageProblem
 from cryptfs.cli.offers import OfferSource, key_file_of, say_opened, unlock_options, with_offer
-from cryptfs.cli.output import answer_json, console, note, warn
+from cryptfs.cli.output import answer_json, console, note, say, warn
 from cryptfs.cli.params import PLACE, debug_option, leave_to_findings, shell_word, shown, vault_argument
 from cryptfs.cli.progress import progress_bar
 from cryptfs.cli.prompt import PassphraseSource, passphrase_of
@@ -225,9 +225,9 @@ def _refuse_damage(place: Path, opened: Vault) -> None:
     if not found:
         return
     for finding in found[:_SHOWN]:
-        note(f"{finding.cipher_path} [{finding.kind.value}]")
+        say(f"{finding.cipher_path} [{finding.kind.value}]")
     if len(found) > _SHOWN:
-        note(f"and {len(found) - _SHOWN} more")
+        say(f"and {len(found) - _SHOWN} more")
     raise VaultError(
         f"{shown(place)} has damage, which a repair can mend only before the masterkey changes. First run: "
         f"cryptfs fsck --repair --deep {shell_word(place)}. Or set it aside with --set-aside, as it is: it "
@@ -242,16 +242,16 @@ def _confirm(plan: SlotPlan, recovery: int, *, drop_slots: bool) -> None:
     Raises: UsageProblem: nobody is there to ask.   VaultError: the answer is no.
     """
     if recovery:
-        note(
+        say(
             "The recovery words and shares of the vault will no longer open it. At a terminal, cryptfs makes "
             "new ones at the end, unless --no-recovery."
         )
     if not plan.dropped:
         return
-    note("These key slots go, since you did not give their keys:")
+    say("These key slots go, since you did not give their keys:")
     for slot in plan.dropped:
         label = f" {slot.label!r}" if slot.label else ""
-        note(f"  {slot.id}  {slot.kind}{label}")
+        say(f"  {slot.id}  {slot.kind}{label}")
     if drop_slots:
         return
     if not (sys.stdin is not None and sys.stdin.isatty()):
@@ -286,7 +286,7 @@ def _go_on(place: Path, offer: Offer, *, take_over: bool, as_json: bool) -> tupl
                 raise CommandError(f"{no_room(place)}, and run this again: what is done stays done") from None
             raise
         except KeyboardInterrupt:
-            note(f"Nothing is lost. To go on: cryptfs rekey {shell_word(place)}")
+            say(f"Nothing is lost. To go on: cryptfs rekey {shell_word(place)}")
             raise
 
 

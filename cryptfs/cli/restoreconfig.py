@@ -10,7 +10,7 @@ import click
 from cryptfs.cli.commands import command
 from cryptfs.cli.exit_codes import CommandError, ConfigUnwritableError, UsageProblem
 from cryptfs.cli.newsecret import Cost, NewPassphrase, cost_options, new_passphrase_options
-from cryptfs.cli.output import note, warn
+from cryptfs.cli.output import note, say, warn
 from cryptfs.cli.params import PLACE, debug_option, shown, vault_argument
 from cryptfs.cli.recoverywords import RecoverySource, recovery_options, recovery_source, with_recovery
 from cryptfs.cli.terminal import stdin_is_terminal
@@ -103,6 +103,6 @@ def _say_found(vault: Path, found: Restorable, *, force: bool) -> None:
     )
     if not stdin_is_terminal():
         raise VaultError(f"{text}. Nothing was written; with --force the config is restored all the same")
-    note(f"{text}.")
+    say(f"{text}.")
     if not click.confirm("Restore the config from this record?", err=True):
         raise VaultError("nothing was written")

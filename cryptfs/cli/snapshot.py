@@ -17,7 +17,7 @@ from cryptfs.cli.commands import command
 from cryptfs.cli.exit_codes import CommandError, ExitCode, UsageProblem
 from cryptfs.cli.newfile import refuse_no_file, writing
 from cryptfs.cli.offers import OfferSource, say_opened, unlock_options, with_offer
-from cryptfs.cli.output import SCHEMA, console, json_text, note, warn
+from cryptfs.cli.output import SCHEMA, console, json_text, note, say, warn
 from cryptfs.cli.params import (
     PLACE,
     debug_option,
@@ -77,9 +77,9 @@ def _warn_of(totals: Totals, one: str, many: str) -> None:
     if len(totals.skipped) > 10:
         warn(f"{_places(len(totals.skipped) - 10, ' more')} could not be checked")
     if totals.unsettled == 1:
-        note(f"1 file was being written: {one}")
+        say(f"1 file was being written: {one}")
     elif totals.unsettled:
-        note(f"{totals.unsettled:,} files were being written: {many}")
+        say(f"{totals.unsettled:,} files were being written: {many}")
 
 
 def _places(count: int, more: str = "") -> str:
@@ -201,7 +201,7 @@ def verify(
             "their current content was not compared",
         )
         if verification.skipped_then:
-            note(f"The snapshot could not check {_places(verification.skipped_then)}.")
+            say(f"The snapshot could not check {_places(verification.skipped_then)}.")
     return _exit_code(verification.counts)
 
 

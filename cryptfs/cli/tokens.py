@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cryptfs.cli.exit_codes import PassphraseUnreadableError
-from cryptfs.cli.output import note
+from cryptfs.cli.output import say
 from cryptfs.cli.terminal import open_terminal
 from cryptfs.errors import TokenError
 
@@ -55,4 +55,4 @@ class TerminalTokens:
             with open_terminal() as terminal:
                 terminal.say(f"{text}\n")
         except (PassphraseUnreadableError, OSError):
-            note(text)
+            say(text)

@@ -15,7 +15,7 @@ from cryptfs.cli.commands import command
 from cryptfs.cli.exit_codes import CommandError, ExitCode, UsageProblem
 from cryptfs.cli.inside import Problems, opened_inside
 from cryptfs.cli.offers import OfferSource, unlock_options
-from cryptfs.cli.output import console, note, warn
+from cryptfs.cli.output import console, note, say, warn
 from cryptfs.cli.params import PLACE, Decorated, debug_option, shown
 from cryptfs.cli.progress import progress_bar
 from cryptfs.cli.vaults import is_inside
@@ -220,5 +220,5 @@ def _end(progress: Copied, problems: Problems, did: str, *, quiet: bool, verify:
         parts += [f"{progress.verified:,} files read again and compared"] * verify
         found = len(problems.told)
         parts += ["1 problem" if found == 1 else f"{found:,} problems"] * bool(found)
-        note(f"{', '.join(parts)}.")
+        (say if problems.told else note)(f"{', '.join(parts)}.")
     return problems.code()

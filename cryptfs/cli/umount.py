@@ -83,12 +83,12 @@ def _wait(closing: Closing, *, lazy: bool) -> None:
     from cryptfs.mount.mounts import wait_until
 
     if not lazy:
-        wait_closed(closing, lambda text: note(f"{text}\nWaiting for that; Ctrl-C ends the waiting only."))
+        wait_closed(closing, lambda text: say(f"{text}\nWaiting for that; Ctrl-C ends the waiting only."))
     elif not wait_until(lambda: not closing.is_open(), SAY_AFTER):
         lines = find_keepers(closing.mount.device).lines()
         who = ":\n  " + "\n  ".join(lines) if lines else ""
         gone = f"{shown(closing.mount.mountpoint)} is gone"
-        note(f"{gone}; the vault closes when the last program lets go of its files{who}")
+        say(f"{gone}; the vault closes when the last program lets go of its files{who}")
 
 
 def _unmount_all(*, lazy: bool, run_hook: bool) -> None:

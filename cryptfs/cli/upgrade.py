@@ -11,7 +11,7 @@ import click
 from cryptfs.cli.commands import command
 from cryptfs.cli.exit_codes import ConfigUnwritableError
 from cryptfs.cli.offers import OfferSource, say_opened, unlock_options, with_offer
-from cryptfs.cli.output import answer_json, note
+from cryptfs.cli.output import answer_json, note, say
 from cryptfs.cli.params import (
     PLACE,
     debug_option,
@@ -85,7 +85,7 @@ def upgrade(
         ) from None
     say_opened(done.config, done.slot, done.spelling)
     for path in done.left:
-        note(
+        say(
             f"{shown(path)} in {shown(vault)} is damaged, and no program can reach it. To repair it: "
             f"cryptfs fsck --repair {shell_word(vault)}"
         )
