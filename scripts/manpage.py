@@ -63,6 +63,19 @@ MOUNT8_LATER = """\
 mount(8) needs a helper in /sbin to find cryptfs. This makes it, as root:
 """
 
+CONFIG_FILE = """\
+The file config.toml in $XDG_CONFIG_HOME/cryptfs (~/.config/cryptfs), or the one that the variable
+CRYPTFS_CONFIG names, has tables of defaults: unlock, mount and init, and vaults.NAME for a vault with a NAME.
+A key is an option with '_' for '-'; vault and mountpoint are the places of a vault. The command line counts
+before the file. Nobody else may be able to change the file. An empty CRYPTFS_CONFIG means that there is none.
+"""
+
+CONFIG_EXAMPLE = """\
+[vaults.photos]
+vault = "~/Sync/photos"
+mountpoint = "~/Photos"
+"""
+
 EXAMPLE = """\
 cryptfs init ~/vault
 cryptfs mount ~/vault ~/private
@@ -170,6 +183,7 @@ def main_page(commands: dict[str, click.Command]) -> str:
     parts.append(paragraph("Each has a page: that of cryptfs key add is cryptfs-key-add(1)."))
     parts += [listed(name, commands[name]) for name in sorted(commands)]
     parts += [".SH PASSPHRASES AND KEY FILES\n", *map(paragraph, (PASSPHRASES, KEY_FILES, SLOTS))]
+    parts += [".SH CONFIG FILE\n", paragraph(CONFIG_FILE), example(CONFIG_EXAMPLE)]
     parts += [
         ".SH FSTAB AND MOUNT(8)\n",
         paragraph(MOUNT8),

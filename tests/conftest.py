@@ -36,6 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault(derived.DIRECTORY, config.stash[_state])  # the workers share that of the first
     derived.begin()
     os.environ.pop("CRYPTFS_NO_PIN", None)
+    os.environ["CRYPTFS_CONFIG"] = ""  # that of the person who runs them
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -39,7 +39,7 @@ class ExitCode(IntEnum):
 
 MEANINGS = {
     ExitCode.OK: "success",
-    ExitCode.USAGE: "the command line is wrong",
+    ExitCode.USAGE: "the command line or the config file is wrong",
     ExitCode.VAULT_DIR: "the vault directory is missing, holds no vault, or (init) is not empty",
     ExitCode.INIT: "cryptfs could not make a new vault",
     ExitCode.CONFIG_INVALID: "the config or recovery record is damaged, or somebody without a key changed it",
@@ -68,6 +68,10 @@ class CommandError(Exception):
 
 class UsageProblem(CommandError):
     """An argument is wrong in a way that click cannot tell."""
+
+
+class ConfigFileError(CommandError):
+    """The config file of a person is not as it should be, or others can change it."""
 
 
 class PassphraseUnreadableError(CommandError):
@@ -123,6 +127,7 @@ EXIT_CODES: dict[type[BaseException], ExitCode] = {
     errors.NameTooLongError: ExitCode.OTHER,
     CommandError: ExitCode.OTHER,
     UsageProblem: ExitCode.USAGE,
+    ConfigFileError: ExitCode.USAGE,
     PassphraseUnreadableError: ExitCode.PASSPHRASE_UNREADABLE,
     NothingTypedError: ExitCode.PASSPHRASE_UNREADABLE,
     EmptyPassphraseError: ExitCode.EMPTY_PASSPHRASE,

@@ -10,7 +10,7 @@ import click
 from cryptfs.cli.commands import command
 from cryptfs.cli.mounted import own_mounts, vault_of
 from cryptfs.cli.output import answer_json, note, size_text
-from cryptfs.cli.params import PLACE, debug_option, shell_word, shown
+from cryptfs.cli.params import debug_option, optional_vault_argument, shell_word, shown
 from cryptfs.cli.vaults import config_of
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def _list_mounts(*, as_json: bool) -> None:
 
 
 @command()
-@click.argument("vault", type=PLACE, metavar="[VAULT]", required=False)
+@optional_vault_argument
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @debug_option
 def info(vault: Path | None, as_json: bool) -> None:

@@ -98,9 +98,12 @@ def with_command(args: Sequence[str]) -> list[str]:
     return words
 
 
-def main(args: Sequence[str]) -> int:
-    """Run one command line; returns the exit code, having printed at most one message about an error."""
-    settings = Settings(debug="--debug" in args)
+def main(args: Sequence[str], *, reads_config: bool = True) -> int:
+    """Run one command line; returns the exit code, having printed at most one message about an error.
+
+    Args: reads_config: whether the config file of the person counts.
+    """
+    settings = Settings(debug="--debug" in args, reads_config=reads_config)
     try:
         result = cli.main(
             args=with_command(args or ["--help"]), prog_name=PROGRAM, standalone_mode=False, obj=settings
@@ -188,7 +191,8 @@ def run() -> NoReturn:
     """Entry point of the scripts `cryptfs` and `mount.fuse.cryptfs`."""
     prepare_streams()
     args: list[str] | None = sys.argv[1:]
-    if Path(sys.argv[0]).name in HELPER_NAMES:
+    is_helper = Path(sys.argv[0]).name in HELPER_NAMES
+    if is_helper:
         leave_environment()
         args = helper_arguments(sys.argv[1:])
-    sys.exit(ExitCode.OK if args is None else main(args))
+    sys.exit(ExitCode.OK if args is None else main(args, reads_config=not is_helper))

@@ -226,6 +226,7 @@ def mount(
 ) -> None:
     """Mount VAULT: show its files in the directory MOUNTPOINT.
 
+    VAULT may be a name of the config file; then MOUNTPOINT may be missing.
     Returns when the files are there. A daemon serves them until `cryptfs umount MOUNTPOINT`.
 
     If MOUNTPOINT is missing, it is made, and nobody can write to it while no vault is mounted on it.

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
+from cryptfs.cli.configfile import NamedVault
 from cryptfs.cli.exit_codes import UsageProblem
-from cryptfs.cli.params import PathParameter, shell_word, shown
+from cryptfs.cli.params import PathParameter, config_file, shell_word, shown
 
 if TYPE_CHECKING:
     from cryptfs.mount.mounts import Mount
@@ -24,6 +25,14 @@ class Mountpoint(PathParameter):
     than a word is left out: it may be the choice of another user.
     """
 
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Besides paths it takes names of the config file."""
+        if isinstance(value, str) and "/" not in value and ctx is not None and not os.path.lexists(value):
+            named = config_file(ctx).named(value)
+            if named is not None:
+                return _mountpoint_of(named)
+        return super().convert(value, param, ctx)
+
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
@@ -35,6 +44,23 @@ class Mountpoint(PathParameter):
             _completed(place) for place in places if place.startswith(incomplete) and place.isprintable()
         ]
         return [CompletionItem(place) for place in found] or [CompletionItem(incomplete, type="dir")]
+
+
+def _mountpoint_of(named: NamedVault) -> Path:
+    """Where a vault of the config file is mounted; if it is not, where it would be.
+
+    Raises: UsageProblem: neither, or it has several mountpoints.
+    """
+    from cryptfs.mount.mounts import mounts_of
+
+    found = [Path(mount.mountpoint) for mount in mounts_of(named.vault)]
+    if named.mountpoint is not None and (not found or named.mountpoint in found):
+        return named.mountpoint
+    if len(found) == 1:
+        return found[0]
+    where = "".join(f"\n  {shown(place)}" for place in found)
+    how = f"has several mountpoints; give one:{where}" if found else "is not mounted"
+    raise UsageProblem(f"the vault {shown(named.name)} of the config file {how}")
 
 
 def _completed(place: str) -> str:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
+
+from cryptfs.cli.configfile import ConfigFile, NamedVault, load, weaker
+from cryptfs.cli.exit_codes import ConfigFileError, UsageProblem
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -41,12 +48,15 @@ class Settings:
     """What holds for the whole run.
 
     debug: tracebacks and debug lines.   quiet: nothing but answers, warnings, errors and questions.
-    vault: of the command, for hints.
+    vault: of the command, for hints.   config: the config file, once it is read.
+    reads_config: False for mount(8), which says all of it itself.
     """
 
     debug: bool = False
     quiet: bool = False
     vault: Path | None = None
+    config: ConfigFile | None = None
+    reads_config: bool = True
 
 
 class ByteSize(click.ParamType[int]):
@@ -86,6 +96,12 @@ class Number(click.IntRange):
 
 class Seconds(click.FloatRange):
     """A time between bounds."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = super().convert(value, param, ctx)
+        if not math.isfinite(found):  # "nan" is beyond no bound
+            self.fail("", param, ctx)
+        return found
 
     def fail(
         self, message: str, param: click.Parameter | None = None, ctx: click.Context | None = None
@@ -204,16 +220,6 @@ def help_if_alone(ctx: click.Context) -> None:
         ctx.exit(1)
 
 
-def vault_argument(function: Decorated) -> Decorated:
-    """The vault, made absolute by the command."""
-    return click.argument("vault", type=PLACE, metavar="VAULT", callback=_remember_vault)(function)
-
-
-def _remember_vault(ctx: click.Context, _param: click.Parameter, value: Path) -> Path:
-    ctx.ensure_object(Settings).vault = value
-    return value
-
-
 def shell_word(path: Path | str) -> str:
     """A path as it can be pasted into a shell, and shown on a terminal."""
     from cryptfs.core.printable import shell_word
@@ -226,3 +232,121 @@ def shown(path: Path | str | bytes) -> str:
     from cryptfs.core.printable import shown
 
     return shown(path)
+
+
+# ---- vaults, by their paths or by their names in the config file
+
+
+def config_file(ctx: click.Context) -> ConfigFile:
+    """The config file, read once for a command. Raises: ConfigFileError."""
+    settings = ctx.ensure_object(Settings)
+    root = ctx.find_root().command
+    if not settings.reads_config or not isinstance(root, click.Group):
+        return ConfigFile()
+    if settings.config is None:
+        settings.config = load(root.commands)
+    return settings.config
+
+
+def _named(ctx: click.Context, text: str) -> NamedVault | None:
+    """The vault that a word of the command line names.
+
+    Raises: UsageProblem: it is also a vault in this directory.
+    """
+    from cryptfs.core.slots.checks import CONFIG_NAME
+
+    found = config_file(ctx).named(text)
+    if found is None or not os.path.lexists(Path(text) / CONFIG_NAME):
+        return found
+    if os.path.exists(found.vault) and os.path.samefile(text, found.vault):
+        return found
+    raise UsageProblem(
+        f"{shown(text)} is a vault in this directory, and the config file has another one by this name. "
+        f"Give its path: {shell_word('./' + text)} or {shell_word(found.vault)}"
+    )
+
+
+class VaultArgument(click.Argument):
+    """A vault. Whatever the config file says of it becomes the default of the other parameters.
+
+    Args: with_path: a path in the vault may follow, after a colon.
+    """
+
+    def __init__(self, *args: Any, with_path: bool = False, **attributes: Any) -> None:
+        # Eager: its value decides about the defaults of all others.
+        super().__init__(*args, is_eager=True, **attributes)
+        self._with_path = with_path
+
+    def handle_parse_result(
+        self, ctx: click.Context, opts: Mapping[str, Any], args: list[str]
+    ) -> tuple[Any, list[str]]:
+        if ctx.resilient_parsing:
+            return super().handle_parse_result(ctx, opts, args)
+        given = opts.get(self.name or "")
+        name, colon, rest = str(given).partition(":") if self._with_path else (str(given), "", "")
+        named = _named(ctx, name) if isinstance(given, str) else None
+        options = config_file(ctx).options_for(ctx.command.name or "", named)
+        defaults = weaker(options, _keys_given(ctx, opts))
+        if opts.get("option_texts") and "option_texts" in options and isinstance(opts, dict):
+            opts["option_texts"] = [*options["option_texts"], *opts["option_texts"]]
+        if named is not None:
+            opts = {**opts, self.name or "": f"{named.vault}{colon}{rest}"}
+            if named.mountpoint is not None:
+                defaults["mountpoint"] = named.mountpoint
+        ctx.default_map = {**(ctx.default_map or {}), **defaults}
+        return super().handle_parse_result(ctx, opts, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Names of vaults, beside files."""
+        found = [] if "/" in incomplete else _names(ctx)
+        proposed = [CompletionItem(name) for name in found if name.startswith(incomplete)]
+        return proposed or super().shell_complete(ctx, incomplete)
+
+
+def _names(ctx: click.Context) -> list[str]:
+    """Names that a shell takes as one word."""
+    try:
+        return [name for name in config_file(ctx).vaults if shell_word(name) == name]
+    except ConfigFileError:
+        return []
+
+
+def _keys_given(ctx: click.Context, opts: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the command line, and those in the texts of -o, by their keys."""
+    from cryptfs.mount.options import split_options
+
+    keys = {}
+    for each in ctx.command.params:
+        if isinstance(each, click.Option) and each.name in opts:
+            keys[each.name or ""] = True
+    for text in opts.get("option_texts") or ():
+        with contextlib.suppress(ValueError):  # the command says what is wrong with it
+            for item in split_options(text):
+                keys[item.name] = keys[item.name.removeprefix("no")] = True
+                if item.name in ("ro", "rw"):
+                    keys["read_only"] = True
+    return keys
+
+
+def vault_argument(function: Decorated) -> Decorated:
+    """The vault, made absolute by the command."""
+    return _argument("vault", type=PLACE, metavar="VAULT", callback=_remember_vault)(function)
+
+
+def optional_vault_argument(function: Decorated) -> Decorated:
+    """The same for a command that works without."""
+    return _argument("vault", type=PLACE, metavar="[VAULT]", required=False)(function)
+
+
+def vault_path_argument(name: str, kind: click.ParamType[Any]) -> Callable[[Decorated], Decorated]:
+    """A vault and a path in it."""
+    return _argument(name, type=kind, metavar="VAULT[:PATH]", with_path=True)
+
+
+def _argument(name: str, **attributes: Any) -> Callable[[Decorated], Decorated]:
+    return click.argument(name, cls=VaultArgument, **attributes)
+
+
+def _remember_vault(ctx: click.Context, _param: click.Parameter, value: Path) -> Path:
+    ctx.ensure_object(Settings).vault = value
+    return value

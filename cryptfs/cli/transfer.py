@@ -16,7 +16,7 @@ from cryptfs.cli.exit_codes import CommandError, ExitCode, UsageProblem
 from cryptfs.cli.inside import Problems, opened_inside
 from cryptfs.cli.offers import OfferSource, unlock_options
 from cryptfs.cli.output import console, note, say, warn
-from cryptfs.cli.params import PLACE, Decorated, debug_option, shown
+from cryptfs.cli.params import PLACE, Decorated, debug_option, shown, vault_path_argument
 from cryptfs.cli.progress import progress_bar
 from cryptfs.cli.vaults import is_inside
 
@@ -58,7 +58,7 @@ def copy_options(function: Decorated) -> Decorated:
 
 
 @command("export")
-@click.argument("source_path", metavar="VAULT[:PATH]", type=VaultPath())
+@vault_path_argument("source_path", VaultPath())
 @click.argument("target", metavar="DEST", type=PLACE)
 @copy_options
 @click.pass_context
@@ -109,7 +109,7 @@ def export(
 
 @command("import")
 @click.argument("origin", metavar="SRC", type=PLACE)
-@click.argument("target_path", metavar="VAULT[:PATH]", type=VaultPath())
+@vault_path_argument("target_path", VaultPath())
 @copy_options
 @click.pass_context
 def import_(

@@ -11,7 +11,7 @@ import click
 from cryptfs.cli.commands import command
 from cryptfs.cli.exit_codes import UsageProblem
 from cryptfs.cli.mounted import MOUNTPOINT, only_mountpoint, own_mounts
-from cryptfs.cli.output import note
+from cryptfs.cli.output import note, say
 from cryptfs.cli.params import debug_option, shown
 
 if TYPE_CHECKING:

@@ -40,8 +40,8 @@ KNOWN = frozenset(
             "size_min",
         ),
         *("CRYPTFS_VAULT", "CRYPTFS_MOUNTPOINT", "CRYPTFS_REASON"),
-        *("expect_identity", "read_only", "auto_mkdir"),  # options of fsspec
-        *("CRYPTFS_PASSFILE", "CRYPTFS_KEYFILE", "cryptfs.passphrase", "cryptfs.keyfile"),
+        *("expect_identity", "read_only", "auto_mkdir", "no_pin", "config.toml"),
+        *("CRYPTFS_PASSFILE", "CRYPTFS_KEYFILE", "CRYPTFS_CONFIG", "cryptfs.passphrase", "cryptfs.keyfile"),
         *("user_allow_other", "hard_remove", "cryptfs.mount"),
         *("security.capability", "/etc/fstab", "/dev/fuse", "/sbin", "/proc/self/mountinfo"),
     }
