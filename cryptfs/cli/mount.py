@@ -27,6 +27,7 @@ from cryptfs.cli.output import note, size_text, warn
 from cryptfs.cli.params import (
     PLACE,
     Duration,
+    ByteSize,
     Number,
     Reasons,
     Seconds,
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
     from cryptfs.vfs.vault import Vault
 
 # Options of the command that fstab can only give within -o.
-_COMMAND_OPTIONS = (*MOUNT_VALUES, "log_file")
+_COMMAND_OPTIONS = (*MOUNT_VALUES, "log_file", "log_size")
 _COMMAND_FLAGS = ("foreground", "debug", "quiet", *MOUNT_FLAGS)
 
 
@@ -102,7 +103,7 @@ _GROUPS = {
     "Access": ("--read-only", "--allow-other", "--default-permissions", "--nonempty"),
     "Data": ("--durability", "--xattrs", "--exclusive", "--writeback"),
     "Unmounting by itself": ("--idle", "--unmount-on", "--detach-busy", "--after-mount", "--before-unmount"),
-    "Messages": ("--quiet", "--foreground", "--log-file", "--debug"),
+    "Messages": ("--quiet", "--foreground", "--log-file", "--log-size", "--debug"),
     "Speed, and the kernel": (
         "--engine", "--fast-wake", "--entry-timeout", "--attr-timeout", "--max-threads", "--fsname",
         "--options",
@@ -207,7 +208,13 @@ _GROUPS = {
     "--log-file",
     type=PLACE,
     metavar="FILE",
-    help="Append log lines to FILE.  [default: syslog]",
+    help="Append log lines to FILE.  [default: the journal, or syslog]",
+)
+@click.option(
+    "--log-size",
+    type=ByteSize(),
+    metavar="SIZE",
+    help="Let FILE of --log-file grow to SIZE, then begin a new one; 0: no bound.  [default: 10m]",
 )
 @unlock_options
 @debug_option
@@ -221,6 +228,7 @@ def mount(
     foreground: bool,
     quiet: bool,
     log_file: Path | None,
+    log_size: int | None,
     source: OfferSource,
     **flags: object,
 ) -> None:
@@ -231,7 +239,7 @@ def mount(
 
     If MOUNTPOINT is missing, it is made, and nobody can write to it while no vault is mounted on it.
     """
-    from cryptfs.mount.daemon import LogTarget
+    from cryptfs.mount.daemon import MOST_LOG, LogTarget
 
     try:
         changed = remount_options(option_texts)
@@ -247,7 +255,10 @@ def mount(
     log_file = log_file or (Path(ours["log_file"]) if "log_file" in ours else None)
     settings = ctx.ensure_object(Settings)
     settings.debug = settings.debug or "debug" in ours
-    target = LogTarget(log_file.absolute() if log_file else None, settings.debug)
+    if log_size is None and "log_size" in ours:
+        log_size = ByteSize().convert(ours["log_size"], None, ctx)
+    most = MOST_LOG if log_size is None else log_size
+    target = LogTarget(log_file.absolute() if log_file else None, settings.debug, most)
     mount_vault(
         vault,
         mountpoint,
@@ -275,7 +286,6 @@ def mount_vault(
 
     Raises: VaultError, MountError, CommandError; OSError.
     """
-    from cryptfs.mount.daemon import open_log
     from cryptfs.mount.ending import current_umask, hook_of
     from cryptfs.mount.leaving.desktop import Desktop
     from cryptfs.mount.life import (
@@ -287,6 +297,7 @@ def mount_vault(
     )
     from cryptfs.mount.mounts import absolute
     from cryptfs.mount.recent import KEPT
+    from cryptfs.mount.service.logfile import open_log
     from cryptfs.vfs.ciphers import require_cipher
 
     if options.follows_no_symlinks and os.geteuid() != 0:

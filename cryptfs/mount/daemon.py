@@ -17,7 +17,7 @@ import resource
 import socket
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
@@ -28,12 +28,17 @@ from cryptfs.errors import CryptfsError, MountError
 from cryptfs.mount.recent import RecentFindings
 from cryptfs.mount.repeats import RepeatFilter
 from cryptfs.mount.resources import claim_resources
+from cryptfs.mount.service.journal import JournalHandler, journal_listens, stderr_is_journal
+from cryptfs.mount.service.logfile import LogFile
+from cryptfs.mount.service.notify import VARIABLE as NOTIFY_SOCKET
 from cryptfs.storage.libc import forbid_dumps
 
 log = logging.getLogger("cryptfs.mount")
 
 _SYSLOG_SOCKET = Path("/dev/log")
 _MAX_CAPTURED = 4096
+MOST_LOG = 10 * 1024 * 1024
+"""Bytes of a log file by default."""
 
 Ready = Callable[[], None]
 
@@ -42,19 +47,23 @@ Ready = Callable[[], None]
 class LogTarget:
     """Where a mount's log lines go.
 
-    Args: file: appended to, made for its owner alone; None is syslog for a daemon, where there is one,
-              and stderr in the foreground.
+    Args: file: appended to, made for its owner alone; None is the journal or syslog for a daemon, where there
+              is one, and stderr in the foreground.
           debug: everything, not only what a person should know.
+          most: bytes of the file, before it becomes an older one; 0 is no bound.
+          fields: of each line in the journal.
           findings: keeps the last findings of damage, for `cryptfs status`.
     """
 
     file: Path | None = None
     debug: bool = False
+    most: int = MOST_LOG
+    fields: Mapping[str, str] = field(default_factory=dict)
     findings: RecentFindings = field(default_factory=RecentFindings, compare=False)
 
     def is_nowhere(self) -> bool:
-        """Whether the log lines of a daemon would be lost: no file was named, and there is no syslog."""
-        return self.file is None and not _syslog_answers()
+        """Whether the log lines of a daemon would be lost: no file was named, and nothing listens."""
+        return self.file is None and not journal_listens() and not _syslog_answers()
 
 
 def harden_process() -> None:
@@ -79,10 +88,10 @@ def configure_logging(target: LogTarget, *, daemon: bool) -> None:
     """
     handler: logging.Handler
     if target.file is not None:
-        handler = logging.StreamHandler(
-            os.fdopen(open_log(target.file), "a", encoding="utf-8", errors="backslashreplace")
-        )
+        handler = LogFile(target.file, target.most)
         handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    elif journal_listens() if daemon else stderr_is_journal():
+        handler = JournalHandler(target.fields)
     elif not daemon:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(_Formatter("cryptfs: %(message)s"))
@@ -98,15 +107,6 @@ def configure_logging(target: LogTarget, *, daemon: bool) -> None:
     # Libraries stay at warnings even then: mfusepy's debug lines hold plaintext names.
     root.setLevel(logging.WARNING)
     logging.getLogger("cryptfs").setLevel(logging.DEBUG if target.debug else logging.INFO)
-
-
-def open_log(file: Path) -> int:
-    """A descriptor that appends to a log file. Raises: OSError, whose text says that it is the log file."""
-    try:
-        # The daemon's umask is 0, so the mode must be explicit.
-        return os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise OSError(error.errno, f"cannot open the log file: {error.strerror}", str(file)) from None
 
 
 def _syslog_answers() -> bool:
@@ -222,6 +222,7 @@ def _run_body(body: Callable[[Ready], None], target: LogTarget, writer: int) -> 
         os.close(writer)  # after a failure the end of the process does it, and with it the vault is free
 
     try:
+        os.environ.pop(NOTIFY_SOCKET, None)  # a daemon is not the service that started it
         os.chdir("/")
         os.umask(0)
         harden_process()

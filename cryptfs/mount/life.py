@@ -15,7 +15,7 @@ import signal
 import stat
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -28,6 +28,7 @@ from cryptfs.mount.mounts import Mount, absolute, is_stale, mount_at, remount
 from cryptfs.mount.options import MountOptions
 from cryptfs.mount.recent import RecentFindings
 from cryptfs.mount.resources import claim_resources
+from cryptfs.mount.service.notify import notify_ready, notify_stopping
 from cryptfs.mount.statistics import Statistics, StatusServer
 
 log = logging.getLogger("cryptfs.mount")
@@ -172,6 +173,7 @@ def mount_background(
     Raises: MountError, or the daemon's own error at its start.
     """
     umask = current_umask()
+    target = _with_fields(target, vault, mountpoint)
     pid = start_daemon(
         lambda ready: serve(vault, mountpoint, options, engine, ready, target.findings, umask=umask), target
     )
@@ -193,12 +195,23 @@ def mount_foreground(
     """
     harden_process()
     claim_resources()
-    configure_logging(target, daemon=False)
+    configure_logging(_with_fields(target, vault, mountpoint), daemon=False)
+
+    def tell_all() -> None:
+        ready()
+        notify_ready(f"{shown(vault.vault_dir)} is mounted on {shown(mountpoint)}")
+
     old_umask = os.umask(0)
     try:
-        serve(vault, mountpoint, options, engine, ready, target.findings, umask=old_umask)
+        serve(vault, mountpoint, options, engine, tell_all, target.findings, umask=old_umask)
     finally:
         os.umask(old_umask)
+
+
+def _with_fields(target: LogTarget, vault: MountableVault, mountpoint: Path) -> LogTarget:
+    """What the journal has with each line."""
+    fields = {"CRYPTFS_VAULT": shown(vault.vault_dir), "CRYPTFS_MOUNTPOINT": shown(mountpoint)}
+    return replace(target, fields=fields)
 
 
 def serve(
@@ -359,6 +372,7 @@ class _Life:
                 os._exit(1)
             asked = True
             log.info("%s: unmounting %s", signal.Signals(number).name, shown(self.mountpoint))
+            notify_stopping()
             self.ending.stop()
 
 

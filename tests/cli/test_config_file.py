@@ -39,6 +39,7 @@ VALUES = {
     "options": '["nosuid", "noatime,nodev"]',
     "quiet": "true",
     "log_file": '"~/log"',
+    "log_size": '"1m"',
     "passfile": '"/a"',
     "passcommand": '"pass show vault"',
     "askpass": '"/usr/bin/ssh-askpass"',

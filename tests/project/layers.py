@@ -30,7 +30,7 @@ ORDER = (
     ("vfs.scan",),
     ("vfs.recovery",),
     ("vfs",),
-    ("mount.leaving",),
+    ("mount.leaving", "mount.service"),
     ("fsck", "witness", "rekey", "transfer", "mount"),
     ("mount.native", "mount.fusepy"),
     ("cli",),

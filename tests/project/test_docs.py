@@ -42,6 +42,7 @@ KNOWN = frozenset(
         *("CRYPTFS_VAULT", "CRYPTFS_MOUNTPOINT", "CRYPTFS_REASON"),
         *("expect_identity", "read_only", "auto_mkdir", "no_pin", "config.toml"),
         *("CRYPTFS_PASSFILE", "CRYPTFS_KEYFILE", "CRYPTFS_CONFIG", "cryptfs.passphrase", "cryptfs.keyfile"),
+        *("cryptfs@.service",),
         *("user_allow_other", "hard_remove", "cryptfs.mount"),
         *("security.capability", "/etc/fstab", "/dev/fuse", "/sbin", "/proc/self/mountinfo"),
     }
