@@ -208,6 +208,7 @@ def files() -> dict[str, str]:
     made = {"man/man1/cryptfs.1": main_page(commands)}
     for name, command in commands.items():
         made[f"man/man1/cryptfs-{name.replace(' ', '-')}.1"] = command_page(name, command, commands)
+    made["man/man8/mount.fuse.cryptfs.8"] = ".so man1/cryptfs.1\n"  # its section FSTAB AND MOUNT(8)
     for shell, place in COMPLETIONS.items():
         made[place] = script_of(shell) + "\n"
     return made
@@ -215,7 +216,7 @@ def files() -> dict[str, str]:
 
 def main(arguments: list[str]) -> int:
     made = files()
-    pages = {path.relative_to(SHARE).as_posix() for path in (SHARE / "man" / "man1").glob("cryptfs*.1")}
+    pages = {path.relative_to(SHARE).as_posix() for path in (SHARE / "man").rglob("*.*")}
     stale = pages - made.keys()
     for name, text in made.items():
         path = SHARE / name
