@@ -69,7 +69,11 @@ class JournalHandler(logging.Handler):
         self._fields = {"SYSLOG_IDENTIFIER": "cryptfs", **fields}
         self._place = str(place)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        self._socket.connect(self._place)
+        try:
+            self._socket.connect(self._place)
+        except OSError:
+            self._socket.close()
+            raise
 
     def emit(self, record: logging.LogRecord) -> None:
         """Send a line. Called with the lock held; an error loses the line and nothing else."""
