@@ -209,7 +209,7 @@ def mount_foreground(
 
 
 def _with_fields(target: LogTarget, vault: MountableVault, mountpoint: Path) -> LogTarget:
-    """What the journal has with each line."""
+    """The same target with the fields of each line in the journal."""
     fields = {"CRYPTFS_VAULT": shown(vault.vault_dir), "CRYPTFS_MOUNTPOINT": shown(mountpoint)}
     return replace(target, fields=fields)
 

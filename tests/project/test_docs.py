@@ -42,7 +42,7 @@ KNOWN = frozenset(
         *("CRYPTFS_VAULT", "CRYPTFS_MOUNTPOINT", "CRYPTFS_REASON"),
         *("expect_identity", "read_only", "auto_mkdir", "no_pin", "config.toml"),
         *("CRYPTFS_PASSFILE", "CRYPTFS_KEYFILE", "CRYPTFS_CONFIG", "cryptfs.passphrase", "cryptfs.keyfile"),
-        *("cryptfs@.service",),
+        *("cryptfs@.service", "bin/cryptfs", "CRYPTFS_PATH", "CRYPTFS_CHUNK"),
         *("user_allow_other", "hard_remove", "cryptfs.mount"),
         *("security.capability", "/etc/fstab", "/dev/fuse", "/sbin", "/proc/self/mountinfo"),
     }
@@ -147,7 +147,7 @@ def test_every_lock_is_named() -> None:
 
 def test_readme_and_manual_use_options_that_exist() -> None:
     text = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/MANUAL.md"))
-    existing = {"--help", "--quick", "--device", "--cap-add"}  # the last three are of other programs
+    existing = {"--help", "--quick", "--device", "--cap-add", "--user", "--now"}  # mostly of other programs
     for command in (cli, *every_command().values()):
         for parameter in command.params:
             if isinstance(parameter, click.Option):
