@@ -65,7 +65,6 @@ class JournalHandler(logging.Handler):
     """
 
     def __init__(self, fields: Mapping[str, str], place: Path = SOCKET) -> None:
-        super().__init__()
         self._fields = {"SYSLOG_IDENTIFIER": "cryptfs", **fields}
         self._place = str(place)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
@@ -74,6 +73,7 @@ class JournalHandler(logging.Handler):
         except OSError:
             self._socket.close()
             raise
+        super().__init__()  # last: what is known to logging is closed when the process ends
 
     def emit(self, record: logging.LogRecord) -> None:
         """Send a line. Called with the lock held; an error loses the line and nothing else."""

@@ -33,10 +33,10 @@ class LogFile(logging.Handler):
     """
 
     def __init__(self, file: Path, most: int) -> None:
-        super().__init__()
         self._file = file
         self._most = most
         self._descriptor = open_log(file)
+        super().__init__()  # last: what is known to logging is closed when the process ends
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a line, in one call. Called with the lock held; an error loses the line and nothing else."""
