@@ -120,7 +120,17 @@ UNWANTED = {
     *("nacl.public", "subprocess", "shutil", "tempfile", "random", "secrets", "pickle", "asyncio"),
 }
 COMMAND_LINE = {
-    *("commands", "exit_codes", "main", "mounted", "mounthelper", "newfile", "offers", "output"),
+    *(
+        "commands",
+        "configfile",
+        "exit_codes",
+        "main",
+        "mounted",
+        "mounthelper",
+        "newfile",
+        "offers",
+        "output",
+    ),
     *("params", "pinning", "prompt", "recoverywords", "terminal", "tokens", "vaults"),
 }
 
