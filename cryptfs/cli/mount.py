@@ -26,8 +26,8 @@ from cryptfs.cli.offers import (
 from cryptfs.cli.output import note, size_text, warn
 from cryptfs.cli.params import (
     PLACE,
-    Duration,
     ByteSize,
+    Duration,
     Number,
     Reasons,
     Seconds,
