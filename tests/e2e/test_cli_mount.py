@@ -125,7 +125,6 @@ COMMAND_LINE = {
         "configfile",
         "exit_codes",
         "main",
-        "mounted",
         "mounthelper",
         "newfile",
         "offers",
