@@ -24,6 +24,7 @@ from cryptfs.version import VERSION
 
 SHARE = Path(__file__).resolve().parent.parent / "share"  # the wheel installs it as it is: see pyproject.toml
 
+MARK = '.\\" Written by scripts/manpage.py from the help.\n'
 # Where each shell looks below a prefix.
 COMPLETIONS = {
     "bash": "bash-completion/completions/cryptfs",
@@ -124,8 +125,10 @@ def arguments(command: click.Command) -> str:
 def header(name: str, summary: str) -> str:
     """The title and the sections NAME and SYNOPSIS of the page of a command; '' is cryptfs itself."""
     page_name = "-".join(["cryptfs", *name.split()])
-    return f'.TH {page_name.upper()} 1 "" "cryptfs {VERSION}" "User Commands"\n' + (
-        f".SH NAME\n{page_name} \\- {escape(summary)}\n.SH SYNOPSIS\n"
+    return (
+        MARK
+        + f'.TH {page_name.upper()} 1 "" "cryptfs {VERSION}" "User Commands"\n'
+        + (f".SH NAME\n{page_name} \\- {escape(summary)}\n.SH SYNOPSIS\n")
     )
 
 
@@ -216,7 +219,8 @@ def files() -> dict[str, str]:
 
 def main(arguments: list[str]) -> int:
     made = files()
-    pages = {path.relative_to(SHARE).as_posix() for path in (SHARE / "man").rglob("*.*")}
+    found = [path for path in (SHARE / "man").rglob("*.*") if path.read_text().startswith(MARK)]
+    pages = {path.relative_to(SHARE).as_posix() for path in found}
     stale = pages - made.keys()
     for name, text in made.items():
         path = SHARE / name

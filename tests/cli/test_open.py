@@ -19,6 +19,7 @@ from cryptfs.cli.prompt import PassphraseSource, read_passphrase, with_passphras
 from cryptfs.errors import WrongPassphraseError
 from cryptfs.vfs.vault import Vault
 from tests.commands import Run, runner
+from tests.schema import check_answer
 
 
 @pytest.fixture
@@ -123,7 +124,7 @@ def test_list_and_forget(vault: Path, run: Run, tmp_path: Path) -> None:
     remember_vault(vault)
     said = run("open", "--list")
     assert said.out == f"{vault}\n{tmp_path / 'gone'} (not found)\n"
-    found = json.loads(run("open", "--list", "--json").out)["vaults"]
+    found = check_answer("open", run("open", "--list", "--json").out)["vaults"]
     assert found == [
         {"vault": str(vault), "mountpoint": None, "found": True},
         {"vault": str(tmp_path / "gone"), "mountpoint": None, "found": False},

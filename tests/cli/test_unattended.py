@@ -43,6 +43,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "mkdir": ("VAULT", "directory"),
     "mount": ("VAULT", "EMPTY"),
     "mv": ("VAULT", "file", "moved"),
+    "open": ("VAULT", "--at", "EMPTY"),
     "passwd": ("VAULT", "--kdf-memory", "64m"),
     "path": ("VAULT", "file"),
     "recovery export": ("VAULT", "NEW"),
@@ -67,7 +68,14 @@ OTHER_CODES = {
     "recovery export": ExitCode.OTHER,  # it has no record
 }
 """Of commands that need no key; all others end with PASSPHRASE_UNREADABLE."""
-NEED_MORE = ("key add fido2", "mount", "recovery export", "recovery remove", "recovery restore-config")
+NEED_MORE = (
+    "key add fido2",
+    "mount",
+    "open",
+    "recovery export",
+    "recovery remove",
+    "recovery restore-config",
+)
 """Commands that the passphrase file is not enough for, or that mount."""
 RIGHT = ("--passfile", "PASSFILE")
 NEW = ("--new-passfile", "PASSFILE")

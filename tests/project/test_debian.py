@@ -33,7 +33,7 @@ def test_each_wheel_has_a_hash(file: Path) -> None:
 def test_all_that_cryptfs_needs_is_locked() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     extras = project["project"]["optional-dependencies"]
-    wanted = [*project["project"]["dependencies"], *extras["fido2"], *extras["hpke"]]
+    wanted = [*project["project"]["dependencies"], *extras["desktop"], *extras["fido2"], *extras["hpke"]]
     versions = locked(ROOT / "packaging" / "wheels.lock")
     for each in wanted:
         name, least = re.match(r"([\w.-]+)>=([\d.]+)", each).groups()  # type: ignore[union-attr]
