@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import stat
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,18 @@ def everything_below(directory: Path) -> Iterator[Path]:
         yield directory / entry.name
         if entry.is_dir(follow_symlinks=False):
             yield from everything_below(directory / entry.name)
+
+
+def may_mark_links() -> bool:
+    """Whether this process can set trusted attributes on symlinks: as root, outside of user namespaces."""
+    with tempfile.TemporaryDirectory() as directory:
+        link = os.path.join(directory, "link")
+        os.symlink("nowhere", link)
+        try:
+            os.setxattr(link, "trusted.note", b"", follow_symlinks=False)
+        except OSError:
+            return False
+    return True
 
 
 has_company = False

@@ -38,6 +38,7 @@ class Kind(IntEnum):
     RECOVERY_RECORD = 14
     DELTA = 15
     OLD_MASTERKEY = 16
+    XATTR_OF_LINK = 17
 
 
 def aad_prefix(kind: Kind) -> bytes:

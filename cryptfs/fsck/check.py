@@ -274,6 +274,8 @@ class VaultCheck:
             return problem is not None
 
         if not self._reporter.seems(is_bad) or problem is None:
+            if self._context.config.record_rules.bound:
+                yield from self._content.xattrs_of_link(entry, self._links.owner)
             return
         if in_lost_found(entry):
             yield self._reporter.found(FindingKind.SET_ASIDE, entry, problem.detail)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from cryptfs.core.aead import Kind
 from cryptfs.core.names.names import DirectoryNames
-from cryptfs.errors import IntegrityError
+from cryptfs.errors import IntegrityError, NameError_
 from cryptfs.fsck.files import (
     NOBODY_WAITS,
     ChunkCheck,
@@ -28,7 +28,7 @@ from cryptfs.fsck.findings import Counts, Finding, FindingKind
 from cryptfs.fsck.lost_found import LOST_FOUND
 from cryptfs.fsck.reporter import LOOKS, PAUSE, Mend, Reporter, reason_of
 from cryptfs.fsck.small import BadXattr, Owner, backing_xattrs, check_xattrs
-from cryptfs.storage.backing import O_NOATIME, open_backing
+from cryptfs.storage.backing import HELD_FILE_FLAGS, O_NOATIME, open_backing
 from cryptfs.vfs.content.context import FileContext
 from cryptfs.vfs.recovery.replay import Waiting
 from cryptfs.vfs.scan.walk import WalkedDirectory, WalkedEntry
@@ -259,6 +259,17 @@ class ContentCheck:
             yield self._reporter.found(
                 bad.problem.kind, where, bad.problem.detail, _mending_xattr(where, fd, owner, bad)
             )
+
+    def xattrs_of_link(self, entry: WalkedEntry, owner_of: Callable[[int], Owner]) -> Iterator[Finding]:
+        """Check the attributes of a symlink, if this process may see them."""
+        with contextlib.ExitStack() as stack:
+            try:
+                fd = os.open(entry.entry_name, HELD_FILE_FLAGS, dir_fd=entry.directory.fd)
+                stack.callback(os.close, fd)
+                owner = owner_of(fd)
+            except (OSError, NameError_):
+                return  # another one by now, or none
+            yield from self.xattrs(entry, fd, owner)
 
     # ---- names of one file
 

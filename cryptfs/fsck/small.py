@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from cryptfs.core.acl import mode_from_acl, unpack_acl
 from cryptfs.core.aead import Kind, open_small
-from cryptfs.core.format.smallvalues import xattr_aad
+from cryptfs.core.format.smallvalues import link_owner, xattr_aad
 from cryptfs.core.names.names import DirectoryNames, siv_of
 from cryptfs.errors import NameError_
 from cryptfs.fsck.files import Problem
@@ -20,14 +20,14 @@ from cryptfs.fsck.findings import FindingKind
 from cryptfs.vfs.content.context import FileContext
 from cryptfs.vfs.scan.walk import WalkedEntry
 from cryptfs.vfs.tree.directory import printable
-from cryptfs.vfs.tree.symlinks import long_target_id, read_target
-from cryptfs.vfs.tree.xattrs import ACL_ACCESS, ACL_NAMES, PREFIX, open_attribute
+from cryptfs.vfs.tree.symlinks import long_target_id, read_target, sealed_target
+from cryptfs.vfs.tree.xattrs import ACL_ACCESS, ACL_NAMES, LINK_PREFIX, PREFIX, name_on_file, open_attribute
 
 _NO_XATTRS = (errno.ENODATA, errno.EOPNOTSUPP, errno.ENOENT, errno.EACCES, errno.EPERM)
 
 
 class Owner(NamedTuple):
-    """The owner to which xattrs are bound, a file or directory. id: b'' if it has none, or it is unknown."""
+    """A file, directory or symlink to which xattrs are bound. id: b'' for none or an unknown one."""
 
     kind: Kind
     id: bytes
@@ -41,11 +41,11 @@ class BadXattr(NamedTuple):
     problem: Problem
 
 
-def backing_xattrs(fd: int) -> Iterator[tuple[str, bytes]]:
-    """Our backing attributes on a descriptor's file, with their values."""
+def backing_xattrs(fd: int, prefix: str = PREFIX) -> Iterator[tuple[str, bytes]]:
+    """Our backing attributes on a descriptor's file, with their values. prefix: LINK_PREFIX of a symlink."""
     path = f"/proc/self/fd/{fd}"  # the descriptor may be an O_PATH one
     try:
-        names = [name for name in os.listxattr(path) if name.startswith(PREFIX)]
+        names = [name for name in os.listxattr(path) if name.startswith(prefix)]
     except OSError as error:
         if error.errno in _NO_XATTRS:
             return
@@ -63,7 +63,8 @@ def check_xattrs(
 ) -> list[BadXattr]:
     """The attributes that do not verify. names: NameCipher.of_xattrs.   mode: of the file."""
     found = []
-    for backing_name, stored in backing_xattrs(fd):
+    prefix = LINK_PREFIX if owner.kind is Kind.XATTR_OF_LINK else PREFIX
+    for backing_name, stored in backing_xattrs(fd, prefix):
         problem = _check_xattr(context, names, backing_name, stored, owner, mode)
         if problem is not None:
             found.append(BadXattr(backing_name, stored, problem))
@@ -74,7 +75,7 @@ def _check_xattr(
     context: FileContext, names: DirectoryNames, backing_name: str, stored: bytes, owner: Owner, mode: int
 ) -> Problem | None:
     try:
-        attribute, sealed = open_attribute(names, backing_name, stored)
+        attribute, sealed = open_attribute(names, name_on_file(backing_name), stored)
     except NameError_ as error:
         return Problem(FindingKind.XATTR, f"{printable(backing_name)}: {error.reason}")
     value = open_small(context.keys.xattrs_key, sealed, xattr_aad(owner.kind, owner.id, attribute))
@@ -96,11 +97,16 @@ class LinkCheck:
     """Checks symlinks, and remembers which long targets they name: eight bytes each."""
 
     def __init__(self, context: FileContext, links_fd: int | None) -> None:
-        self._key = context.keys.links_key
+        self._keys = context.keys
         self.links_fd = links_fd
         self._named = array("Q")
         self._sorted = True
         self.complete = True  # whether every symlink was readable: then a target that none names is an orphan
+
+    def owner(self, fd: int) -> Owner:
+        """The owner of a symlink's attributes. fd: O_PATH.   Raises: NameError_: it has lost its target."""
+        sealed = sealed_target(os.readlink("", dir_fd=fd), self.links_fd)
+        return Owner(Kind.XATTR_OF_LINK, link_owner(self._keys.xattrs_key, sealed))
 
     def check(self, entry: WalkedEntry) -> Problem | None:
         """The problem of a symlink, if any. If its directory has no record, this checks only the form."""
@@ -113,7 +119,8 @@ class LinkCheck:
         if directory.dir_id is None or entry.cipher_name is None:
             return None
         try:
-            read_target(text, self.links_fd, self._key, directory.dir_id, siv_of(entry.cipher_name))
+            siv = siv_of(entry.cipher_name)
+            read_target(text, self.links_fd, self._keys.links_key, directory.dir_id, siv)
         except NameError_ as error:
             self.complete = False
             return Problem(FindingKind.SYMLINK, error.reason)

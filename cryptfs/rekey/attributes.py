@@ -12,13 +12,20 @@ from cryptfs.core.aead import SMALL_NONCE_SIZE, Kind, open_small, seal_small
 from cryptfs.core.format.smallvalues import xattr_aad
 from cryptfs.errors import NameError_
 from cryptfs.rekey.both import BothKeys
-from cryptfs.vfs.tree.xattrs import PREFIX, backing_attribute, open_attribute
+from cryptfs.vfs.tree.xattrs import (
+    LINK_PREFIX,
+    PREFIX,
+    backing_attribute,
+    name_on_file,
+    name_on_link,
+    open_attribute,
+)
 
 _NO_XATTRS = (errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 class AttributeOwner(NamedTuple):
-    """The file or directory that an attribute is bound to: file_id, or dir_id, before and after."""
+    """The owner of an attribute, before and after: file_id, dir_id, or link_owner."""
 
     kind: Kind
     old_id: bytes
@@ -47,7 +54,8 @@ def renewed(both: BothKeys, attribute: Attribute, owner: AttributeOwner) -> Attr
     """An old attribute under the new masterkey; None if it does not verify under the old one."""
     keys = both.old.keys
     try:
-        name, sealed = open_attribute(both.old_names.of_xattrs(), attribute.name, attribute.value)
+        on_file = name_on_file(attribute.name)
+        name, sealed = open_attribute(both.old_names.of_xattrs(), on_file, attribute.value)
     except NameError_:
         return None
     value = open_small(keys.xattrs_key, sealed, xattr_aad(owner.kind, owner.old_id, name))
@@ -56,6 +64,8 @@ def renewed(both: BothKeys, attribute: Attribute, owner: AttributeOwner) -> Attr
     backing_name, prefix = backing_attribute(both.new_names.of_xattrs(), name)
     aad = xattr_aad(owner.kind, owner.new_id, name)
     fresh = seal_small(both.new.keys.xattrs_key, value, aad, os.urandom(SMALL_NONCE_SIZE))
+    if owner.kind is Kind.XATTR_OF_LINK:
+        backing_name = name_on_link(backing_name)
     return Attribute(backing_name, prefix + fresh)
 
 
@@ -70,14 +80,15 @@ def is_new(both: BothKeys, attribute: Attribute, owner: AttributeOwner) -> bool:
 
 
 def copy_xattrs(both: BothKeys, source_fd: int, target_fd: int, owner: AttributeOwner) -> list[str]:
-    """All attributes of a file for its new file; returns the backing names of those that do not verify.
+    """All attributes of a file or symlink for its new one; returns the backing names of damaged ones.
 
     Those are copied as they are. So are attributes that are not the vault's, where the system allows it.
     """
     damaged = []
     path = f"/proc/self/fd/{target_fd}"
+    prefix = LINK_PREFIX if owner.kind is Kind.XATTR_OF_LINK else PREFIX
     for attribute in backing_attributes(source_fd):
-        if not attribute.name.startswith(PREFIX):
+        if not attribute.name.startswith(prefix):
             with contextlib.suppress(OSError):
                 os.setxattr(path, attribute.name, attribute.value)
             continue

@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
 from cryptfs.core.aead import Kind
-from cryptfs.core.format.smallvalues import link_aad, unbound_link_aad
+from cryptfs.core.format.smallvalues import link_aad, link_owner, unbound_link_aad
 from cryptfs.core.names.dirrecord import (
     RECORD_NAME,
     DirectoryRecord,
@@ -42,10 +42,17 @@ from cryptfs.rekey.directory import Dir, places_of
 from cryptfs.rekey.memory import LinkMemory
 from cryptfs.rekey.pipeline import BEGUN, SYNC, Steps
 from cryptfs.rekey.report import Report, Unauthentic
-from cryptfs.storage.backing import O_NOATIME, create_small, open_backing, reopen_for_owner, write_fully
+from cryptfs.storage.backing import (
+    HELD_FILE_FLAGS,
+    O_NOATIME,
+    create_small,
+    open_backing,
+    reopen_for_owner,
+    write_fully,
+)
 from cryptfs.storage.dirs import entry_name_of, is_long, read_sidecar, rename_exclusive
 from cryptfs.storage.libc import utimensat
-from cryptfs.vfs.tree.symlinks import Symlinks
+from cryptfs.vfs.tree.symlinks import Symlinks, sealed_target
 from cryptfs.vfs.tree.xattrs import PREFIX
 
 
@@ -283,11 +290,28 @@ class Changes:
         if (st.st_uid, st.st_gid) != (os.geteuid(), os.getegid()):
             with contextlib.suppress(PermissionError):
                 os.chown(temporary, st.st_uid, st.st_gid, dir_fd=directory.fd, follow_symlinks=False)
+        if self._both.new.config.record_rules.bound:
+            self._copy_link_xattrs(entry, temporary)
         times = (*divmod(st.st_atime_ns, 10**9), *divmod(st.st_mtime_ns, 10**9))
         utimensat(directory.fd, temporary, times)
         yield from self._replaced(entry, temporary, linked)
         if st.st_nlink == 1:
             self._links.discard(old_text)
+
+    def _copy_link_xattrs(self, entry: OldEntry, temporary: str) -> None:
+        """The attributes of a symlink for the new one. Only root sees them."""
+        both, dir_fd = self._both, entry.directory.fd
+        with contextlib.ExitStack() as stack:
+            fds: list[int] = []
+            ids: list[bytes] = []
+            for name, keys in ((entry.entry_name, both.old.keys), (temporary, both.new.keys)):
+                fds.append(os.open(name, HELD_FILE_FLAGS, dir_fd=dir_fd))
+                stack.callback(os.close, fds[-1])
+                sealed = sealed_target(os.readlink("", dir_fd=fds[-1]), self.links_fd)
+                ids.append(link_owner(keys.xattrs_key, sealed))
+            owner = AttributeOwner(Kind.XATTR_OF_LINK, ids[0], ids[1])
+            for name in copy_xattrs(both, fds[0], fds[1], owner):
+                self._damage(entry, f"the xattr {shown(name)} does not authenticate")
 
     # ---- directories
 

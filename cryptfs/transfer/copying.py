@@ -26,6 +26,7 @@ from cryptfs.transfer.walking import OnProblem, joined
 
 From = TypeVar("From")
 To = TypeVar("To")
+_LABEL = b"security.selinux"
 _LARGE = 1 << 20  # from this size on a file has the cores for itself
 _ENTRY_WORK = 64 << 10  # bytes of content that take as long as an entry of any kind
 PART_PREFIX = b".cryptfs-part-"
@@ -360,11 +361,12 @@ class TreeCopy(Generic[From, To]):
             self._on_problem(path, error)
 
         def cannot_keep(attribute: bytes, error: Exception) -> None:
-            self._progress.lose(attribute)
+            if not (is_link and attribute == _LABEL):  # the system gives each new symlink a label
+                self._progress.lose(attribute)
 
-        attributes: dict[bytes, bytes] = {}
-        if not stat.S_ISLNK(st.st_mode):
-            attributes = self._source.attributes(source, name, cannot_read)
+        is_link = stat.S_ISLNK(st.st_mode)
+
+        attributes = self._source.attributes(source, name, cannot_read)
         self._target.finish(target, new_name, st, attributes, cannot_keep)
 
     def _compare(self, source: From, name: bytes, target: To, new_name: bytes, st: os.stat_result) -> None:

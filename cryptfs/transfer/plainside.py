@@ -169,8 +169,8 @@ class PlainSide(Side[PlainDirectory]):
             raise os_error(errno.ESTALE)
         if (before.st_uid, before.st_gid) != (st.st_uid, st.st_gid):
             mode = _given(path, st.st_uid, st.st_gid, mode)
+        self._set_attributes(path, attributes, on_lost)  # before the mode, which may forbid it
         if not stat.S_ISLNK(st.st_mode):
-            self._set_attributes(path, attributes, on_lost)  # before the mode, which may forbid it
             os.chmod(path, mode)
         os.utime(path, ns=(st.st_atime_ns, st.st_mtime_ns))
 

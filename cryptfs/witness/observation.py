@@ -31,14 +31,14 @@ from cryptfs.core.format.manifest import (
 from cryptfs.core.format.verdict import Length, Verdict, verdict
 from cryptfs.core.names.names import SIV_SIZE, decode_text
 from cryptfs.errors import DirectoryRecordError, HeaderError, IntegrityError, NameError_
-from cryptfs.storage.backing import O_NOATIME, open_backing, read_header
+from cryptfs.storage.backing import HELD_FILE_FLAGS, O_NOATIME, open_backing, read_header
 from cryptfs.storage.dirs import open_directory
 from cryptfs.vfs.content.context import FileContext
 from cryptfs.vfs.content.foundlength import found_length
 from cryptfs.vfs.scan.roles import Role
 from cryptfs.vfs.scan.walk import WalkedDirectory, WalkedEntry, Walker
 from cryptfs.vfs.tree.symlinks import long_target_id, open_links_directory, read_long_target
-from cryptfs.vfs.tree.xattrs import PREFIX
+from cryptfs.vfs.tree.xattrs import LINK_PREFIX, PREFIX
 from cryptfs.witness.digests import digest_of_records
 from cryptfs.witness.spill import Sorter
 
@@ -195,8 +195,10 @@ class Observation:
             return self._directory(entry, place, name)
         digest = self._digest.copy()
         if stat.S_ISLNK(mode):
-            digest.update(self._target(entry))
-            return _FileLook(Object.SYMLINK, b"", digest=digest.digest())
+            with self._held_link(entry) as fd:
+                digest.update(self._target(fd))
+                xattrs = self._xattrs(f"/proc/self/fd/{fd}", LINK_PREFIX)
+            return _FileLook(Object.SYMLINK, b"", digest=digest.digest(), xattrs=xattrs)
         digest.update(struct.pack("<IQ", stat.S_IFMT(mode), entry.st.st_rdev))
         return _FileLook(Object.SPECIAL, b"", digest=digest.digest())
 
@@ -213,15 +215,24 @@ class Observation:
         xattrs = self._xattrs(f"/proc/self/fd/{fd}")
         return _FileLook(Object.DIRECTORY, key_of_directory(child.dir_id), xattrs=xattrs)
 
-    def _target(self, entry: WalkedEntry) -> bytes:
-        text = os.readlink(entry.entry_name, dir_fd=entry.directory.fd)
+    @staticmethod
+    @contextlib.contextmanager
+    def _held_link(entry: WalkedEntry) -> Iterator[int]:
+        fd = os.open(entry.entry_name, HELD_FILE_FLAGS, dir_fd=entry.directory.fd)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _target(self, fd: int) -> bytes:
+        text = os.readlink("", dir_fd=fd)
         sealed = read_long_target(self._links_fd, text) if long_target_id(text) is not None else b""
         return os.fsencode(text) + b"\0" + sealed
 
-    def _xattrs(self, target: int | str) -> bytes:
+    def _xattrs(self, target: int | str, prefix: str = PREFIX) -> bytes:
         """Digest of the backing attributes."""
         try:
-            names = sorted(name for name in os.listxattr(target) if name.startswith(PREFIX))
+            names = sorted(name for name in os.listxattr(target) if name.startswith(prefix))
         except OSError:
             return NO_DIGEST
         if not names:

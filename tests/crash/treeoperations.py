@@ -12,7 +12,7 @@ from cryptfs.errors import DirectoryRecordError, IntegrityError, NameError_
 from cryptfs.storage.libc import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT
 from cryptfs.vfs.content.redo import Durability
 from cryptfs.vfs.tree.directory import Directory
-from tests.support import OWNERS, BareVault, pattern
+from tests.support import OWNERS, BareVault, may_mark_links, pattern
 
 LONG = b"n" * 200
 LONGER = b"m" * 250
@@ -39,7 +39,11 @@ def tree_of(vault: BareVault) -> Tree:
                     found[path] = DAMAGED
             elif stat.S_ISLNK(mode):
                 try:
-                    found[path] = ("link", vault.tree.symlinks.read(directory, entry.name))
+                    found[path] = (
+                        "link",
+                        vault.tree.symlinks.read(directory, entry.name),
+                        *_values(vault, directory, entry.name),
+                    )
                 except NameError_:
                     found[path] = DAMAGED
             elif stat.S_ISREG(mode):
@@ -54,6 +58,12 @@ def tree_of(vault: BareVault) -> Tree:
 
     walk(vault.root, b"")
     return found
+
+
+def _values(vault: BareVault, directory: Directory, name: bytes) -> list[tuple[bytes, bytes]]:
+    """The attributes of a symlink."""
+    xattrs = vault.tree.xattrs
+    return [(each, xattrs.get(directory, name, each)) for each in sorted(xattrs.list(directory, name))]
 
 
 def prepare(vault: BareVault) -> None:
@@ -184,7 +194,29 @@ OPERATIONS = [
     TreeOperation("removexattr", lambda v: v.tree.xattrs.remove(v.root, b"attributed", b"user.old")),
 ]
 
+MARKS = ((b"security.mark", b"two"), (b"trusted.mark", b"one"))
+"""Attributes of the symlink `marked`, which only root can set."""
+MARKED = ("link", b"of the marked", *MARKS)
+
+LINK_OPERATIONS = [
+    TreeOperation("move of a symlink with xattrs", _rename(b"marked", b"new"), ({b"new": MARKED},)),
+    TreeOperation(
+        "move of a symlink with xattrs over a file", _rename(b"marked", b"file"), ({b"file": MARKED},)
+    ),
+    TreeOperation("move of a symlink with xattrs, whiteout", _rename(b"marked", b"new", RENAME_WHITEOUT)),
+    TreeOperation("link of a symlink with xattrs", lambda v: v.tree.link(v.root, b"marked", v.root, b"new")),
+    TreeOperation("swap of symlinks with xattrs", _rename(b"marked", b"link", RENAME_EXCHANGE)),
+    TreeOperation(
+        "setxattr of a symlink", lambda v: v.tree.xattrs.set(v.root, b"marked", b"trusted.mark", b"!", 0)
+    ),
+    TreeOperation(
+        "removexattr of a symlink", lambda v: v.tree.xattrs.remove(v.root, b"marked", b"trusted.mark")
+    ),
+]
+"""All that can be done with a symlink and its attributes."""
+
 DIRECTORY_OPERATIONS = [
+    *(LINK_OPERATIONS if may_mark_links() else ()),
     TreeOperation("mkdir", lambda v: v.tree.make_directory(v.root, b"new", 0o755)),
     TreeOperation("mkdir, long name", lambda v: v.tree.make_directory(v.root, LONGER, 0o755)),
     TreeOperation("rmdir", lambda v: v.tree.remove_directory(v.root, b"bare")),
@@ -227,6 +259,10 @@ def prepare_directories(vault: BareVault) -> None:
     """What DIRECTORY_OPERATIONS need besides."""
     inner = vault.make_directory(b"l" * 200)
     vault.put(b"in a long name", b"content", inner)
+    if may_mark_links():
+        vault.tree.make_symlink(vault.root, b"marked", b"of the marked")
+        for name, value in MARKS:
+            vault.tree.xattrs.set(vault.root, b"marked", name, value, 0)
 
 
 def allowed(operation: TreeOperation, before: Tree, after: Tree) -> list[Tree]:

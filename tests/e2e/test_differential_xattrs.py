@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from cryptfs.storage.libc import AT_FDCWD, RENAME_EXCHANGE, renameat2
 from tests.crash.blockdevice import loop_device, missing, mounted_disk
 from tests.e2e.conftest import ENGINES, Pair, require_fuse
-from tests.e2e.mounting import Mounted, MountSpec
+from tests.e2e.mounting import Mounted, MountSpec, mounted
 from tests.e2e.trace import Case, Cases, Trace
+from tests.e2e.users import OTHER, OWNER, ROOT, as_user
 
 CASES = Cases()
 
@@ -153,13 +155,107 @@ def on_what_cannot_have_them(t: Trace) -> None:
     t.do("list of link", lambda: [n for n in os.listxattr("link", follow_symlinks=False) if n[:5] == "user."])
     t.do("fifo", os.setxattr, "fifo", "user.x", b"1")
     t.do("get of fifo", os.getxattr, "fifo", "user.x")
-    for name in ("link", "fifo"):  # what root may have there on other filesystems is not there here
+    for name in ("link", "fifo"):  # what root has not set there
         t.do("get trusted", os.getxattr, name, "trusted.x", follow_symlinks=False)
         t.do("remove trusted", os.removexattr, name, "trusted.x", follow_symlinks=False)
         t.do("remove user", os.removexattr, name, "user.x", follow_symlinks=False)
     t.do("nothing", os.setxattr, "none", "user.x", b"1")
     t.do("get of nothing", os.getxattr, "none", "user.x")
     t.do("list of nothing", os.listxattr, "none")
+
+
+def on_links(*names: str) -> list[tuple[str, list[tuple[str, bytes]]]]:
+    """Targets and attributes of symlinks."""
+    return [
+        (
+            os.readlink(name),
+            [
+                (each, os.getxattr(name, each, follow_symlinks=False))
+                for each in sorted(os.listxattr(name, follow_symlinks=False))
+            ],
+        )
+        for name in names
+    ]
+
+
+LINK_NAMES = ("trusted.a", "security.a", "trusted." + "n" * 160, "trusted." + "n" * 247)
+
+
+def marked_link(t: Trace, name: str, target: str = "nowhere") -> None:
+    os.symlink(target, name)
+    for number, attribute in enumerate(LINK_NAMES):
+        t.do("set", os.setxattr, name, attribute, b"%d" % number * 90, follow_symlinks=False)
+
+
+@CASES.add
+def on_symlinks(t: Trace) -> None:
+    """Only root has attributes there; others are refused on both sides."""
+    for link in ("link", "far"):
+        marked_link(t, link, "t" * 3500 if link == "far" else "nowhere")
+        t.do("all", on_links, link)
+        for name in ("trusted.a", "security.a", "trusted.none", "user.a", "user.none", "nosuch.name"):
+            for flags in (os.XATTR_CREATE, os.XATTR_REPLACE, 0):
+                t.do(f"set {name} {flags}", os.setxattr, link, name, b"new", flags, follow_symlinks=False)
+            t.do(f"get {name}", os.getxattr, link, name, follow_symlinks=False)
+            t.do(f"remove {name}", os.removexattr, link, name, follow_symlinks=False)
+            t.do(f"again {name}", os.removexattr, link, name, follow_symlinks=False)
+        for name in ("trusted.", "trusted." + "n" * 248, "system.x", "system.posix_acl_access"):
+            t.do(f"set {name}", os.setxattr, link, name, b"1", follow_symlinks=False)
+            t.do(f"get {name}", os.getxattr, link, name, follow_symlinks=False)
+        t.do("empty", os.setxattr, link, "trusted.empty", b"", follow_symlinks=False)
+        t.do("over 64 KiB", os.setxattr, link, "trusted.a", bytes(65_537), follow_symlinks=False)
+        t.do("all", on_links, link)
+        t.stat("stat", link)
+        t.do("through the link", os.getxattr, link, "trusted.a")
+
+
+@CASES.add
+def symlinks_keep_attributes(t: Trace) -> None:
+    os.mkdir("d")
+    for target in ("nowhere", "t" * 3500):
+        marked_link(t, "link", target)
+        os.rename("link", "renamed")
+        t.do("renamed", on_links, "renamed")
+        os.rename("renamed", "d/" + "l" * 200)
+        t.do("moved", on_links, "d/" + "l" * 200)
+        os.symlink("elsewhere", "replaced")
+        t.do("set", os.setxattr, "replaced", "trusted.gone", b"", follow_symlinks=False)
+        os.rename("d/" + "l" * 200, "replaced")
+        t.do("over another", on_links, "replaced")
+        os.link("replaced", "second", follow_symlinks=False)
+        t.do("linked", on_links, "replaced", "second")
+        t.do("set", os.setxattr, "second", "trusted.b", b"by its second name", follow_symlinks=False)
+        t.do("seen by both", on_links, "replaced", "second")
+        os.unlink("replaced")
+        os.rename("second", "d/third")
+        t.do("third", on_links, "d/third")
+        t.do("set its owner", os.chown, "d/third", 0, 0, follow_symlinks=False)
+        t.do("its owner was set", on_links, "d/third")
+        marked_link(t, "other", "elsewhere")
+        t.do("remove", os.removexattr, "other", "trusted.a", follow_symlinks=False)
+        with open("file", "w"):
+            pass
+        for one, two in (("d/third", "other"), ("other", "file")):
+            renameat2(AT_FDCWD, one, AT_FDCWD, two, RENAME_EXCHANGE)
+        t.do("exchanged", on_links, "d/third", "file")
+        for name in ("d/third", "file", "other"):
+            os.unlink(name)
+    marked_link(t, "stays")
+
+
+@CASES.add
+def symlinks_by_a_descriptor(t: Trace) -> None:
+    marked_link(t, "link")
+    fd = os.open("link", os.O_PATH | os.O_NOFOLLOW)
+    path = f"/proc/self/fd/{fd}"
+    t.do("set", os.setxattr, path, "trusted.b", b"by descriptor")
+    t.do("get", os.getxattr, path, "trusted.b")
+    t.do("list", lambda: sorted(os.listxattr(path)))
+    os.rename("link", "renamed")
+    t.do("after a rename", lambda: sorted(os.listxattr(path)))
+    t.do("set", os.setxattr, path, "trusted.c", b"after a rename")
+    t.do("all", on_links, "renamed")
+    os.close(fd)
 
 
 @CASES.add
@@ -179,6 +275,40 @@ def test_xattrs(case: Case, pair: Pair) -> None:
             os.setxattr(on_mount, "user.x", b"value")
         return
     pair.check(case)
+
+
+def what_others_see(t: Trace) -> None:
+    marked_link(t, "link")
+    os.chown("link", OWNER.uid, OWNER.gid, follow_symlinks=False)
+    for name in ("file", "link"):
+        if name == "file":
+            with open(name, "w"):
+                pass
+            os.setxattr(name, "trusted.a", b"1")
+            os.setxattr(name, "user.a", b"1")
+            os.chmod(name, 0o666)
+        for user in (OWNER, OTHER, ROOT):
+
+            def act(t: Trace, name: str = name) -> None:
+                t.do("list", lambda: sorted(os.listxattr(name, follow_symlinks=False)))
+                for attribute in ("trusted.a", "security.a", "trusted.none", "security.none"):
+                    t.do(f"get {attribute}", os.getxattr, name, attribute, follow_symlinks=False)
+                    t.do(f"set {attribute}", os.setxattr, name, attribute, b"2", follow_symlinks=False)
+                    t.do(f"remove {attribute}", os.removexattr, name, attribute, follow_symlinks=False)
+
+            as_user(t, user, act)
+    os.chown("link", 0, 0, follow_symlinks=False)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to act as other users")
+@pytest.mark.parametrize("engine", ENGINES)
+def test_only_an_administrator_sees_trusted_attributes(engine: str) -> None:
+    spec = MountSpec(engine, options="allow_other")
+    require_fuse(spec)
+    with mounted(spec) as mount:
+        for place in (mount.scratch, mount.mountpoint):
+            place.chmod(0o755)
+        Pair(mount).check(what_others_see)
 
 
 @pytest.mark.skipif(bool(missing()), reason=missing() or "-")

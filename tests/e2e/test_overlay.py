@@ -83,8 +83,8 @@ def test_an_overlay_with_its_upper_layer_here(mount: Mounted) -> None:
         subprocess.run(["umount", str(merged)], check=False)
 
 
-def test_what_can_have_no_attributes_is_copied_up(mount: Mounted) -> None:
-    """Symlinks and special files; afterwards overlayfs still marks directories as opaque, and as moved."""
+def test_links_and_special_files_are_copied_up(mount: Mounted) -> None:
+    """Only links take attributes; afterwards overlayfs still marks directories as opaque, and as moved."""
     upper, work = mount.mountpoint / "upper", mount.mountpoint / "work"
     lower, merged = mount.scratch / "lower", mount.scratch / "merged"
     for directory in (upper, work, lower, merged):
@@ -101,6 +101,13 @@ def test_what_can_have_no_attributes_is_copied_up(mount: Mounted) -> None:
     try:
         for name in ("link", "long", "fifo", "device"):
             os.chown(merged / name, 12, 34, follow_symlinks=False)
+            if name in ("link", "long"):
+                os.setxattr(merged / name, "trusted.note", b"value", follow_symlinks=False)
+                os.rename(merged / name, merged / "other name")
+                os.rename(merged / "other name", merged / name)
+                assert os.getxattr(upper / name, "trusted.note", follow_symlinks=False) == b"value"
+                assert "trusted.overlay.origin" in os.listxattr(upper / name, follow_symlinks=False)
+                continue
             with pytest.raises(PermissionError):
                 os.setxattr(upper / name, "trusted.note", b"value", follow_symlinks=False)
             assert os.listxattr(upper / name, follow_symlinks=False) == []
@@ -112,6 +119,8 @@ def test_what_can_have_no_attributes_is_copied_up(mount: Mounted) -> None:
         assert os.getxattr(upper / "new", "trusted.overlay.redirect") == b"moved"
         assert os.getxattr(upper / "removed", "trusted.overlay.opaque") == b"y"
         subprocess.run(command, check=True)
+        for name in ("link", "long"):
+            assert os.getxattr(merged / name, "trusted.note", follow_symlinks=False) == b"value"
         assert os.listdir(merged / "removed") == []
         assert os.listdir(merged / "new") == ["below"]
         assert {name: (merged / name).lstat().st_uid for name in ("link", "long", "fifo", "device")} == {

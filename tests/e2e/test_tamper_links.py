@@ -19,12 +19,14 @@ from soaklib.sealed import Sealer
 from tests.e2e.conftest import require_fuse
 from tests.e2e.mounting import PASSPHRASE, Mounted, MountSpec, mounted
 from tests.outside.stage import until
+from tests.support import may_mark_links
 
 SPECS = [MountSpec("fusepy"), MountSpec("native"), MountSpec("native", options="exclusive")]
 TARGETS = {"short": "/of/{}", "long": "/" + "long/" * 700 + "of/{}"}  # a long one stands in a file of its own
 NAMES = ("one", "two", "three")
 ORDERS = {"its own name first": ("one", "two"), "the other name first": ("two", "one")}
-DAMAGE = r"ERROR .*: the symlink target does not authenticate"
+DAMAGE = r"ERROR .*: the (symlink target|xattr \S+) does not authenticate"
+ATTRIBUTES = "attributes"
 
 
 class Case:
@@ -83,7 +85,7 @@ def scene(request: pytest.FixtureRequest) -> Iterator[dict[str, Case]]:
         sealer = Sealer(mount.vault_dir, PASSPHRASE.encode())
         cases = {}
         for kind, target in TARGETS.items():
-            for name in (*COLD, *WARM):
+            for name in (*COLD, *WARM, ATTRIBUTES):
                 cases[f"{name}, {kind}"] = Case(mount, sealer, f"{name} {kind}", target)
         mount.unmount()
         for name, case in cases.items():
@@ -234,3 +236,46 @@ def test_a_symlink_hard_linked_over_another_at_rest(scene: dict[str, Case], name
 @pytest.mark.parametrize("name", WARM)
 def test_a_symlink_hard_linked_while_it_is_mounted(scene: dict[str, Case], name: str, kind: str) -> None:
     WARM[name](scene[f"{name}, {kind}"])
+
+
+# ---- attributes
+
+
+def values_of(path: Path) -> dict[str, bytes]:
+    return {
+        name: os.getxattr(path, name, follow_symlinks=False)
+        for name in os.listxattr(path, follow_symlinks=False)
+    }
+
+
+def put_values(path: Path, values: dict[str, bytes]) -> None:
+    for name, value in values.items():
+        os.setxattr(path, name, value, follow_symlinks=False)
+
+
+@pytest.mark.skipif(not may_mark_links(), reason="only root has attributes on symlinks")
+@pytest.mark.parametrize("kind", TARGETS)
+def test_attributes_of_symlinks(scene: dict[str, Case], kind: str) -> None:
+    """A value goes to another symlink, to a newer seal of its own, and with its symlink to another name."""
+    case = scene[f"{ATTRIBUTES}, {kind}"]
+
+    def found(name: str) -> bytes | int:
+        try:
+            return os.getxattr(case.shown / name, "trusted.note", follow_symlinks=False)
+        except OSError as error:
+            return error.errno or 0
+
+    for name in NAMES:
+        os.setxattr(case.shown / name, "trusted.note", name.encode(), follow_symlinks=False)
+    assert [found(name) for name in NAMES] == [b"one", b"two", b"three"]
+    old, own = values_of(case.cipher("one")), values_of(case.cipher("two"))
+    put_values(case.cipher("two"), old)
+    assert [found(name) for name in NAMES] == [b"one", errno.EIO, b"three"]
+    put_values(case.cipher("two"), own)
+    (case.shown / "one").rename(case.shown / "new")
+    (case.shown / "new").rename(case.shown / "one")
+    assert [found(name) for name in NAMES] == [b"one", b"two", b"three"]
+    put_values(case.cipher("one"), old)
+    assert [found(name) for name in NAMES] == [errno.EIO, b"two", b"three"]
+    case.cipher("three").rename(case.cipher("two"))
+    assert until(lambda: found("two") == errno.EIO)

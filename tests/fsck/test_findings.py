@@ -29,7 +29,7 @@ from tests.fsck.scene import (
     repair,
     snapshot,
 )
-from tests.support import BareVault, pattern
+from tests.support import BareVault, may_mark_links, pattern
 
 
 def without_lost_found(tree: Tree, keep: dict[bytes, object]) -> Tree:
@@ -67,6 +67,25 @@ def test_damage(vault: BareVault, case: Case) -> None:
         return
     after = without_lost_found(content(vault), case.changed)
     assert after == expected_after(before, case)
+
+
+@pytest.mark.skipif(not may_mark_links(), reason="only root has attributes on symlinks")
+@pytest.mark.parametrize("link", [(DOCS, b"link"), (DOCS, DEEP, b"far")], ids=["short", "long"])
+def test_an_xattr_of_a_symlink(vault: BareVault, link: tuple[bytes, ...]) -> None:
+    where, name = directory_of(vault, *link[:-1]), link[-1]
+    for attribute in (b"trusted.kept", b"trusted.lost"):
+        vault.tree.xattrs.set(where, name, attribute, attribute, 0)
+    before = content(vault)
+    assert bad(check(vault)) == []
+    path = vault.backing(name, where)
+    os.setxattr(path, "trusted.cryptfs.A", b"", follow_symlinks=False)
+    backing = vault.tree.xattrs._backing_name(b"trusted.lost")[0].replace("user.", "trusted.")
+    os.setxattr(path, backing, bytes(60), follow_symlinks=False)
+    assert kinds(bad(check(vault))) == [FindingKind.XATTR, FindingKind.XATTR]
+    assert {finding.state for finding in bad(repair(vault))} == {State.REPAIRED}
+    assert bad(check(vault)) == []
+    del before[b"/".join(link) + b" trusted.lost"]
+    assert without_lost_found(content(vault), {}) == before
 
 
 def test_a_sound_vault_has_no_findings(vault: BareVault) -> None:

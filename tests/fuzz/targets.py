@@ -194,6 +194,7 @@ def small_value_target() -> Target:
         Kind.LINK_UNBOUND: unbound_link_aad(),
         Kind.XATTR_OF_FILE: xattr_aad(Kind.XATTR_OF_FILE, FILE_ID, b"user.a"),
         Kind.XATTR_OF_DIRECTORY: xattr_aad(Kind.XATTR_OF_DIRECTORY, DIR_ID, b"user.a"),
+        Kind.XATTR_OF_LINK: xattr_aad(Kind.XATTR_OF_LINK, FILE_ID, b"user.a"),
     }
     made = {
         seal_small(KEY, b"value of " + kind.name.encode(), aad, fixed(24, kind.name)): kind

@@ -24,7 +24,7 @@ from cryptfs.vfs.tree.attributes import Attributes, backing_stat
 from cryptfs.vfs.tree.directory import SELF, Directory
 from cryptfs.vfs.tree.xattrs import ACL_ACCESS, ACL_DEFAULT
 from cryptfs.vfs.vault import Vault
-from tests.support import KIB, MIB, pattern
+from tests.support import KIB, MIB, may_mark_links, pattern
 
 CHUNK = 4 * KIB
 PASSPHRASE = b"of the vault"
@@ -83,6 +83,7 @@ def furnish(vault_dir: Path) -> None:
         for number in range(3):
             tree.link(docs, b"report", deep, b"hard %d" % number)
         tree.link(docs, b"report", root, LONG + b" hard")
+        _mark_links(vault, (docs, b"link"), (deep, b"far"), (root, LONG + b" link"), (deep, b"linked again"))
         put(vault, deep, b"no content", b"")
         tree.link(deep, b"no content", docs, b"no content")
         make_directory(vault, root, b"bare")
@@ -105,6 +106,14 @@ def _marks(vault: Vault, root: Directory, docs: Directory) -> None:
     xattrs.set(root, b"docs", b"user." + b"n" * 200, b"long name", 0)
     xattrs.set(root, b"file", ACL_ACCESS, ACL, 0)
     xattrs.set(root, b"docs", ACL_DEFAULT, ACL, 0)
+
+
+def _mark_links(vault: Vault, *places: tuple[Directory, bytes]) -> None:
+    """Attributes of symlinks, which only root has, in vaults that keep them."""
+    if vault.tree.binding.is_on and may_mark_links():
+        for where, name in places:
+            vault.tree.xattrs.set(where, name, b"trusted.note", b"note of " + name, 0)
+            vault.tree.xattrs.set(where, name, b"security." + b"n" * 200, b"long name", 0)
 
 
 def _holes(vault: Vault, root: Directory) -> None:
@@ -198,7 +207,7 @@ def _one(
     fields += [st.st_mtime_ns]
     if kind != stat.S_IFDIR and (link_atimes or kind != stat.S_IFLNK):
         fields += [st.st_atime_ns]
-    if kind in (stat.S_IFREG, stat.S_IFDIR):
+    if kind in (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK):
         names = tree.xattrs.list(where, name)
         fields.append(sorted((each, tree.xattrs.get(where, name, each)) for each in names))
     if kind == stat.S_IFLNK:
@@ -264,6 +273,7 @@ def furnish_small(vault_dir: Path) -> None:
         tree.make_symlink(below, b"far", LONG_TARGET)
         tree.make_symlink(root, b"linked", b"somewhere")
         tree.link(root, b"linked", below, b"linked again")
+        _mark_links(vault, (below, b"far"), (root, b"linked"))
         tree.make_node(below, b"fifo", stat.S_IFIFO | 0o600, 0)
         make_directory(vault, below, b"bare")
     _set_times(vault_dir)

@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from tests.support import pattern
+from tests.support import may_mark_links, pattern
 
 MIB = 1 << 20
 
@@ -54,6 +54,8 @@ def make_tree(top: Path) -> None:
         os.chown(top / "size 1", 1234, 77)
         os.chown(top / "d" / "e" / "f", 1000, 1000)
         os.lchown(top / "dangling", 5, 6)
+        for name in ("link", "dangling") if may_mark_links() else ():
+            os.setxattr(top / name, "trusted.note", os.fsencode(name), follow_symlinks=False)
         with contextlib.suppress(PermissionError):
             os.mknod(top / "device", stat.S_IFCHR | 0o600, os.makedev(1, 3))
     for name, mode in (
@@ -91,13 +93,13 @@ def _of(
     if not stat.S_ISDIR(st.st_mode):
         fields |= {"links": st.st_nlink, "size": st.st_size}
         fields["same file as"] = first_name.setdefault((st.st_dev, st.st_ino), below)
-    if stat.S_ISLNK(st.st_mode):
-        fields["target"] = os.readlink(path)
-        return fields
     fields["attributes"] = {
         name: os.getxattr(path, name, follow_symlinks=False).hex()
         for name in sorted(os.listxattr(path, follow_symlinks=False))
     }
+    if stat.S_ISLNK(st.st_mode):
+        fields["target"] = os.readlink(path)
+        return fields
     if stat.S_ISREG(st.st_mode):
         with path.open("rb") as file:
             fields["content"] = hashlib.file_digest(file, "sha256").hexdigest()

@@ -246,6 +246,7 @@ def test_kinds_are_those_of_the_format() -> None:
         ("RECOVERY_RECORD", 14),
         ("DELTA", 15),
         ("OLD_MASTERKEY", 16),
+        ("XATTR_OF_LINK", 17),
     ]
 
 

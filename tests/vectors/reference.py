@@ -25,7 +25,7 @@ JOURNAL_RECORD, JOURNAL_HEAD, SESSIONS = range(8, 11)
 SLOT_VERSION_2 = 12
 RECOVERY_SECRET, RECOVERY_RECORD = 13, 14
 WORDS, SHARES = 1, 2
-DELTA_KIND, OLD_MASTERKEY = 15, 16
+DELTA_KIND, OLD_MASTERKEY, XATTR_OF_LINK = 15, 16, 17
 WRITE, SHRINK, PUNCH, DELTA = 1, 2, 3, 4
 CLEAN, SPARSE, VOID, HOST = 1, 2, 4, 8
 XATTR_CONTEXT = b"cryptfs:xattrs\0\0"
@@ -81,9 +81,9 @@ def nonce_for(size: int, key: bytes, plain: bytes, aad: bytes) -> bytes:
     return fixed(f"nonce for {key.hex()} {plain.hex()} {aad.hex()}", size)
 
 
-def seal_small(key: bytes, plain: bytes, aad: bytes) -> bytes:
+def seal_small(key: bytes, plain: bytes, aad: bytes, nonce: bytes = b"") -> bytes:
     """A sealed small value, section 3."""
-    nonce = nonce_for(24, key, plain, aad)
+    nonce = nonce or nonce_for(24, key, plain, aad)
     sealed: bytes = crypto_aead_xchacha20poly1305_ietf_encrypt(plain, aad, nonce, key)
     return nonce + sealed
 
@@ -208,6 +208,11 @@ def link_aad(dir_id: bytes, name: bytes) -> bytes:
 def xattr_aad(kind: int, owner_id: bytes, name: bytes) -> bytes:
     """AAD of an xattr's value."""
     return bytes((kind, 1)) + owner_id.ljust(32, b"\0") + name
+
+
+def link_owner(sealed_target: bytes) -> bytes:
+    """The owner of the xattrs of a symlink."""
+    return keyed(subkey("xattrs"), "linkattr", sealed_target)
 
 
 def canonical(value: Any) -> bytes:

@@ -294,12 +294,13 @@ def _xattr(sealed: bytes, kind: int = ref.XATTR_OF_FILE, **fields: Any) -> dict[
         "name": _ATTR,
     } | fields
     cipher_name = ref.cipher_name(inputs["name"], ref.XATTR_CONTEXT)
+    namespace = "trusted" if kind == ref.XATTR_OF_LINK else "user"
     if len(cipher_name) <= 235:
-        inputs |= {"backing_name": "user.cryptfs." + cipher_name, "backing_value": sealed}
+        inputs |= {"backing_name": namespace + ".cryptfs." + cipher_name, "backing_value": sealed}
     else:
         start = len(cipher_name).to_bytes(2, "little") + cipher_name.encode("ascii")
         inputs |= {
-            "backing_name": "user.cryptfs.long." + ref.long_hash(cipher_name),
+            "backing_name": namespace + ".cryptfs.long." + ref.long_hash(cipher_name),
             "backing_value": start + sealed,
         }
     return inputs
@@ -307,6 +308,51 @@ def _xattr(sealed: bytes, kind: int = ref.XATTR_OF_FILE, **fields: Any) -> dict[
 
 def _xattr_value(kind: int, owner_id: bytes, name: bytes = _ATTR, value: bytes = _VALUE) -> bytes:
     return ref.seal_small(ref.subkey("xattrs"), value, ref.xattr_aad(kind, owner_id, name))
+
+
+def _link_xattr(target: bytes, value: bytes, name: bytes = b"trusted.comment") -> dict[str, Any]:
+    """On a symlink with this sealed target."""
+    inputs = _xattr(value, ref.XATTR_OF_LINK, name=name, sealed_target=target)
+    del inputs["owner_id"]
+    return inputs
+
+
+def _link_xattr_scenarios() -> Scenarios:
+    name, key = b"trusted.comment", ref.subkey("links")
+    aad, unbound_aad = ref.link_aad(ref.DIR_ID, _LINK), bytes((ref.LINK_UNBOUND, 1))
+    target, again = ref.seal_small(key, _TARGET, aad), ref.seal_small(key, _TARGET, aad, bytes(24))
+    unbound, far = ref.seal_small(key, _TARGET, unbound_aad), ref.seal_small(key, b"t" * 3500, aad)
+
+    def value(of: bytes, attribute: bytes = name, kind: int = ref.XATTR_OF_LINK) -> bytes:
+        return _xattr_value(kind, ref.link_owner(of), attribute)
+
+    def opened(about: str, inputs: dict[str, Any]) -> Vector:
+        return bad(about, "open_xattr", inputs, "refused", "tag")
+
+    def right(about: str, inputs: dict[str, Any]) -> Vector:
+        return good(about, "open_xattr", inputs, value=_VALUE)
+
+    long_name = b"trusted." + b"x" * 153
+    return {
+        "of-link": right("An attribute of a symlink.", _link_xattr(target, value(target))),
+        "of-unbound-link": right("Of a symlink with several names.", _link_xattr(unbound, value(unbound))),
+        "of-long-link": right("Of a symlink with a long target.", _link_xattr(far, value(far))),
+        "of-link-name-of-161-bytes": right(
+            "The shortest name that is stored in front of the value.",
+            _link_xattr(target, value(target, long_name), long_name),
+        ),
+        "link-sealed-again": opened(
+            "The same target at the same place, sealed again.", _link_xattr(again, value(target))
+        ),
+        "other-link": opened("A value moved to another symlink.", _link_xattr(far, value(target))),
+        "link-other-name": opened(
+            "A value under another attribute's name.", _link_xattr(target, value(target), b"trusted.other")
+        ),
+        "file-value-on-link": opened(
+            "A file's value on a symlink with an owner that is its file_id.",
+            _link_xattr(target, value(target, name, ref.XATTR_OF_FILE)),
+        ),
+    }
 
 
 def xattr_scenarios() -> Scenarios:
@@ -350,4 +396,5 @@ def xattr_scenarios() -> Scenarios:
         "file-value-on-directory": opened("A file's value on a directory.", _xattr(sealed, **directory)),
         "flipped-value": opened("A bit was turned over.", _xattr(ref.flip(sealed, 30))),
         "cut-value": opened("The last byte is missing.", _xattr(sealed[:-1])),
+        **_link_xattr_scenarios(),
     }

@@ -25,6 +25,7 @@ from cryptfs.core.format.manifest import HEADER_SIZE as MANIFEST_HEADER
 from cryptfs.core.format.manifest import SEALED_BLOCK_SIZE, ManifestCipher, ManifestReader
 from cryptfs.core.format.smallvalues import (
     link_aad,
+    link_owner,
     open_target,
     seal_target,
     target_size,
@@ -272,16 +273,21 @@ def open_link(inputs: Inputs) -> Inputs:
 
 def open_xattr(inputs: Inputs) -> Inputs:
     """Check the backing name, open the backing value, and seal both again."""
-    keys, name, owner_id = _keys(inputs), _hex(inputs, "name"), _hex(inputs, "owner_id")
+    keys, name = _keys(inputs), _hex(inputs, "name")
+    namespace = "trusted" if inputs["kind"] == Kind.XATTR_OF_LINK else "user"
+    if "sealed_target" in inputs:
+        owner_id = link_owner(keys.xattrs_key, _hex(inputs, "sealed_target"))
+    else:
+        owner_id = _hex(inputs, "owner_id")
     stored, sealed = inputs["backing_name"], _hex(inputs, "backing_value")
     names = NameCipher(keys).of_xattrs()
     full = names.seal(name)
-    if stored.startswith("user.cryptfs.long."):
-        assert stored == "user.cryptfs.long." + long_entry_name(full).removeprefix(LONG_PREFIX)
+    if stored.startswith(f"{namespace}.cryptfs.long."):
+        assert stored == f"{namespace}.cryptfs.long." + long_entry_name(full).removeprefix(LONG_PREFIX)
         length = int.from_bytes(sealed[:2], "little")
         full, sealed = sealed[2 : 2 + length].decode("ascii"), sealed[2 + length :]
     else:
-        full = stored.removeprefix("user.cryptfs.")
+        full = stored.removeprefix(f"{namespace}.cryptfs.")
     assert names.open(full) == name
     assert len(stored) <= MAX_NAME_SIZE
     aad = xattr_aad(Kind(inputs["kind"]), owner_id, name)

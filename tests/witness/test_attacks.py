@@ -15,7 +15,7 @@ from cryptfs.core.names.names import SIDECAR_SUFFIX
 from cryptfs.errors import HeaderError
 from cryptfs.vfs.content.redo import Durability
 from cryptfs.witness.verification import Change
-from tests.support import KIB, BareVault, pattern
+from tests.support import KIB, BareVault, may_mark_links, pattern
 from tests.witness.scene import Witnessed
 
 CHUNK = 4 * KIB
@@ -394,6 +394,18 @@ def test_attribute_changed(scene: Witnessed) -> None:
     os.setxattr(path, name, os.getxattr(path, name)[:-1])
     assert scene.run()[1] == {Change.CHANGED: 1}
     os.removexattr(path, name)
+    assert scene.run()[1] == {Change.CHANGED: 1}
+
+
+@pytest.mark.skipif(not may_mark_links(), reason="only root has attributes on symlinks")
+def test_attribute_of_a_symlink_changed(scene: Witnessed) -> None:
+    path = scene.vault.backing(b"link")
+    os.setxattr(path, "trusted.cryptfs.A", b"sealed", follow_symlinks=False)
+    scene.snapshot()
+    assert scene.run()[1] == {}
+    os.setxattr(path, "trusted.cryptfs.A", b"another", follow_symlinks=False)
+    assert scene.run()[1] == {Change.CHANGED: 1}
+    os.removexattr(path, "trusted.cryptfs.A", follow_symlinks=False)
     assert scene.run()[1] == {Change.CHANGED: 1}
 
 

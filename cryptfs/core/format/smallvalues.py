@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cryptfs.core.aead import SMALL_OVERHEAD, Kind, aad_prefix, open_small, seal_small
+from cryptfs.core.keys import derive
 from cryptfs.core.names.names import decode_text, encode_text
 from cryptfs.errors import NameError_, NameTooLongError
 
@@ -57,5 +58,16 @@ def target_size(stored_size: int) -> int:
 
 
 def xattr_aad(kind: Kind, owner_id: bytes, name: bytes) -> bytes:
-    """AAD of an xattr value: kind, version, owner (file_id, or dir_id and zeros; 32 bytes), name."""
+    """AAD of an xattr value: kind, version, owner, name.
+
+    Args: owner_id: file_id, link_owner, or dir_id, after which 16 zeros follow.
+    """
     return aad_prefix(kind) + owner_id.ljust(_OWNER_SIZE, b"\0") + name
+
+
+def link_owner(xattrs_key: bytes, sealed_target: bytes) -> bytes:
+    """The owner of a symlink's xattrs, 32 bytes: it follows from the sealed target, nonce and tag included.
+
+    So a value opens on this link alone, and no longer once the target is sealed again.
+    """
+    return derive(xattrs_key, b"linkattr", sealed_target)

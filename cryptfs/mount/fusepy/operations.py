@@ -33,7 +33,7 @@ from cryptfs.vfs.tree.acls import Acls, Inherited
 from cryptfs.vfs.tree.attributes import Attributes, Caller, check_access
 from cryptfs.vfs.tree.directory import SELF, Directory, Place, Unnamed
 from cryptfs.vfs.tree.identity import stale
-from cryptfs.vfs.tree.privileges import Privileges
+from cryptfs.vfs.tree.privileges import Privileges, shown_names
 from cryptfs.vfs.tree.xattrs import ACL_NAMES
 from cryptfs.vfs.vault import Vault
 
@@ -76,10 +76,7 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
         return {"open": {"files": len(self._handles), "directories": len(self._directories)}}
 
     def _caller(self) -> Caller | None:
-        if not self._shared:
-            return None
-        uid, gid, _ = mfusepy.fuse_get_context()
-        return Caller(uid, gid)
+        return Caller(*mfusepy.fuse_get_context()[:2]) if self._shared else None
 
     # ---- the mount
 
@@ -341,7 +338,8 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
     @translated
     def listxattr(self, path: str) -> list[str]:
         """The names."""
-        return [name.decode("latin-1") for name in self._tree.xattrs.list(*self._paths.resolve(path))]
+        found, (uid, _, pid) = self._tree.xattrs.list(*self._paths.resolve(path)), mfusepy.fuse_get_context()
+        return [name.decode("latin-1") for name in shown_names(found, uid, pid)]
 
     @translated
     def removexattr(self, path: str, name: str) -> int:

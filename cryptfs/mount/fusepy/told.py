@@ -232,6 +232,8 @@ class ToldTable:
         entry_name = directory.entry_name(name)
         fd = os.open(entry_name, HELD_FILE_FLAGS, dir_fd=directory.fd)
         held = HeldFile(fd, directory.path_of(entry_name))
+        if stat.S_ISLNK(held.st.st_mode):
+            held.found_at = (directory, name)  # what it holds is bound to its place
         if not self._exclusive:
             told, key = self._by_path.get(path), (held.st.st_dev, held.st.st_ino)
             if told is None or told.key != key:

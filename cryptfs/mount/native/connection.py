@@ -372,10 +372,10 @@ class Connection:
             log.error("a request of %d bytes is too short to be one", len(view))
             return
         request = worker.request
-        length, opcode, unique, request.nodeid, request.uid, request.gid, caller, _, _ = _unpack(view)
+        length, opcode, unique, request.nodeid, request.uid, request.gid, request.pid, _, _ = _unpack(view)
         request.unique = unique
-        if caller != worker.caller and caller:  # 0: the kernel itself
-            worker.caller = caller
+        if request.pid != worker.caller and request.pid:  # 0: the kernel itself
+            worker.caller = request.pid
             worker.switches += 1
         if length != len(view):
             log.error("a request of %d bytes says that it has %d", len(view), length)

@@ -344,6 +344,8 @@ class NodeTable:
     def hold(self, directory: Directory, name: bytes) -> tuple[Node | None, HeldFile]:
         """The node of an entry, if the kernel knows it, and the entry's file, held."""
         held = HeldFile(os.open(directory.entry_name(name), HELD_FILE_FLAGS, dir_fd=directory.fd))
+        if stat.S_ISLNK(held.st.st_mode):
+            held.found_at = (directory, name)  # what it holds is bound to its place
         return self.find(held.st), held
 
     def displaced(self, node: Node | None, held: HeldFile) -> Displaced:

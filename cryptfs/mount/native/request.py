@@ -33,16 +33,16 @@ class Channel(Protocol):
 class Request:
     """One request after another of one thread, as the handlers see it.
 
-    unique:   the kernel's number of the request.
+    unique:   the kernel's number of the request.   pid: of the thread that asks; 0: nobody that we see.
     body:     the bytes after the header.   room: for a large reply.
     make_way: a handler calls it before it reads LARGE bytes or more. If the request itself is so large, the
               connection has done so.
     """
 
-    __slots__ = ("_channel", "body", "gid", "make_way", "nodeid", "notify", "room", "uid", "unique")
+    __slots__ = ("_channel", "body", "gid", "make_way", "nodeid", "notify", "pid", "room", "uid", "unique")
 
     def __init__(self, room: memoryview, make_way: Callable[[], None], channel: Channel) -> None:
-        self.unique = self.nodeid = self.uid = self.gid = 0
+        self.unique = self.nodeid = self.uid = self.gid = self.pid = 0
         self.body = room[:0]
         self.room = room
         self.make_way = make_way

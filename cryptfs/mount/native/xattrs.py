@@ -11,6 +11,7 @@ from cryptfs.mount.native.context import MountContext
 from cryptfs.mount.native.request import Payload, Request, Table
 from cryptfs.mount.opcodes import Op
 from cryptfs.storage.libc import os_error
+from cryptfs.vfs.tree.privileges import shown_names
 from cryptfs.vfs.tree.xattrs import ACL_NAMES, CAPABILITY
 
 
@@ -46,7 +47,8 @@ class XattrHandlers:
     def listxattr(self, request: Request) -> Payload:
         """The names, or their size."""
         size, _ = structs.GETXATTR_IN.unpack_from(request.body)
-        names = self._tree.xattrs.list(*self._context.place(request.nodeid))
+        found = self._tree.xattrs.list(*self._context.place(request.nodeid))
+        names = shown_names(found, request.uid, request.pid)
         return _sized(b"".join(name + b"\0" for name in names), size)
 
     def setxattr(self, request: Request) -> Payload:

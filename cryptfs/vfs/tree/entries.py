@@ -54,7 +54,10 @@ class EntryOperations:
         self.opener.on_moving = self.binding.finish
         self.files = FileTable(context)
         self.symlinks = Symlinks(context.keys, vault_fd, self.pending, context.owner)
-        self.xattrs = Xattrs(context.keys, self.opener.name_cipher, self.files, self.opener)
+        names, symlinks = self.opener.name_cipher, self.symlinks if self.binding.is_on else None
+        self.xattrs = Xattrs(context.keys, names, self.files, self.opener, symlinks)
+        if symlinks is not None:
+            symlinks.carry = self.xattrs.carry
 
     def require_writable(self) -> None:
         """Raises: ReadOnlyVaultError."""

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import stat
+from pathlib import Path
 
 from cryptfs.storage.dirs import open_directory
 from cryptfs.storage.libc import AT_FDCWD, Times, os_error, utimensat
@@ -21,6 +22,9 @@ from cryptfs.vfs.tree.attributes import backing_stat, change_mode, change_owner
 from cryptfs.vfs.tree.directory import SELF, HeldFile, Place, Unnamed
 from cryptfs.vfs.tree.tree import VaultTree
 from cryptfs.vfs.tree.xattrs import CAPABILITY
+
+_TRUSTED = b"trusted."
+_CAP_SYS_ADMIN = 21
 
 
 class Privileges:
@@ -147,6 +151,25 @@ class Privileges:
         """After an xattr of a file was set. state: as in has_no_capability."""
         if state is not None and attribute == CAPABILITY:
             state.note_capability(may_be_there=True)
+
+
+def shown_names(names: list[bytes], uid: int, pid: int) -> list[bytes]:
+    """A list of attributes as Linux shows it: only CAP_SYS_ADMIN sees trusted ones.
+
+    Args: uid, pid: of the thread that asks.
+    """
+    if not any(name.startswith(_TRUSTED) for name in names) or _is_administrator(uid, pid):
+        return names
+    return [name for name in names if not name.startswith(_TRUSTED)]
+
+
+def _is_administrator(uid: int, pid: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/status").read_bytes()
+        effective = next(line for line in status.splitlines() if line.startswith(b"CapEff:"))
+    except (OSError, StopIteration):  # it has gone, or this system shows no processes of others
+        return uid == 0
+    return bool(int(effective.split()[1], 16) >> _CAP_SYS_ADMIN & 1)
 
 
 def _give_internal_files(place: Place) -> None:

@@ -6,13 +6,14 @@ import contextlib
 import errno
 import os
 import stat
+import threading
+from collections.abc import Callable, Iterator
 
 from cryptfs.core.aead import SMALL_NONCE_SIZE, SMALL_OVERHEAD, seal_small
 from cryptfs.core.format.smallvalues import (
     MAX_FITTING_TARGET,
     link_aad,
     open_sealed_target,
-    open_target,
     seal_target,
     target_size,
     unbound_link_aad,
@@ -21,12 +22,11 @@ from cryptfs.core.keys import Subkeys
 from cryptfs.core.names.host import SHARED_STATE, StateNames
 from cryptfs.core.names.names import decode_text, encode_text, siv_of
 from cryptfs.errors import IntegrityError, NameError_, NameTooLongError
-from cryptfs.storage.backing import create_small, give_to_owner, read_small
+from cryptfs.storage.backing import HELD_FILE_FLAGS, create_small, give_to_owner, read_small
 from cryptfs.storage.dirs import open_directory, temp_name
 from cryptfs.storage.durability import PendingSync
 from cryptfs.storage.libc import UTIME_OMIT, keeping_mtime, utimensat
-from cryptfs.vfs.tree.attributes import backing_stat
-from cryptfs.vfs.tree.directory import Directory, Unnamed
+from cryptfs.vfs.tree.directory import NO_NAME, Directory, Unnamed
 
 MAX_TARGET = 4095  # the kernel's limit
 LINKS_DIRECTORY = "cryptfs.links"
@@ -74,6 +74,16 @@ def read_long_target(links_fd: int | None, text: str) -> bytes:
     return sealed
 
 
+def sealed_target(text: str, links_fd: int | None) -> bytes:
+    """The sealed target of a backing symlink; b'' if it has another text.
+
+    Raises: NameError_: as read_long_target.
+    """
+    if text.startswith(_LONG_PREFIX):
+        return read_long_target(links_fd, text)
+    return decode_text(text) or b""
+
+
 def read_target(
     text: str, links_fd: int | None, links_key: bytes, dir_id: bytes, siv: bytes
 ) -> tuple[bytes, bool]:
@@ -81,9 +91,7 @@ def read_target(
 
     Raises: NameError_: it is lost, damaged, forged, or comes from another place.
     """
-    if text.startswith(_LONG_PREFIX):
-        return open_sealed_target(read_long_target(links_fd, text), links_key, dir_id, siv)
-    return open_target(text, links_key, dir_id, siv)
+    return open_sealed_target(sealed_target(text, links_fd), links_key, dir_id, siv)
 
 
 class Symlinks:
@@ -91,6 +99,9 @@ class Symlinks:
 
     If a sealed target does not fit into a backing symlink, a file of its own in `cryptfs.links` holds it, and
     the symlink names that file.
+
+    carry: gives a symlink that replaces another one its attributes; Xattrs.carry, if the vault keeps them.
+    lock:  around a change of them, and around a replacement.
 
     Args: vault_fd: the vault directory.   pending: syncs new files before the next fsync ends.
           owner: this machine's names.
@@ -104,6 +115,8 @@ class Symlinks:
         self._vault_fd = vault_fd
         self._pending = pending
         self._links_fd = open_links_directory(vault_fd)
+        self.carry: Callable[[int, str, Callable[[], tuple[bytes, bytes]]], None] | None = None
+        self.lock = threading.Lock()
 
     def close(self) -> None:
         """The last use."""
@@ -171,6 +184,25 @@ class Symlinks:
             error.cipher_path = directory.path_of(entry_name)
             raise
 
+    def sealed_at(self, place: tuple[Directory, bytes] | None, fd: int) -> bytes:
+        """The sealed target of a symlink.
+
+        Args:   place: where it is; None if nobody knows: then it must open anywhere.   fd: of it, O_PATH.
+        Raises: NameError_: it does not authenticate there.
+        """
+        dir_id, siv, cipher_path = bytes(16), bytes(16), NO_NAME
+        if place is not None:
+            directory, name = place
+            dir_id, siv = directory.dir_id, siv_of(directory.cipher_name(name))
+            cipher_path = directory.path_of(directory.entry_name(name))
+        try:
+            sealed = sealed_target(os.readlink("", dir_fd=fd), self._links_fd)
+            open_sealed_target(sealed, self._key, dir_id, siv)
+        except NameError_ as error:
+            error.cipher_path = cipher_path
+            raise
+        return sealed
+
     def text_for(self, directory: Directory, name: bytes, target: bytes) -> str:
         """The text for a backing symlink under this name; `discard` it if you do not use it."""
         return self.seal(target, link_aad(directory.dir_id, siv_of(directory.cipher_name(name))))
@@ -222,37 +254,44 @@ class Symlinks:
 
     def unbind(self, directory: Directory, name: bytes) -> None:
         """Seal the target again without its place, so that the link may have several names."""
-        before = backing_stat(directory, name)  # a read of the target moves the time of access
-        target, bound = self._open(directory, name)
-        if bound:
-            old = self.text_to_discard(directory, name)
-            with keeping_mtime(directory.fd):
-                self._replace(before, self.seal(target, unbound_link_aad()), directory, name)
-            self.discard(old)
-        else:
-            _restore_atime(before, directory, name)
+        with self.lock, _held(directory, name) as held:
+            before = os.fstat(held.fd)  # a read of the target moves the time of access
+            target, bound = self._open(directory, name, held)
+            if bound:
+                old = self.text_to_discard(directory, name)
+                with keeping_mtime(directory.fd):
+                    self._replace(held, before, self.seal(target, unbound_link_aad()), directory, name)
+                self.discard(old)
+            else:
+                _restore_atime(before, directory, name)
 
     def move(self, source: Directory, name: bytes, target: Directory, new_name: bytes) -> None:
         """Rename a bound symlink: seal it for its new place, then remove the old name."""
-        before = backing_stat(source, name)
-        link_target, bound = self._open(source, name)
-        if not bound:
-            os.rename(
-                source.entry_name(name),
-                target.entry_name(new_name),
-                src_dir_fd=source.fd,
-                dst_dir_fd=target.fd,
-            )
-            _restore_atime(before, target, new_name)
-            return
-        old = self.text_to_discard(source, name)
-        text = self.text_for(target, new_name, link_target)
-        self._replace(before, text, target, new_name)
-        os.unlink(source.entry_name(name), dir_fd=source.fd)
-        self.discard(old)
+        with self.lock, _held(source, name) as held:
+            before = os.fstat(held.fd)
+            link_target, bound = self._open(source, name, held)
+            if not bound:
+                os.rename(
+                    source.entry_name(name),
+                    target.entry_name(new_name),
+                    src_dir_fd=source.fd,
+                    dst_dir_fd=target.fd,
+                )
+                _restore_atime(before, target, new_name)
+                return
+            old = self.text_to_discard(source, name)
+            text = self.text_for(target, new_name, link_target)
+            self._replace(held, before, text, target, new_name)
+            os.unlink(source.entry_name(name), dir_fd=source.fd)
+            self.discard(old)
 
-    def _replace(self, old: os.stat_result, text: str, target: Directory, new_name: bytes) -> None:
-        """Put a symlink in place at once, with this text, and owner and times of the old one."""
+    def _replace(
+        self, held: Unnamed, old: os.stat_result, text: str, target: Directory, new_name: bytes
+    ) -> None:
+        """Put a symlink in place at once, with this text, and owner, attributes and times of the old one.
+
+        Args: held: the old one.   old: its stat, from before it was read.
+        """
         if text.startswith(_LONG_PREFIX):
             self._pending.flush()  # its target: the replaced entry may be on disk
         temporary = temp_name(self._owner)
@@ -264,6 +303,13 @@ class Symlinks:
         try:
             if (old.st_uid, old.st_gid) != (os.geteuid(), os.getegid()):
                 os.chown(temporary, old.st_uid, old.st_gid, dir_fd=target.fd, follow_symlinks=False)
+            if self.carry is not None:
+                old_text, links_fd = os.readlink("", dir_fd=held.fd), self._links_fd
+                self.carry(
+                    held.fd,
+                    target.proc_path(temporary),
+                    lambda: (sealed_target(old_text, links_fd), sealed_target(text, links_fd)),
+                )
             os.rename(temporary, target.entry_name(new_name), src_dir_fd=target.fd, dst_dir_fd=target.fd)
         except BaseException:
             os.unlink(temporary, dir_fd=target.fd)
@@ -271,6 +317,17 @@ class Symlinks:
             raise
         times = (*divmod(old.st_atime_ns, 10**9), *divmod(old.st_mtime_ns, 10**9))
         utimensat(target.fd, target.entry_name(new_name), times)
+
+
+@contextlib.contextmanager
+def _held(directory: Directory, name: bytes) -> Iterator[Unnamed]:
+    """An entry by an O_PATH descriptor: the same one, whatever takes its name meanwhile."""
+    entry_name = directory.entry_name(name)
+    fd = os.open(entry_name, HELD_FILE_FLAGS, dir_fd=directory.fd)
+    try:
+        yield Unnamed(fd, directory.path_of(entry_name))
+    finally:
+        os.close(fd)
 
 
 def _restore_atime(before: os.stat_result, directory: Directory, name: bytes) -> None:

@@ -1,36 +1,43 @@
 """Extended attributes: names sealed like names, values bound to their file and name.
 
 The backing attribute is `user.cryptfs.` and the cipher name; or `user.cryptfs.long.` and a hash, with the
-cipher name before the value. Source: docs/FORMAT.md, section 8.
+cipher name before the value. On a symlink `trusted.` is in the place of `user.`, since Linux keeps no user
+attributes there, and a value is bound to the sealed target. Source: docs/FORMAT.md, section 8.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
 import sys
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from cryptfs.core.aead import SMALL_NONCE_SIZE, Kind, open_small, seal_small
-from cryptfs.core.format.smallvalues import xattr_aad
+from cryptfs.core.format.smallvalues import link_owner, xattr_aad
 from cryptfs.core.keys import Subkeys
 from cryptfs.core.names.names import LONG_PREFIX, MAX_NAME_SIZE, DirectoryNames, NameCipher, long_entry_name
 from cryptfs.errors import NameError_
-from cryptfs.storage.backing import open_quietly, reopen
-from cryptfs.storage.libc import os_error, restore_mtime
+from cryptfs.storage.backing import HELD_FILE_FLAGS, open_quietly, reopen
+from cryptfs.storage.libc import AT_FDCWD, UTIME_OMIT, os_error, restore_mtime, utimensat
 from cryptfs.vfs.content.filestate import FileState
 from cryptfs.vfs.content.filetable import FileTable
 from cryptfs.vfs.tree.attributes import backing_stat
 from cryptfs.vfs.tree.directory import SELF, Directory, DirectoryOpener, HeldFile, Unnamed, printable
 from cryptfs.vfs.tree.leftout import LeftOut
+from cryptfs.vfs.tree.symlinks import Symlinks
 
 PREFIX = "user.cryptfs."
+LINK_PREFIX = "trusted.cryptfs."  # on symlinks; only CAP_SYS_ADMIN sees and changes these
 _LONG_PREFIX = "user." + LONG_PREFIX
 _MAX_BACKING_NAME = 255
 _KEPT_NAMES = 256
 _NAMESPACES = (b"user.", b"trusted.", b"security.", b"system.")
 _SYSTEM = b"system."
+_OF_LINKS = (b"trusted.", b"security.")
+_REFUSED = (errno.EOPNOTSUPP, errno.EPERM, errno.EACCES)
 ACL_ACCESS = b"system.posix_acl_access"
 ACL_DEFAULT = b"system.posix_acl_default"
 ACL_NAMES = (ACL_ACCESS, ACL_DEFAULT)
@@ -52,9 +59,35 @@ def _target(directory: Directory | Unnamed, name: bytes) -> _Target:
     return _Target(directory.proc_path(entry_name), False, directory.path_of(entry_name))
 
 
-def _can_have_any(st: os.stat_result) -> bool:
-    """Whether an entry can have attributes here: a link or special file has no id to bind them to."""
+def _can_have_user(st: os.stat_result) -> bool:
+    """Whether Linux allows user attributes of an entry."""
     return stat.S_ISREG(st.st_mode) or stat.S_ISDIR(st.st_mode)
+
+
+def _is_link(directory: Directory | Unnamed, name: bytes) -> bool:
+    if isinstance(directory, Unnamed):
+        return stat.S_ISLNK(os.fstat(directory.fd).st_mode)
+    return stat.S_ISLNK(backing_stat(directory, name).st_mode)
+
+
+def _remove_from_link(target: _Target, backing_name: str) -> None:
+    try:
+        os.removexattr(target.path, backing_name, follow_symlinks=target.follow)
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        raise os_error(errno.ENODATA) from None  # this disk keeps none there
+
+
+def name_on_link(backing_name: str) -> str:
+    """The backing name that an attribute has on a symlink. backing_name: the one on a file."""
+    return "trusted." + backing_name.removeprefix("user.")
+
+
+def name_on_file(backing_name: str) -> str:
+    """The reverse of name_on_link; a name that is on a file stays as it is."""
+    on_link = backing_name.startswith(LINK_PREFIX)
+    return "user." + backing_name.removeprefix("trusted.") if on_link else backing_name
 
 
 def open_attribute(names: DirectoryNames, backing_name: str, stored: bytes) -> tuple[bytes, bytes]:
@@ -89,9 +122,18 @@ class Xattrs:
 
     Each method takes a directory and a name in it, or an Unnamed and SELF.
     supports_acls: whether it keeps POSIX ACLs. The engine says so.
+
+    Args: symlinks: None: the vault keeps no attributes of symlinks.
     """
 
-    def __init__(self, keys: Subkeys, names: NameCipher, files: FileTable, opener: DirectoryOpener) -> None:
+    def __init__(
+        self,
+        keys: Subkeys,
+        names: NameCipher,
+        files: FileTable,
+        opener: DirectoryOpener,
+        symlinks: Symlinks | None = None,
+    ) -> None:
         self.supports_acls = False
         # Programs use the same few names on all files. They follow from the masterkey alone.
         self._backing_names: dict[bytes, tuple[str, bytes]] = {}
@@ -100,6 +142,7 @@ class Xattrs:
         self._names = names.of_xattrs()
         self._files = files
         self._opener = opener
+        self._symlinks = symlinks
 
     def get(self, directory: Directory | Unnamed, name: bytes, attribute: bytes) -> bytes:
         """The value.
@@ -108,8 +151,17 @@ class Xattrs:
         """
         backing_name, prefix = self._backing_name(attribute)
         target = _target(directory, name)
-        stored = os.getxattr(target.path, backing_name, follow_symlinks=target.follow)
-        kind, owner_id = self._owner(directory, name, create=False)
+        try:
+            stored = os.getxattr(target.path, backing_name, follow_symlinks=target.follow)
+        except OSError as error:
+            if error.errno != errno.ENODATA or not self._may_be_on_link(target, attribute, backing_name):
+                raise
+            backing_name = name_on_link(backing_name)
+            with self._held_link(directory, name) as fd:
+                stored = os.getxattr(f"/proc/self/fd/{fd}", backing_name)
+                kind, owner_id = Kind.XATTR_OF_LINK, self._link_owner(directory, name, fd)
+        else:
+            kind, owner_id = self._owner(directory, name, create=False)
         value = None
         if owner_id and stored.startswith(prefix):
             value = open_small(self._key, stored[len(prefix) :], xattr_aad(kind, owner_id, attribute))
@@ -119,11 +171,25 @@ class Xattrs:
             )
         return value
 
+    def _may_be_on_link(self, target: _Target, attribute: bytes, backing_name: str) -> bool:
+        """Whether a symlink may have an attribute; one call of the system, as most have none."""
+        if self._symlinks is None or not attribute.startswith(_OF_LINKS):
+            return False
+        try:
+            os.getxattr(target.path, name_on_link(backing_name), follow_symlinks=target.follow)
+        except OSError:
+            return False
+        return True
+
     def set(
         self, directory: Directory | Unnamed, name: bytes, attribute: bytes, value: bytes, flags: int
     ) -> None:
         """Set a value; flags: os.XATTR_CREATE, os.XATTR_REPLACE or 0."""
         backing_name, prefix = self._backing_name(attribute)
+        if self._symlinks is not None and attribute.startswith(_OF_LINKS) and _is_link(directory, name):
+            with self._symlinks.lock, self._held_link(directory, name) as fd:
+                self._set_on_link(directory, name, fd, attribute, value, flags)
+            return
         kind, owner_id = self._owner(directory, name, create=True)
         aad = xattr_aad(kind, owner_id, attribute)
         stored = prefix + seal_small(self._key, value, aad, os.urandom(SMALL_NONCE_SIZE))
@@ -138,9 +204,12 @@ class Xattrs:
             os.removexattr(target.path, backing_name, follow_symlinks=target.follow)
         except PermissionError as error:
             st = os.stat(target.path, follow_symlinks=target.follow)
-            if error.errno != errno.EPERM or attribute.startswith(b"user.") or _can_have_any(st):
+            if error.errno != errno.EPERM or attribute.startswith(b"user.") or _can_have_user(st):
                 raise  # as Linux itself refuses user attributes of a link
-            raise os_error(errno.ENODATA) from None
+            if self._symlinks is None or not stat.S_ISLNK(st.st_mode):
+                raise os_error(errno.ENODATA) from None
+            with self._symlinks.lock:
+                _remove_from_link(target, name_on_link(backing_name))
 
     def drop(self, directory: Directory | Unnamed, name: bytes, attribute: bytes) -> None:
         """Remove an attribute, present or not."""
@@ -162,7 +231,10 @@ class Xattrs:
         if left_out is None:
             left_out = LeftOut(target.cipher_path, ("the list of xattrs", "xattrs"))
         for backing_name in os.listxattr(target.path, follow_symlinks=target.follow):
-            if not backing_name.startswith(PREFIX):
+            if backing_name.startswith(LINK_PREFIX):
+                if self._symlinks is None or not _is_link(directory, name):
+                    continue
+            elif not backing_name.startswith(PREFIX):
                 continue
             try:
                 attribute = self._open_name(target, backing_name)
@@ -178,13 +250,92 @@ class Xattrs:
         known = self._plain_names.get(backing_name)
         if known is not None:
             return known
-        if not backing_name.startswith(_LONG_PREFIX):
+        as_on_file = name_on_file(backing_name)
+        if not as_on_file.startswith(_LONG_PREFIX):
             if len(self._plain_names) >= _KEPT_NAMES:
                 self._plain_names.clear()
-            self._plain_names[backing_name] = name = self._names.open(backing_name.removeprefix(PREFIX))
+            self._plain_names[backing_name] = name = self._names.open(as_on_file.removeprefix(PREFIX))
             return name
         stored = os.getxattr(target.path, backing_name, follow_symlinks=target.follow)
-        return open_attribute(self._names, backing_name, stored)[0]
+        return open_attribute(self._names, as_on_file, stored)[0]
+
+    # ---- symlinks
+
+    @contextlib.contextmanager
+    def _held_link(self, directory: Directory | Unnamed, name: bytes) -> Iterator[int]:
+        """An O_PATH descriptor of a symlink. Raises: OSError: ENODATA: it is something else by now."""
+        with contextlib.ExitStack() as stack:
+            fd = directory.fd
+            if name != SELF and not isinstance(directory, Unnamed):
+                fd = os.open(directory.entry_name(name), HELD_FILE_FLAGS, dir_fd=fd)
+                stack.callback(os.close, fd)
+            if not stat.S_ISLNK(os.fstat(fd).st_mode):
+                raise os_error(errno.ENODATA)
+            yield fd
+
+    def _link_owner(self, directory: Directory | Unnamed, name: bytes, fd: int) -> bytes:
+        """The owner of a symlink's values. Raises: NameError_: its target does not authenticate here."""
+        assert self._symlinks is not None
+        place = (directory, name) if not isinstance(directory, Unnamed) else None
+        if isinstance(directory, HeldFile):
+            place = directory.found_at
+        return link_owner(self._key, self._symlinks.sealed_at(place, fd))
+
+    def _set_on_link(
+        self, directory: Directory | Unnamed, name: bytes, fd: int, attribute: bytes, value: bytes, flags: int
+    ) -> None:
+        path, atime_ns = f"/proc/self/fd/{fd}", os.fstat(fd).st_atime_ns
+        backing_name, prefix = self._backing_name(attribute)
+        stored = prefix + self._seal_on_link(self._link_owner(directory, name, fd), attribute, value)
+        try:
+            os.setxattr(path, name_on_link(backing_name), stored, flags)
+        except OSError as error:
+            if error.errno not in _REFUSED:
+                raise
+            # EOPNOTSUPP would make overlayfs give up its attributes of all files.
+            raise os_error(errno.EPERM) from None
+        with contextlib.suppress(OSError):  # somebody else's: the target was read for ourselves
+            utimensat(AT_FDCWD, path, (*divmod(atime_ns, 10**9), 0, UTIME_OMIT), follow=True)
+
+    def _seal_on_link(self, owner_id: bytes, attribute: bytes, value: bytes) -> bytes:
+        aad = xattr_aad(Kind.XATTR_OF_LINK, owner_id, attribute)
+        return seal_small(self._key, value, aad, os.urandom(SMALL_NONCE_SIZE))
+
+    def carry(self, old_fd: int, new_path: str, targets: Callable[[], tuple[bytes, bytes]]) -> None:
+        """Give a new symlink the attributes of the one that it replaces, sealed for its own target.
+
+        An attribute that does not verify goes along as it is: it verifies no more than before.
+
+        Args:   old_fd: O_PATH.   targets: the sealed targets of both.
+        Raises: OSError: the disk does not take all of them.
+        """
+        old_path = f"/proc/self/fd/{old_fd}"
+        try:
+            names = [name for name in os.listxattr(old_path) if name.startswith(LINK_PREFIX)]
+        except OSError as error:
+            if error.errno not in _REFUSED:
+                raise
+            return
+        if not names:
+            return
+        old, new = (link_owner(self._key, sealed) for sealed in targets())
+        for name in names:
+            stored = os.getxattr(old_path, name)
+            fresh = self._for_other_link(name, stored, old, new)
+            os.setxattr(new_path, name, stored if fresh is None else fresh, follow_symlinks=False)
+
+    def _for_other_link(self, name: str, stored: bytes, old: bytes, new: bytes) -> bytes | None:
+        """A backing value for another owner; None if it does not verify."""
+        try:
+            attribute, sealed = open_attribute(self._names, name_on_file(name), stored)
+        except NameError_:
+            return None
+        value = open_small(self._key, sealed, xattr_aad(Kind.XATTR_OF_LINK, old, attribute))
+        if value is None:
+            return None
+        return stored[: len(stored) - len(sealed)] + self._seal_on_link(new, attribute, value)
+
+    # ---- names and owners
 
     def _backing_name(self, attribute: bytes) -> tuple[str, bytes]:
         """The backing attribute's name, and the prefix of its value."""

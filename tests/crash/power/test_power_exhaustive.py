@@ -148,7 +148,7 @@ def contents_of(vault: BareVault) -> Tree:
     """All of a vault, but for xattrs."""
     tree = tree_of(vault)
     return {
-        path: what[:1] if isinstance(what, tuple) and what[0] != "link" else what
+        path: what[: 2 if what[0] == "link" else 1] if isinstance(what, tuple) else what
         for path, what in tree.items()
     }
 
