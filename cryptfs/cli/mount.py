@@ -234,10 +234,10 @@ def mount(
 ) -> None:
     """Mount VAULT: show its files in the directory MOUNTPOINT.
 
-    VAULT may be a name of the config file; then MOUNTPOINT may be missing.
+    VAULT may be a name of the config file; then MOUNTPOINT may be left out.
     Returns when the files are there. A daemon serves them until `cryptfs umount MOUNTPOINT`.
 
-    If MOUNTPOINT is missing, it is made, and nobody can write to it while no vault is mounted on it.
+    If there is no directory MOUNTPOINT, it is made; nobody can write to it while no vault is mounted on it.
     """
     from cryptfs.mount.daemon import MOST_LOG, LogTarget
 
