@@ -1,0 +1,109 @@
+"""The recipes of docs/recipes, and a terminal that runs their commands as they are."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import shlex
+import sys
+import time
+from pathlib import Path
+
+from tests import derived
+
+ROOT = Path(__file__).parents[2]
+RECIPES = ROOT / "docs" / "recipes"
+PASSPHRASE = "correct horse battery staple"
+SECONDS = 120
+"""Longer than any recipe takes on a busy machine."""
+
+# What a program asks, at the end of what it has printed so far, and what a person types.
+ANSWERS = (
+    (re.compile(r"type word (?P<word>\d+): $"), ""),
+    (re.compile(r"(?:passphrase|password)[^\n]*: ?$|once more: $", re.IGNORECASE), PASSPHRASE),
+    (re.compile(r"\[y/N\]:? ?$|\[yN\]: ?$|\(y/n\)[^\n]*$", re.IGNORECASE), "y"),
+)
+_BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_PROGRAM = """\
+#!{python}
+import sys
+from cryptfs.core.slots import kdf
+from tests import derived
+kdf.passphrase_key = derived.quick_passphrase_key
+from cryptfs.cli.main import run
+run()
+"""
+
+
+def script_of(page: Path) -> str:
+    """All commands of a page, in their order."""
+    return "".join(_BLOCK.findall(page.read_text(encoding="utf-8")))
+
+
+def at_home(home: Path) -> dict[str, str]:
+    """The environment of a person with this home directory, for whom cryptfs is installed.
+
+    Argon2id is derived once for each passphrase and salt: see tests/derived.py.
+    """
+    program = home / ".local" / "bin" / "cryptfs"
+    program.parent.mkdir(parents=True)
+    program.write_text(_PROGRAM.format(python=sys.executable))
+    program.chmod(0o755)
+    kept = {name: os.environ[name] for name in ("LANG", derived.DIRECTORY) if name in os.environ}
+    path = f"{program.parent}:{os.environ.get('PATH', os.defpath)}"
+    return {
+        **kept,
+        **{"HOME": str(home), "PATH": path, "PYTHONPATH": str(ROOT), "TERM": "dumb", "LC_ALL": "C.UTF-8"},
+    }
+
+
+def typed_at_a_terminal(script: str, environment: dict[str, str]) -> str:
+    """Run a script with bash on a terminal, in the home directory; what it printed.
+
+    It ends at the first command that fails. A failure shows all commands with their output.
+    """
+    home = environment["HOME"]
+    pid, fd = pty.fork()
+    if pid == 0:
+        os.chdir(home)
+        os.execvpe("bash", ["bash", "-euxo", "pipefail", "-c", script], environment)
+    seen, answered, ends = b"", 0, time.monotonic() + SECONDS
+    try:
+        while time.monotonic() < ends:
+            if not select.select([fd], [], [], 1)[0]:
+                continue
+            try:
+                piece = os.read(fd, 4096)
+            except OSError:  # the end, on Linux
+                break
+            if not piece:
+                break
+            seen += piece
+            answer = _answer_to(seen.decode(errors="replace")) if len(seen) > answered else None
+            if answer is not None:
+                answered = len(seen)
+                os.write(fd, answer.encode() + b"\n")
+    finally:
+        os.close(fd)  # a program that waits gets a hangup
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    text = seen.decode(errors="replace").replace("\r\n", "\n")
+    assert code == 0, f"exit code {code}:\n{text[-6000:]}"
+    return text
+
+
+def _answer_to(text: str) -> str | None:
+    """What a person types after a text on the terminal; None: nothing."""
+    for question, answer in ANSWERS:
+        if asked := question.search(text):
+            if "word" not in asked.groupdict():
+                return answer
+            # The last list of words that was shown.
+            return dict(re.findall(r"(\d+)\. ([a-z]+)", text))[asked["word"]]
+    return None
+
+
+def quoted(*command: str | Path) -> str:
+    """A command for a script."""
+    return shlex.join(map(str, command)) + "\n"

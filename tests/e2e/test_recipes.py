@@ -1,0 +1,144 @@
+"""The recipes in docs/recipes: a person at a terminal types their commands as they are, and gets what they promise."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cryptfs.mount.mounts import detach
+from tests.e2e.programs import require, run
+from tests.e2e.recipes import PASSPHRASE, RECIPES, at_home, script_of, typed_at_a_terminal
+
+pytestmark = [
+    pytest.mark.waits,
+    pytest.mark.skipif(not Path("/dev/fuse").exists(), reason="needs /dev/fuse"),
+]
+
+OLD_FILES = {"letter.txt": b"Dear Ana\n", "photos/2025/sea.raw": bytes(range(256)) * 300}
+
+
+def _mounts_below(directory: Path) -> list[str]:
+    """Every mountpoint in a directory, the last mounted first."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    places = [line.split()[4].encode().decode("unicode_escape") for line in lines]
+    return [place for place in reversed(places) if Path(place).is_relative_to(directory)]
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Path]:
+    """A home directory; no mount in it stays."""
+    yield tmp_path
+    for place in _mounts_below(tmp_path):
+        detach(place, lazy=True)
+
+
+def _put(directory: Path) -> None:
+    for name, content in OLD_FILES.items():
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    (directory / "link").symlink_to("letter.txt")
+
+
+def _old_vaults(home: Path, environment: dict[str, str]) -> None:
+    """Vaults of the three programs, as somebody has them who moves; the secrets come from a file."""
+    plain, secret = home / "plain", home / "secret"
+    secret.write_text(PASSPHRASE + "\n")
+    made = {name: home / f"{name}-vault" for name in ("gocryptfs", "encfs", "cryfs")}
+    for each in (plain, *made.values()):
+        each.mkdir()
+    asked = f"cat '{secret}'"
+    run("gocryptfs", "-q", "-init", "-scryptn", "10", "-passfile", secret, made["gocryptfs"])
+    mounts = {
+        "gocryptfs": (["gocryptfs", "-q", "-passfile", secret, made["gocryptfs"], plain], ["fusermount3", "-u"]),
+        "encfs": (["encfs", "--standard", f"--extpass={asked}", made["encfs"], plain], ["encfs", "-u"]),
+        "cryfs": (["cryfs", made["cryfs"], plain], ["cryfs-unmount"]),
+    }
+    for name, (mount, unmount) in mounts.items():
+        subprocess.run(
+            [str(each) for each in mount],
+            input=f"{PASSPHRASE}\n",
+            env=environment | ({"CRYFS_FRONTEND": "noninteractive"} if name == "cryfs" else {}),
+            text=True,
+            stdout=subprocess.DEVNULL,
+            check=True,
+        )
+        _put(plain)
+        run(*unmount, plain, env=environment)
+    secret.unlink()
+    plain.rmdir()
+
+
+def _cloud(home: Path, environment: dict[str, str]) -> None:
+    """A remote of rclone, as a person has it who has run `rclone config`."""
+    (home / "cloud").mkdir()
+    (home / "second").mkdir()
+    config = home / ".config" / "rclone" / "rclone.conf"
+    config.parent.mkdir(parents=True)
+    config.write_text(f"[cloud]\ntype = alias\nremote = {home / 'cloud'}\n")
+
+
+def _nothing(home: Path, environment: dict[str, str]) -> None:
+    """The page makes what it needs."""
+
+
+SCENES: dict[str, tuple[tuple[str, ...], Callable[[Path, dict[str, str]], None]]] = {
+    "backup": (("rsync", "restic", "borg"), _nothing),
+    "cloud-sync": (("rclone",), _cloud),
+    "several-people": ((), _nothing),
+    "servers": ((), _nothing),
+    "recovery": ((), _nothing),
+    "moving": (("rsync", "gocryptfs", "encfs", "cryfs"), _old_vaults),
+}
+"""The programs that a recipe is about, and what is there before its first command."""
+
+
+def _after_moving(home: Path, said: str) -> None:
+    private = home / "again"
+    run(home / ".local/bin/cryptfs", "export", f"{home / 'vault'}", private, env=at_home_again(home))
+    for name in ("gocryptfs", "encfs", "cryfs"):
+        for path, content in OLD_FILES.items():
+            assert (private / f"from-{name}" / path).read_bytes() == content
+        assert os.readlink(private / f"from-{name}" / "link") == "letter.txt"
+
+
+def at_home_again(home: Path) -> dict[str, str]:
+    """For a command after the recipe: the passphrase from a file."""
+    secret = home / "secret"
+    secret.write_text(PASSPHRASE + "\n")
+    return {"HOME": str(home), "PYTHONPATH": str(RECIPES.parents[1]), "CRYPTFS_PASSFILE": str(secret)}
+
+
+PROMISES: dict[str, tuple[str, ...]] = {
+    "backup": ("Dear diary", "Everything is in order", "File contents were checked"),
+    "cloud-sync": ("Milk, bread, tea", "Everything is in order"),
+    "several-people": ("ana", "Everything is in order"),
+    "servers": ("key-file, server", "nothing was offered that this vault takes"),
+    "recovery": ("Everything is in order",),
+    "moving": ("from-gocryptfs/photos/2025/sea.raw", "from-encfs/letter.txt", "from-cryfs/letter.txt"),
+}
+"""What the terminal shows of what a recipe is for."""
+
+
+def test_every_recipe_has_its_scene() -> None:
+    assert {path.stem for path in RECIPES.glob("*.md")} - {"README"} == SCENES.keys()
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_a_recipe(home: Path, name: str) -> None:
+    programs, prepare = SCENES[name]
+    require(*programs, "bash")
+    environment = at_home(home)
+    prepare(home, environment)
+    said = typed_at_a_terminal(script_of(RECIPES / f"{name}.md"), environment)
+    for promise in PROMISES[name]:
+        assert promise in said
+    assert _mounts_below(home) == []
+    assert shutil.which("cryptfs", path=environment["PATH"]) == str(home / ".local/bin/cryptfs")
+    if name == "moving":
+        _after_moving(home, said)
