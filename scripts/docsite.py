@@ -1,4 +1,4 @@
-"""A hook of MkDocs (see mkdocs.yml): pages of the site that are no files in docs/, and links to what is outside of it.
+"""A hook of MkDocs: pages of the site that are no files in docs/, and links to what is outside of it.
 
 The pages of the commands come from the commands themselves, as the man pages do.
 """
@@ -17,12 +17,13 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from cryptfs.cli.main import cli, every_command
 from manpage import arguments
 
+ROOT = Path(__file__).resolve().parent.parent
 AT_TOP = {
     "README.md": "index.md",
     "CHANGELOG.md": "CHANGELOG.md",
@@ -184,7 +185,9 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Put the pages of the commands into the navigation."""
     top = [path for path in command_pages() if not path.endswith("index.md")]
     pages: list[Any] = ["commands/index.md", *top]
-    config.nav = [{"Commands": pages} if entry == {"Commands": COMMANDS} else entry for entry in config.nav or []]
+    config.nav = [
+        {"Commands": pages} if entry == {"Commands": COMMANDS} else entry for entry in config.nav or []
+    ]
     return config
 
 

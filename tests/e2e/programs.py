@@ -27,6 +27,7 @@ PACKAGES = {
     "unzip": "unzip",
     "getfattr": "attr",
     "inotifywait": "inotify-tools",
+    "borg": "borgbackup",
 }
 
 

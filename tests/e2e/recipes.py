@@ -6,7 +6,6 @@ import os
 import pty
 import re
 import select
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -22,8 +21,8 @@ SECONDS = 120
 # What a program asks, at the end of what it has printed so far, and what a person types.
 ANSWERS = (
     (re.compile(r"type word (?P<word>\d+): $"), ""),
-    (re.compile(r"(?:passphrase|password)[^\n]*: ?$|once more: $", re.IGNORECASE), PASSPHRASE),
     (re.compile(r"\[y/N\]:? ?$|\[yN\]: ?$|\(y/n\)[^\n]*$", re.IGNORECASE), "y"),
+    (re.compile(r"(?:passphrase|password)[^\n]*: ?$|once more: $", re.IGNORECASE), PASSPHRASE),
 )
 _BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _PROGRAM = """\
@@ -53,10 +52,8 @@ def at_home(home: Path) -> dict[str, str]:
     program.chmod(0o755)
     kept = {name: os.environ[name] for name in ("LANG", derived.DIRECTORY) if name in os.environ}
     path = f"{program.parent}:{os.environ.get('PATH', os.defpath)}"
-    return {
-        **kept,
-        **{"HOME": str(home), "PATH": path, "PYTHONPATH": str(ROOT), "TERM": "dumb", "LC_ALL": "C.UTF-8"},
-    }
+    own = {"HOME": str(home), "PATH": path, "PYTHONPATH": str(ROOT), "TERM": "dumb", "LC_ALL": "C.UTF-8"}
+    return kept | own
 
 
 def typed_at_a_terminal(script: str, environment: dict[str, str]) -> str:
@@ -100,10 +97,6 @@ def _answer_to(text: str) -> str | None:
             if "word" not in asked.groupdict():
                 return answer
             # The last list of words that was shown.
-            return dict(re.findall(r"(\d+)\. ([a-z]+)", text))[asked["word"]]
+            words: dict[str, str] = dict(re.findall(r"(\d+)\. ([a-z]+)", text))
+            return words[asked["word"]]
     return None
-
-
-def quoted(*command: str | Path) -> str:
-    """A command for a script."""
-    return shlex.join(map(str, command)) + "\n"

@@ -16,7 +16,7 @@ from tests.project.layers import first_lines, rooms
 
 ROOT = Path(__file__).parents[2]
 CODE = names_of(ROOT / "cryptfs")
-DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 OTHER_NAMES = ("FORMAT.md", "JSON.md")  # their names are those of the format, and of fields of answers
 CHECKED = [path for path in DOCUMENTS if path.name not in OTHER_NAMES]
 # Names of the vault, of the kernel and of programs; no code of ours.

@@ -18,7 +18,11 @@ from cryptfs.cli.main import cli, every_command
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "cryptfs"
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs/recipes").glob("*.md")),
+]
 MODULES = sorted(str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py"))
 
 # A tool outside of this repository looks for these words.
