@@ -15,6 +15,8 @@ from tests import derived
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "docs" / "recipes"
 PASSPHRASE = "correct horse battery staple"
+OLD_FILES = {"letter.txt": b"Dear Ana\n", "photos/2025/sea.raw": bytes(range(256)) * 30}
+"""What somebody who moves has in the old vault, beside a symlink `link` to the letter."""
 SECONDS = 120
 """Longer than any recipe takes on a busy machine."""
 
@@ -39,6 +41,15 @@ run()
 def script_of(page: Path) -> str:
     """All commands of a page, in their order."""
     return "".join(_BLOCK.findall(page.read_text(encoding="utf-8")))
+
+
+def put_old_files(directory: Path) -> None:
+    """Put OLD_FILES and the link into a directory."""
+    for name, content in OLD_FILES.items():
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    (directory / "link").symlink_to("letter.txt")
 
 
 def at_home(home: Path) -> dict[str, str]:
