@@ -130,7 +130,7 @@ def test_the_machine_waits_until_the_vault_is_closed(scene: Scene, desktop: Stan
     desktop.says("released")
     assert scene.is_closed()
     assert out.read_text().startswith("sleep|")
-    assert "the machine goes to sleep" in scene.log()
+    assert scene.logs("the machine goes to sleep")
     desktop.happen("wake")
     scene.mount()
     assert (scene.mountpoint / "file").read_text() == "kept"
@@ -184,7 +184,7 @@ def test_the_end_of_the_session(scene: Scene, desktop: StandIn, tmp_path: Path) 
     desktop.happen("closing")
     assert scene.closes()
     assert out.read_text().count("logout|") == 1
-    assert "the session has ended" in scene.log()
+    assert scene.logs("the session has ended")
 
 
 def test_without_buses_the_mount_is_refused(

@@ -71,6 +71,10 @@ class Scene:
         """Whether that becomes true."""
         return wait_until(self.is_closed, ENDS)
 
+    def logs(self, text: str) -> bool:
+        """Whether the log says that in time: why a mount went is its last line, after the vault is closed."""
+        return wait_until(lambda: text in self.log(), ENDS)
+
     def kill(self, number: signal.Signals) -> None:
         """Send a signal to the daemon."""
         holder = lock_holder(self.place.vault)
@@ -129,7 +133,7 @@ def test_it_goes_when_nobody_uses_it(scene: Scene) -> None:
             scene.mountpoint.stat()
         time.sleep(0.05)
     assert scene.closes()
-    assert "nobody used it" in scene.log()
+    assert scene.logs("nobody used it")
     scene.mount()
     assert (scene.mountpoint / "file").read_bytes() == content
 
