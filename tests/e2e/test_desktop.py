@@ -24,7 +24,8 @@ from tests.commands import runner
 from tests.e2e.conftest import ENGINES
 from tests.e2e.mounting import PROJECT
 from tests.e2e.test_cli_mount import ENVIRONMENT, Place
-from tests.e2e.test_unmounting import Scene, noting, scene_of, vault
+from tests.e2e.test_unmounting import noting
+from tests.e2e.unmounting import Scene, scene_of, vault
 
 __all__ = ["vault"]
 
