@@ -98,6 +98,21 @@ def test_modes_that_forbid_the_owner(place: Path) -> None:
     assert not [path for path in everything_below(vault_dir) if path.name == "cryptfs.rekey"]
 
 
+def given_away(vault_dir: Path, *, closed: bool) -> list[Path]:
+    """Two files that belong to another user now. closed: in directories that their owner cannot list."""
+    given = [
+        path
+        for path in sorted(everything_below(vault_dir))
+        if path.is_file() and not path.is_symlink() and path.lstat().st_nlink == 1
+        if "cryptfs." not in str(path.relative_to(vault_dir))
+        if (path.parent.stat().st_mode & 0o500 != 0o500) == closed
+    ][:2]
+    assert len(given) == 2
+    for path in given:
+        os.chown(path, USER - 1, USER - 1)
+    return given
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
 @pytest.mark.parametrize("begun", [False, True])
 def test_files_of_others_are_not_taken_over(place: Path, begun: bool) -> None:
@@ -120,20 +135,38 @@ def test_files_of_others_are_not_taken_over(place: Path, begun: bool) -> None:
     if begun:
         as_user(interrupted)
     assert read_config(vault_dir).is_rekeying == begun
-    given = [
-        path
-        for path in sorted(everything_below(vault_dir))
-        if path.is_file() and not path.is_symlink() and path.lstat().st_nlink == 1
-        if "cryptfs." not in str(path.relative_to(vault_dir))
-    ][:2]
-    assert given
-    for path in given:
-        os.chown(path, USER - 1, USER - 1)
+    given = given_away(vault_dir, closed=False)
     as_user(refused)
     assert {path.lstat().st_uid for path in given} == {USER - 1}
     (finish if begun else change_masterkey)(vault_dir)
     left = [path for path in everything_below(vault_dir) if path.lstat().st_uid == USER - 1]
     assert len(left) == len(given)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_files_of_others_in_closed_directories(place: Path) -> None:
+    """They are found on the way only: the rest is changed, they stay as they are, and root goes on."""
+    vault_dir = place / "vault"
+    as_user(lambda: furnish_closed(vault_dir))
+    given = given_away(vault_dir, closed=True)
+
+    def refused() -> None:
+        with pytest.raises(VaultError, match=r"cannot be read or written.*run this again as a user who may"):
+            change_masterkey(vault_dir)
+
+    def of_others() -> list[Path]:
+        return [path for path in everything_below(vault_dir) if path.lstat().st_uid == USER - 1]
+
+    def contents() -> dict[int, bytes]:
+        return {path.lstat().st_ino: path.read_bytes() for path in of_others()}
+
+    before = contents()
+    assert len(before) == len(given)
+    as_user(refused)
+    assert read_config(vault_dir).is_rekeying
+    assert contents() == before  # under new names of their directories, perhaps
+    finish(vault_dir)
+    assert len(of_others()) == len(given)
 
 
 def test_killed_while_a_mode_is_lifted(place: Path) -> None:
