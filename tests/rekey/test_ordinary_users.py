@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import codecs
 import os
+import shutil
+import subprocess
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -51,13 +53,15 @@ def as_user(action: Callable[[], object]) -> None:
 
 
 @pytest.fixture
-def place() -> Path:
+def place() -> Iterator[Path]:
     """A directory that any user may go through, and that is the user's."""
     made = Path(tempfile.mkdtemp(prefix="rekey-user-"))
     if os.geteuid() == 0:
         os.chown(made, USER, USER)
     made.chmod(0o755)
-    return made
+    yield made
+    subprocess.run(["chmod", "-R", "u+rwx", made], check=True)
+    shutil.rmtree(made)
 
 
 def seen(vault_dir: Path) -> dict[str, tuple[int, int, int]]:
