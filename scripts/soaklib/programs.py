@@ -208,6 +208,7 @@ class Programs:
                 value = f"{path} {self.dice.randrange(10**12)}"
                 os.setxattr(self.at(path), "user.mark", value.encode())
                 self.marks[value] = path
+                track.placed = track.placed or None  # an empty file gets a header: an attribute needs its id
                 return "setxattr"
             value = os.getxattr(self.at(path), "user.mark").decode()
         except OSError as error:
