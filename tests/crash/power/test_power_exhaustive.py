@@ -81,12 +81,9 @@ def history_at(image: CrashImage, operation: Operation) -> FileHistory:
     return history
 
 
-@pytest.mark.parametrize("operation", SMALL, ids=lambda operation: operation.name)
-def test_every_state_of_the_disk(operation: Operation, scratch: Path) -> None:
-    recording = record(scratch / "vault", operation)
+def check_images(images: list[CrashImage], operation: Operation, scratch: Path) -> None:
+    """After each of them the vault keeps what was promised by then."""
     rules = expectations.after_a_power_cut(CHUNK, Durability.POWER)
-    images = images_of(recording)
-    assert {tuple(image.marks) for image in images} >= {("asked",), ("asked", "synced")}
     for image in images:
         image.write_to(scratch / "image")
         vault = BareVault(scratch / "image", durability=Durability.POWER, deltas=True)
@@ -95,6 +92,14 @@ def test_every_state_of_the_disk(operation: Operation, scratch: Path) -> None:
         assert not wrong, f"cut {image.cut}, choices {image.choices}, {image.marks}: {wrong}"
         vault.close()
         shutil.rmtree(scratch / "image")
+
+
+@pytest.mark.parametrize("operation", SMALL, ids=lambda operation: operation.name)
+def test_every_state_of_the_disk(operation: Operation, scratch: Path) -> None:
+    recording = record(scratch / "vault", operation)
+    images = images_of(recording)
+    assert {tuple(image.marks) for image in images} >= {("asked",), ("asked", "synced")}
+    check_images(images, operation, scratch)
 
 
 @pytest.mark.parametrize("old", [b"", pattern(CHUNK + 700, 1)], ids=["new", "synced"])
@@ -116,15 +121,7 @@ def test_every_state_of_a_stream_that_ends_within_chunks(
 
     operation = Operation("stream", run, old + content, old)
     recording = record(scratch / "vault", operation)
-    rules = expectations.after_a_power_cut(CHUNK, Durability.POWER)
-    for image in images_of(recording):
-        image.write_to(scratch / "image")
-        vault = BareVault(scratch / "image", durability=Durability.POWER, deltas=True)
-        history = history_at(image, operation)
-        wrong = history.findings(chunks_in_vault(vault, NAME), rules)
-        assert not wrong, f"cut {image.cut}, choices {image.choices}, {image.marks}: {wrong}"
-        vault.close()
-        shutil.rmtree(scratch / "image")
+    check_images(images_of(recording), operation, scratch)
 
 
 def moved_into_a_new_directory(vault: BareVault) -> None:
