@@ -17,13 +17,13 @@ HEAD = """\
 # JSON
 
 `scripts/jsonpage.py` makes this page from [the schema](../share/cryptfs/json-schema.json), which an
-installation has in `share/cryptfs`. A test holds the commands to the schema: each field
-that they print is in it.
+installation has in `share/cryptfs`. A test checks that the schema has every field that the commands print.
 
-Each answer has the field `schema`, which is 1. It changes if a field goes or changes its meaning. New fields
-may come at any time, so ignore those that you do not know. Names and paths are escaped, as
-[the manual](MANUAL.md#json) says. A field in *italics* may be missing. An answer is one document on stdout;
-messages are on stderr. The exit code says whether all is well.
+Each answer has the field `schema`, which is 1. This number changes if we remove a field or change its
+meaning. We may add new fields at any time, so ignore fields that you do not know. Names and paths are
+escaped as [the manual](MANUAL.md#json) describes. A field in *italics* may be missing. An answer is one
+document on stdout; messages go to stderr. If an error leaves no answer, stdout is empty. The exit code says
+whether all is well.
 
 """
 

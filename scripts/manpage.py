@@ -34,26 +34,27 @@ COMPLETIONS = {
 
 DESCRIPTION = """\
 cryptfs encrypts a directory, the vault, and shows it through FUSE as an ordinary directory of readable
-files, the mountpoint. Programs work there as anywhere else, and only ciphertext reaches the vault.
+files, the mountpoint. Programs use it like any other directory, and only ciphertext reaches the vault.
 """
 
 PASSPHRASES = """\
 A passphrase comes from --passfile, --passcommand, --passfd or --askpass; else from the file that the variable
-CRYPTFS_PASSFILE names; else from the systemd credential cryptfs.passphrase; else from the terminal, or, if
-stdin is not a terminal, from the next line of stdin. It never comes from the command line, which other users
-can see. One line break at its end does not count.
+CRYPTFS_PASSFILE names; else from the systemd credential cryptfs.passphrase; else from the terminal. If stdin
+is not a terminal, it comes from the next line of stdin. It never comes from the command line, which other
+users can see. cryptfs ignores one line break at its end.
 """
 
 KEY_FILES = """\
 A key file comes from --keyfile, else from the file that the variable CRYPTFS_KEYFILE names, else from the
-systemd credential cryptfs.keyfile. If it opens the vault, nobody is asked for a passphrase. Nor is anybody
-asked if no key slot takes one.
+systemd credential cryptfs.keyfile. If it opens the vault, cryptfs does not ask for a passphrase. Nor does it
+ask if no key slot takes one.
 """
 
 SLOTS = """\
-A command tries the key slots of all kinds for which something is there, and first the one that opened the
-vault last on this machine. The file VAULT_ID.json in $XDG_STATE_HOME/cryptfs (~/.local/state/cryptfs) keeps
-its number; you may delete it. If a vault has several key slots, each command says which one opened it.
+A command tries only key slots for which you offer something. It begins with the slot that opened the vault
+last on this machine. The file VAULT_ID.json in $XDG_STATE_HOME/cryptfs (~/.local/state/cryptfs) keeps the
+number of that slot; you may delete the file. If a vault has several key slots, each command says which one
+opened it.
 """
 
 MOUNT8 = """\
@@ -61,14 +62,15 @@ mount(8) can mount a vault, also from a line in fstab:
 """
 
 MOUNT8_LATER = """\
-mount(8) needs a helper in /sbin to find cryptfs. This makes it, as root:
+mount(8) needs a helper in /sbin to find cryptfs. Make it as root:
 """
 
 CONFIG_FILE = """\
 The file config.toml in $XDG_CONFIG_HOME/cryptfs (~/.config/cryptfs), or the one that the variable
 CRYPTFS_CONFIG names, has tables of defaults: unlock, mount and init, and vaults.NAME for a vault with a NAME.
-A key is an option with '_' for '-'; vault and mountpoint are the places of a vault. The command line counts
-before the file. Nobody else may be able to change the file. An empty CRYPTFS_CONFIG means that there is none.
+A key is the name of an option, with '_' for '-'; vault and mountpoint are the places of a vault. The command
+line overrides the file. cryptfs refuses a file that other users can change. If CRYPTFS_CONFIG is empty,
+cryptfs reads no file.
 """
 
 CONFIG_EXAMPLE = """\
@@ -183,7 +185,7 @@ def main_page(commands: dict[str, click.Command]) -> str:
     parts = [header("", "an encrypted directory that mounts as an ordinary one")]
     parts += [".B cryptfs\n[\\fIoptions\\fR] \\fICOMMAND\\fR ...\n", ".SH DESCRIPTION\n"]
     parts += [paragraph(DESCRIPTION), example(EXAMPLE), ".SH OPTIONS\n", options(cli), ".SH COMMANDS\n"]
-    parts.append(paragraph("Each has a page: that of cryptfs key add is cryptfs-key-add(1)."))
+    parts.append(paragraph("Each command has a page: for cryptfs key add, it is cryptfs-key-add(1)."))
     parts += [listed(name, commands[name]) for name in sorted(commands)]
     parts += [".SH PASSPHRASES AND KEY FILES\n", *map(paragraph, (PASSPHRASES, KEY_FILES, SLOTS))]
     parts += [".SH CONFIG FILE\n", paragraph(CONFIG_FILE), example(CONFIG_EXAMPLE)]

@@ -6,6 +6,7 @@ PINs and extensions, which cryptfs uses. So the two sides agree only if both do 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import hmac
@@ -27,6 +28,8 @@ MAKE_CREDENTIAL, GET_ASSERTION, GET_INFO, CLIENT_PIN = 1, 2, 4, 6
 _CBOR = 0x10
 _UP, _UV, _AT, _ED = 1, 4, 0x40, 0x80
 _MAKE, _GET = 1, 2  # permissions
+WAITS = 2.0
+"""Seconds after which somebody touches a token whose touch is awaited."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,8 @@ class Behaviour:
 
     Args: protocols: numbers, the preferred one first.   pin: None has none.
           always_uv, make_without_uv, fingerprint: options of CTAP 2.1.   modern: has pinUvAuthToken.
-          touch: "yes", "late", or "refused".   drifts: computes another secret each time.
+          touch: "yes", "late", "refused", or "awaited": for WAITS seconds or until the program cancels.
+          drifts: computes another secret each time.
           answers_for: another rpId, in its answers.   verifies: says so of its user, whatever is asked.
     """
 
@@ -129,6 +133,7 @@ class SoftToken(CtapDevice):
         self._protocols = {version: Protocol(version) for version in (1, 2)}
         self._pin_token = _PinToken(os.urandom(32), 0, False)
         self._failure: tuple[int, BaseException] | None = None
+        self._cancel = Event()
 
     @property
     def capabilities(self) -> int:
@@ -172,6 +177,7 @@ class SoftToken(CtapDevice):
         """See CtapDevice."""
         assert cmd == _CBOR
         command = data[0]
+        self._cancel = event or Event()
         if self._failure is not None and self._failure[0] == len(self.calls):
             raise self._failure[1]
         self.calls.append(command)
@@ -265,6 +271,8 @@ class SoftToken(CtapDevice):
         """Wait for a person; a touch ends what the PIN token was good for."""
         if self.behaviour.touch == "late":
             raise CtapError(ERR.USER_ACTION_TIMEOUT)
+        if self.behaviour.touch == "awaited" and self._cancel.wait(WAITS):
+            raise CtapError(ERR.KEEPALIVE_CANCEL)
         if self.behaviour.touch == "refused":
             raise CtapError(ERR.OPERATION_DENIED)
         self.touches += 1
@@ -357,6 +365,8 @@ class Person:
     shown: list[tuple[str, int]] = field(default_factory=list)
     touched: list[str] = field(default_factory=list)
     handed: list[bytes] = field(default_factory=list)
+    is_asked: bool = False
+    gives_up: bool = False
 
     def devices(self) -> Sequence[CtapDevice]:
         """See TokenAsker."""
@@ -368,6 +378,14 @@ class Person:
         self.handed.append(bytes(bytearray(self.pins.pop(0))))  # a copy, which is wiped
         return self.handed[-1]
 
-    def say_touch(self, token: str, reason: str) -> None:
+    @contextlib.contextmanager
+    def waiting(self, token: str, reason: str, cancel: Event) -> Iterator[None]:
         """See TokenAsker."""
         self.touched.append(f"{token} {reason}")
+        self.is_asked = True
+        if self.gives_up:
+            cancel.set()
+        try:
+            yield
+        finally:
+            self.is_asked = False

@@ -13,9 +13,10 @@ import click
 from cryptfs.cli.commands import command
 from cryptfs.cli.exit_codes import CommandError, ExitCode, UsageProblem
 from cryptfs.cli.inside import Chosen, Problems, chosen, opened_inside
+from cryptfs.cli.interrupts import ends_in_order
 from cryptfs.cli.offers import OfferSource, unlock_options
 from cryptfs.cli.params import debug_option, shown, vault_argument
-from cryptfs.cli.transfer import goes_on_with_room
+from cryptfs.cli.transfer import goes_on
 from cryptfs.errors import CryptfsError
 
 if TYPE_CHECKING:
@@ -23,17 +24,21 @@ if TYPE_CHECKING:
     from cryptfs.transfer.places import Found
 
 sources_argument = click.argument("paths", metavar="PATH... TARGET", nargs=-1, required=True)
-overwrite_option = click.option("--overwrite", is_flag=True, help="Replace files that are there.")
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace existing files.")
 
 
 @command()
 @vault_argument
 @click.argument("paths", metavar="[PATH]...", nargs=-1)
-@click.option("-r", "--recursive", is_flag=True, help="Directories, with everything in them.")
-@click.option("-f", "--force", is_flag=True, help="Say nothing of paths that do not exist.")
-@click.option("--damaged", is_flag=True, help="With -r, also entries below that do not authenticate.")
+@click.option("-r", "--recursive", is_flag=True, help="Remove directories, with everything in them.")
+@click.option("-f", "--force", is_flag=True, help="Ignore paths that do not exist.")
+@click.option("--damaged", is_flag=True, help="With -r, also remove entries that do not authenticate.")
 @click.option(
-    "--cipher", "ciphers", multiple=True, metavar="CIPHERPATH", help="By its path in the vault directory."
+    "--cipher",
+    "ciphers",
+    multiple=True,
+    metavar="CIPHERPATH",
+    help="Remove the entry with this path in the vault directory.",
 )
 @unlock_options
 @debug_option
@@ -48,13 +53,13 @@ def rm(
     ciphers: tuple[str, ...],
     source: OfferSource,
 ) -> ExitCode:
-    """Remove PATH from VAULT, without a mount. A file with damaged content has a name, and goes by it.
+    """Remove PATH from VAULT, without a mount. This works for a file with damaged content as well.
 
-    An entry whose name does not authenticate has none: --cipher removes it by its path in the vault
-    directory, as fsck, ls and other commands report it.
+    An entry whose name does not authenticate has no PATH. Remove it with --cipher, by its path in the vault
+    directory, which fsck, ls and other commands report.
     """
     if not paths and not ciphers:
-        raise UsageProblem("say what to remove: PATH, or --cipher CIPHERPATH")
+        raise UsageProblem("say what to remove: give a PATH, or --cipher CIPHERPATH")
     problems = Problems()
     with opened_inside(ctx, vault, source, write=True) as opened:
         from cryptfs.transfer.ciphernames import NotAnEntryError
@@ -83,7 +88,7 @@ def below_vault(vault: Path, cipher: str) -> str:
 @command()
 @vault_argument
 @sources_argument
-@click.option("-r", "--recursive", is_flag=True, help="Directories, with everything in them.")
+@click.option("-r", "--recursive", is_flag=True, help="Copy directories, with everything in them.")
 @overwrite_option
 @unlock_options
 @debug_option
@@ -96,14 +101,15 @@ def cp(
     overwrite: bool,
     source: OfferSource,
 ) -> ExitCode:
-    """Copy PATH to TARGET, both in VAULT, without a mount; into TARGET, if that is a directory.
+    """Copy PATH to TARGET, both in VAULT, without a mount. If TARGET is a directory, the copy goes into it.
 
-    Times, modes, owners, extended attributes, ACLs, links and holes are kept.
+    The copy keeps times, modes, owners, extended attributes, ACLs, links and holes.
     """
     sources, target = _split(paths)
     problems = Problems()
-    with opened_inside(ctx, vault, source, write=True) as opened:
-        from cryptfs.transfer.copying import Copied, TreeCopy
+    with ends_in_order(), opened_inside(ctx, vault, source, write=True) as opened:
+        from cryptfs.transfer.copying import TreeCopy
+        from cryptfs.transfer.entrycopy import Copied
         from cryptfs.transfer.vaultside import VaultSide
 
         side = VaultSide(opened, problems)
@@ -111,13 +117,13 @@ def cp(
         for at, new, _ in _pairs(opened, sources, target, problems):
             is_directory = stat.S_ISDIR(opened.tree.stat(*at.found).st.st_mode)
             if is_directory and not recursive:
-                problems(at.path, CommandError("it is a directory: -r copies it"))
+                problems(at.path, CommandError("it is a directory; to copy it, give -r"))
             elif is_directory and _is_below(at.found, new):
                 problems(at.path, CommandError("a directory cannot be copied into itself"))
             elif at.found == new:
                 problems(at.path, CommandError("it cannot be copied to itself"))
             else:
-                with goes_on_with_room(vault):
+                with goes_on(vault):
                     work.run(*at.found, *new, at.path)
     return problems.code()
 
@@ -132,7 +138,7 @@ def cp(
 def mv(
     ctx: click.Context, vault: Path, paths: tuple[str, ...], overwrite: bool, source: OfferSource
 ) -> ExitCode:
-    """Rename PATH to TARGET, both in VAULT, without a mount; into TARGET, if that is a directory."""
+    """Rename PATH to TARGET, both in VAULT, without a mount. If TARGET is a directory, PATH goes into it."""
     sources, target = _split(paths)
     problems = Problems()
     with opened_inside(ctx, vault, source, write=True) as opened:
@@ -151,7 +157,12 @@ def mv(
 @command()
 @vault_argument
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
-@click.option("-p", "--parents", is_flag=True, help="Also missing directories above; fine if it exists.")
+@click.option(
+    "-p",
+    "--parents",
+    is_flag=True,
+    help="Also make missing parent directories, and accept a PATH that exists.",
+)
 @unlock_options
 @debug_option
 @click.pass_context
@@ -175,7 +186,7 @@ def mkdir(
 def _split(paths: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
     """Sources and target. Raises: UsageProblem."""
     if len(paths) < 2:
-        raise UsageProblem("say what, and where to: PATH TARGET")
+        raise UsageProblem("give a PATH and a TARGET")
     return paths[:-1], paths[-1]
 
 
@@ -186,7 +197,9 @@ def _pairs(
     found = list(chosen(opened, sources, problems))
     is_into = opened.is_dir(target)
     if len(found) > 1 and not is_into:
-        raise UsageProblem(f"{shown(target)} in the vault is not a directory: several cannot go there")
+        raise UsageProblem(
+            f"{shown(target)} in the vault is not a directory, so several files cannot go there"
+        )
     pairs = []
     for at in found:
         path = os.fsencode(target)

@@ -25,7 +25,7 @@ def completion(ctx: click.Context, shell: str | None) -> None:
            cryptfs completion fish > ~/.config/fish/completions/cryptfs.fish
     """
     if shell is None:
-        raise click.UsageError(f"say for which shell: cryptfs completion {'|'.join(_SHELLS)}", ctx)
+        raise click.UsageError(f"name a shell: cryptfs completion {'|'.join(_SHELLS)}", ctx)
     click.echo(script_of(shell))
 
 

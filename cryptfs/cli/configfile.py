@@ -1,7 +1,7 @@
 """The config file of a person: named vaults, and defaults of options.
 
     [unlock]                        # options of every command that opens a vault
-    [mount]                         # options of `cryptfs mount`
+    [mount]                         # options of `cryptfs mount`, and of `cryptfs open`
     [init]                          # options of `cryptfs init`
     [vaults.photos]                 # a vault by its name: its place, and options of [unlock] and [mount]
     vault = "~/Sync/photos"
@@ -13,6 +13,7 @@ programs that cryptfs runs, so it must be a file that nobody else can change.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
@@ -75,6 +76,15 @@ class ConfigFile:
     def named(self, text: str) -> NamedVault | None:
         """The vault of this name, if it is one and no path."""
         return self.vaults.get(text)
+
+    def at(self, place: Path) -> NamedVault | None:
+        """The vault of a place, if one name alone has it: several may want different options."""
+        found = []
+        for each in self.vaults.values():
+            with contextlib.suppress(OSError):
+                if os.path.samefile(each.vault, place):
+                    found.append(each)
+        return found[0] if len(found) == 1 else None
 
     def options_for(self, command: str, vault: NamedVault | None) -> Options:
         """All defaults of a command, those of the vault on top."""
@@ -146,10 +156,11 @@ def _read(file: Path) -> str | None:
         return None
     except OSError as error:
         raise ConfigFileError(f"{shown(file)}: cannot be read: {error.strerror}") from None
+    st = os.fstat(descriptor)
+    if not stat.S_ISREG(st.st_mode):
+        os.close(descriptor)
+        raise ConfigFileError(f"{shown(file)} is not a file")
     with os.fdopen(descriptor, "rb") as opened:
-        st = os.fstat(descriptor)
-        if not stat.S_ISREG(st.st_mode):
-            raise ConfigFileError(f"{shown(file)} is not a file")
         _refuse_others(file, st)
         for directory in {file.parent, Path(os.path.realpath(file)).parent}:
             _refuse_others(directory, directory.stat())
@@ -204,10 +215,12 @@ class _Check:
     def _vault(self, name: str, table: Any) -> NamedVault:
         where = ("vaults", name)
         if not _NAME.fullmatch(name) or name.startswith("-"):
-            self._fail(where, "cannot be the name of a vault: '/', ':' and a '-' at its beginning are taken")
+            self._fail(
+                where, "cannot be the name of a vault: a name has no '/' or ':', and does not begin with '-'"
+            )
         self._require_table(where, table)
         if "vault" not in table:
-            self._fail(where, 'lacks the place of the vault: vault = "/path"')
+            self._fail(where, 'does not say where the vault is: vault = "/path"')
         places = {key: self._path((*where, key), table[key]) for key in _PLACES if key in table}
         rest = {key: value for key, value in table.items() if key not in _PLACES}
         known = self._mount
@@ -224,7 +237,7 @@ class _Check:
             found[known[key].name or key] = self._value((*where, key), value, known[key])
         given = [key for key in ONE_OF if key in found]
         if len(given) > 1:
-            self._fail((*where, given[1]), f"cannot stand beside {given[0]}")
+            self._fail((*where, given[1]), f"cannot be combined with {given[0]}")
         return found
 
     def _value(self, where: tuple[str, ...], value: Any, option: click.Option) -> Any:
@@ -255,7 +268,7 @@ class _Check:
         try:
             found = Path(value).expanduser()
         except RuntimeError:
-            self._fail(where, f"names the home of nobody: {shown(value)}")
+            self._fail(where, f"names the home directory of an unknown user: {shown(value)}")
         if not found.is_absolute():
             self._fail(where, f"must begin with '/' or '~', not {shown(value)}")
         return found

@@ -54,7 +54,7 @@ def _is_taken(terminal: Terminal, passphrase: bytes) -> bool:
     forget(typed)
     if not is_same:
         forget(passphrase)
-        raise PassphraseUnreadableError("this is another passphrase than the proposed one; nothing was done")
+        raise PassphraseUnreadableError("this is not the proposed passphrase; nothing was done")
     return True
 
 

@@ -136,6 +136,7 @@ EXIT_CODES: dict[type[BaseException], ExitCode] = {
     ConfigUnreadableError: ExitCode.CONFIG_UNREADABLE,
     ConfigUnwritableError: ExitCode.CONFIG_UNWRITABLE,
     OSError: ExitCode.OTHER,
+    MemoryError: ExitCode.OTHER,
     KeyboardInterrupt: ExitCode.INTERRUPTED,
 }
 

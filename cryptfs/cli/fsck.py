@@ -145,7 +145,7 @@ class _Text:
             self._line(f"{_findings_text(found)}. Nothing was changed.", style)
             if tally.repairable:
                 options = "--repair --deep" if deep else "--repair"
-                self._line(f"To repair what can be repaired: cryptfs fsck {options} {shell_word(vault)}")
+                self._line(f"To repair as much as possible: cryptfs fsck {options} {shell_word(vault)}")
         if not deep:
             self._line("File contents were not checked; --deep checks them.", "dim")
 
@@ -256,11 +256,13 @@ def _run(check: VaultCheck, show: Callable[[Finding], None]) -> Tally:
 @click.option(
     "--other-machines",
     is_flag=True,
-    help="With --repair: first save the synced data of crashed machines that will not come back.",
+    help="With --repair: first save the synced data of crashed machines that will never mount VAULT again.",
 )
 @click.option("--deep", is_flag=True, help="Read and verify the whole content of every file.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--no-names", is_flag=True, help="Show no plaintext names, only the names in the vault.")
+@click.option(
+    "--no-names", is_flag=True, help="Show no readable names, only the names in the vault directory."
+)
 @unlock_options
 @debug_option
 @click.pass_context
@@ -281,8 +283,9 @@ def fsck(
     the directory lost+found in the vault, and writes a report there. Copy a damaged vault before you repair
     it, if you can.
 
-    A journal of another machine is no error: that machine may have the vault mounted. If it never will again
-    (you moved the disk to a new computer, for example), --repair --other-machines replays the journal.
+    A journal of another machine is not an error, because that machine may have the vault mounted. If it will
+    never mount the vault again (for example, you moved the disk to a new computer), --repair --other-machines
+    replays the journal.
 
     Exit code 0: no errors, or all repaired; 26: errors remain.
     """
@@ -292,7 +295,7 @@ def fsck(
         raise click.UsageError("--other-machines works only with --repair", ctx)
     config = config_of(vault)
     if repair:
-        refuse_locked(vault, read_only=False)
+        refuse_locked(vault)
     leave_to_findings(ctx)
     from cryptfs.fsck.check import check_vault
     from cryptfs.vfs.content.redo import Durability

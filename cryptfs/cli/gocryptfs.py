@@ -25,7 +25,6 @@ from cryptfs.cli.prompt import joined_secrets
 from cryptfs.cli.terminal import stdin_is_terminal
 from cryptfs.core.names.litter import FRONT_END_NAME
 from cryptfs.core.printable import shown
-from cryptfs.errors import CryptfsError
 from cryptfs.mount.options import IGNORED_OPTIONS, KERNEL_OPTIONS, split_options
 from cryptfs.version import VERSION
 
@@ -33,7 +32,6 @@ PROGRAM = "cryptfs-gocryptfs"
 OTHER_NAME = "gocryptfs"
 SPOKEN = "2.3"
 """The version of gocryptfs whose command line this is; front ends ask for 1.8 or newer."""
-_CLOSING_SECONDS = 20.0
 _PASSED_ON = "CRYPTFS_GOCRYPTFS_PASSED_ON"
 
 ACTIONS = ("init", "passwd", "info", "fsck")
@@ -69,7 +67,7 @@ _ALIASES = {
 }  # fmt: skip
 
 HELP = f"""\
-Vaults of cryptfs, by the command line of gocryptfs {SPOKEN}: for programs that drive gocryptfs.
+Vaults of cryptfs, by the command line of gocryptfs {SPOKEN}: for programs that run gocryptfs.
 
 Usage: {PROGRAM} -init|-passwd|-info|-fsck [OPTIONS] VAULT
        {PROGRAM} [OPTIONS] VAULT MOUNTPOINT [-o A,B,C=D]
@@ -80,22 +78,22 @@ Usage: {PROGRAM} -init|-passwd|-info|-fsck [OPTIONS] VAULT
   -fsck              Check a vault, every byte of it
   -version           Print versions
   -allow_other       Let other users enter the mount
-  -extpass CMD       Read the passphrase from the output of CMD; again for each argument
+  -extpass CMD       Read the passphrase from the output of CMD; repeat it for each argument
   -fg                Stay in the foreground
   -fsname TEXT       The source shown by mount and df
-  -i, -idle TIME     Unmount after so long without use: 500s, 10m, 2h45m
+  -i, -idle TIME     Unmount after TIME without use: 500s, 10m, 2h45m
   -ko OPTIONS        Options for the kernel
   -nonempty          Mount over a directory that is not empty
   -o OPTIONS         Options as in fstab
   -passfile FILE     Read the passphrase from FILE; several files are joined
   -q, -quiet         Say nothing if all is well
   -ro, -rw           Refuse every change, or not
-  -dev, -suid, -noexec ...  What the kernel allows on the mount; at first nodev and nosuid
+  -dev, -suid, -noexec ...  What the kernel allows on the mount; the default is nodev and nosuid
   -xchacha           With -init: the cipher xchacha20-poly1305
   --                 End of the options
 
-Options have one dash or two. Other options of gocryptfs are accepted if they change nothing, or refused.
-The manual of cryptfs has the whole list. Everything else is better with the program cryptfs itself.
+Options have one dash or two. {PROGRAM} accepts other options of gocryptfs only if they change nothing.
+All options are in the man page. For anything else, use cryptfs.
 """
 
 
@@ -306,27 +304,12 @@ def _run(action: str, flags: GoFlags) -> int:
         if is_vault and not os.path.lexists(mountpoint):  # gocryptfs never makes one
             note(f"{PROGRAM}: {shown(mountpoint)}: no such directory")
             return ExitCode.MOUNTPOINT
-        _wait_while_closing(vault)
     said = io.StringIO()
     with contextlib.redirect_stdout(said) if quiet and action == "fsck" else contextlib.nullcontext():
         code = main(translate(flags, passphrases, new))
     if code:
         sys.stdout.write(said.getvalue())
     return _ended(action, flags, code)
-
-
-def _wait_while_closing(vault_dir: Path) -> None:
-    """After `fusermount -u` the daemon closes the vault; a program that mounts again at once waits for it."""
-    from cryptfs.mount.closing import mountpoint_of
-    from cryptfs.mount.mounts import wait_until
-    from cryptfs.vfs.vault import lock_holder
-
-    def is_settled() -> bool:
-        holder = lock_holder(vault_dir)
-        return holder is None or mountpoint_of(vault_dir, holder) is not None
-
-    with contextlib.suppress(OSError, CryptfsError):  # the command has the better message
-        wait_until(is_settled, _CLOSING_SECONDS)
 
 
 def _ended(action: str, flags: GoFlags, code: int) -> int:

@@ -95,7 +95,7 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("features", ", ".join(found["features"]) or "none"),
     ]
     if found["identity"] is not None:
-        lines.append(("identity", f"{found['identity']} (as this machine opened it last)"))
+        lines.append(("identity", f"{found['identity']} (when this machine last opened it)"))
     for slot in found["slots"]:
         lines.append((f"key slot {slot['id']}", slot_text(slot)))
     for mount in found["mounts"]:
@@ -107,7 +107,7 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append(("mounted on", "not mounted"))
     if found["held_by"] is not None:
         pid = found["held_by"]["pid"]
-        lines.append(("held by", f"process {pid}" if pid else "a process that left no number"))
+        lines.append(("held by", f"process {pid}" if pid else "an unknown process"))
     return lines
 
 
@@ -133,9 +133,9 @@ def _list_mounts(*, as_json: bool) -> None:
 def info(vault: Path | None, as_json: bool) -> None:
     """Show facts about VAULT: format, cipher, key slots, and where it is mounted.
 
-    Without VAULT it lists the vaults that are mounted.
+    Without VAULT, list the mounted vaults.
 
-    Needs no passphrase, so it cannot authenticate the config that it shows.
+    The command needs no passphrase, so it cannot authenticate the config that it shows.
     """
     if vault is None:
         _list_mounts(as_json=as_json)

@@ -14,6 +14,7 @@ import click
 
 from cryptfs.cli.commands import command
 from cryptfs.cli.exit_codes import InitError
+from cryptfs.cli.keyslots import check_label_text
 from cryptfs.cli.newsecret import Cost, NewPassphrase, cost_options, generate_option
 from cryptfs.cli.offers import new_vault_options
 from cryptfs.cli.output import note, say, size_text
@@ -126,14 +127,14 @@ def _new_words(vault: Path) -> Iterator[HeldSecret]:
 @click.option(
     "--cipher",
     type=click.Choice(CIPHERS),
-    help="How files are sealed.  [default: aegis-256 where the CPU has AES instructions, else the other]",
+    help="How files are encrypted.  [default: aegis-256 if the CPU has AES instructions, else the other]",
 )
 @click.option(
     "--chunk-size",
     type=ByteSize(),
     callback=_check_chunk_size,
-    help="Bytes sealed together: a power of two, 4k to 1m. Smaller suits random writes, larger bulk.  "
-    "[default: 16k]",
+    help="Bytes encrypted together: a power of two, 4k to 1m. Small chunks suit random writes, large "
+    "chunks bulk data.  [default: 16k]",
 )
 @click.option(
     "--for",
@@ -144,14 +145,14 @@ def _new_words(vault: Path) -> Iterator[HeldSecret]:
 )
 @click.option("--label", default="", metavar="TEXT", help="A name for the passphrase's key slot.")
 @click.option(
-    "--no-recovery", is_flag=True, help="Make no recovery words. Only a person at a terminal gets them."
+    "--no-recovery", is_flag=True, help="Make no recovery words. Without a terminal, init makes none anyway."
 )
 @click.option(
     "--delta-journal",
     is_flag=True,
-    help="Write small changes of a file to the journal as they are: for databases and logs.",
+    help="Write only the changed part of a chunk to the journal: for databases and logs.",
 )
-@click.option("-q", "--quiet", is_flag=True, help="Say only what can lose the files.")
+@click.option("-q", "--quiet", is_flag=True, help="Print only warnings about the loss of files.")
 @cost_options(memory="256m", passes="3")
 @generate_option
 @new_vault_options
@@ -171,9 +172,11 @@ def init(
 ) -> None:
     """Make a new vault in the directory VAULT.
 
-    The command creates VAULT, or takes an empty directory. A person who types the passphrase gets recovery
-    words: 24 words for paper, which open VAULT without it.
+    If VAULT does not exist, the command creates it; it may also be an empty directory. If you type the
+    passphrase at a terminal, you get recovery words: 24 words to write on paper, which open VAULT without the
+    passphrase.
     """
+    check_label_text(label)
     new = NewPassphrase(source, generate)
     vault_dir = vault.absolute()
     check_place(vault_dir)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cryptfs.cli.exit_codes import ExitCode, exit_code_of
+from cryptfs.cli.interrupts import undisturbed
 from cryptfs.cli.offers import OfferSource, say_opened, with_offer
 from cryptfs.cli.output import say
 from cryptfs.cli.params import leave_to_findings, shell_word, shown
@@ -22,6 +23,7 @@ from cryptfs.errors import CryptfsError, IntegrityError, VaultLockedError
 if TYPE_CHECKING:
     from cryptfs.transfer.pathvault import PathVault
     from cryptfs.transfer.places import Found
+    from cryptfs.unlock.offer import Offer
 
 
 class Problems:
@@ -58,11 +60,18 @@ def _where(error: IntegrityError) -> str:
 
 @contextlib.contextmanager
 def opened_inside(
-    ctx: click.Context, vault: Path, source: OfferSource, *, write: bool = False, lock: bool = True
+    ctx: click.Context,
+    vault: Path,
+    source: OfferSource,
+    *,
+    write: bool = False,
+    lock: bool = True,
+    start: bool = True,
 ) -> Iterator[PathVault]:
     """The vault, unlocked for reading, or for reading and writing.
 
     Args:   lock: False reads names beside a mount; content may be newer there.
+            start: False leaves the threads of the vault to the caller, who forks first.
     Raises: VaultLockedError: it is mounted, or a command works in it.
     """
     from cryptfs.mount.mounts import absolute
@@ -72,20 +81,23 @@ def opened_inside(
     if lock:
         if not write:
             _refuse_mounted(vault)
-        refuse_locked(vault, read_only=False)
+        refuse_locked(vault)
     leave_to_findings(ctx)
     from cryptfs.transfer.pathvault import PathVault
 
     claim_resources()
+
+    def unlock(offer: Offer) -> PathVault:
+        return PathVault.unlock(absolute(vault), offer, read_only=not write, lock=lock, start=start)
+
     with naming(vault):
-        opened = with_offer(
-            source,
-            config,
-            lambda offer: PathVault.unlock(absolute(vault), offer, read_only=not write, lock=lock),
-        )
+        opened = with_offer(source, config, unlock)
     say_opened(opened.config, opened.slot, opened.spelling, quiet=True)
-    with opened:
+    try:
         yield opened
+    finally:
+        with undisturbed():
+            opened.close()
 
 
 def _refuse_mounted(vault: Path) -> None:

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from cryptfs.unlock.table import SlotTable
 
 STILL_OPENS = (
-    "It still opens older copies of cryptfs.json: in backups, in snapshots, and in the versions that a cloud "
-    "keeps. To end that: cryptfs rekey VAULT"
+    "It still opens older copies of cryptfs.json: in backups, in snapshots, and in old versions in a "
+    "cloud. To prevent that: cryptfs rekey VAULT"
 )
 
 
@@ -38,10 +38,10 @@ STILL_OPENS = (
 @debug_option
 @click.pass_context
 def key(ctx: click.Context) -> None:
-    """List, add, remove, name and try the key slots of a vault.
+    """List, add, remove, name and test the key slots of a vault.
 
     A key slot is one way to open the vault: a passphrase, a key file, both together, a FIDO2 token, or an age
-    identity. Each slot opens all of the vault. Works while the vault is mounted.
+    identity. Each slot opens the whole vault. These commands work while the vault is mounted.
     """
     help_if_alone(ctx)
 
@@ -58,7 +58,7 @@ _slot_argument = click.argument("slot_id", type=SLOT_ID, metavar="ID")
 def list_slots(vault: Path, as_json: bool) -> None:
     """List the key slots of VAULT.
 
-    Needs no passphrase, so it cannot authenticate what it shows.
+    The command needs no passphrase, so it cannot authenticate the list.
     """
     from cryptfs.mount.mounts import absolute
     from cryptfs.storage.userstate import recall
@@ -77,19 +77,18 @@ def list_slots(vault: Path, as_json: bool) -> None:
 @key.command()
 @vault_argument
 @_slot_argument
-@click.option(
-    "--force", is_flag=True, help="Remove it although it is the only one that you have shown to open VAULT."
-)
+@click.option("--force", is_flag=True, help="Remove the slot even if you opened VAULT with it.")
 @json_option
 @unlock_options
 @debug_option
 def remove(vault: Path, slot_id: int, force: bool, as_json: bool, source: OfferSource) -> None:
     """Remove key slot ID from VAULT.
 
-    You open VAULT by another key slot, so that there is a way in afterwards. The last slot cannot be removed.
+    Open VAULT with another key slot, so that you can still open it afterwards. You cannot remove the last
+    slot.
 
-    The removed slot still opens older copies of the vault's config: in backups, snapshots and the versions
-    that a cloud keeps. Only cryptfs rekey ends that.
+    The removed slot still opens older copies of the vault's config: in backups, in snapshots, and in old
+    versions in a cloud. Only cryptfs rekey prevents that.
     """
     config = config_of(vault)
     find_slot(config, slot_id)
@@ -97,8 +96,8 @@ def remove(vault: Path, slot_id: int, force: bool, as_json: bool, source: OfferS
     def take_away(table: SlotTable) -> KeySlot:
         if table.opened_id == slot_id and not force and len(config.slots) > 1:
             raise UsageProblem(
-                f"key slot {slot_id} is the one that you opened the vault by. Open it by another one, for "
-                "example with --slot, to show that there is a way in afterwards; or use --force"
+                f"you opened the vault with key slot {slot_id} itself. Open it with another slot, for "
+                "example with --slot, so that you can still open it afterwards; or use --force"
             )
         return table.remove(slot_id)
 
@@ -116,7 +115,7 @@ def remove(vault: Path, slot_id: int, force: bool, as_json: bool, source: OfferS
 @unlock_options
 @debug_option
 def label(vault: Path, slot_id: int, text: str, as_json: bool, source: OfferSource) -> None:
-    """Give key slot ID of VAULT the label TEXT; an empty TEXT takes the label away."""
+    """Give key slot ID of VAULT the label TEXT; an empty TEXT removes the label."""
     config = config_of(vault)
     find_slot(config, slot_id)
     check_label_text(text)
@@ -133,9 +132,9 @@ def label(vault: Path, slot_id: int, text: str, as_json: bool, source: OfferSour
 @unlock_options
 @debug_option
 def test(vault: Path, slot_id: int | None, as_json: bool, source: OfferSource) -> None:
-    """Say which key slot opens VAULT, or whether key slot ID does; changes nothing.
+    """Say which key slot opens VAULT, or whether key slot ID opens it. The command changes nothing.
 
-    Exit code 12: none does.
+    Exit code 12: no slot opens it.
     """
     from cryptfs.vfs.vault import which_opens
 

@@ -46,10 +46,10 @@ _label_option = click.option("--label", default="", metavar="TEXT", help="A name
 @debug_option
 @click.pass_context
 def add(ctx: click.Context) -> None:
-    """Let somebody else, or another key, open a vault.
+    """Let another person or another key open a vault.
 
-    You open the vault as it is, and give the new key. Others who have the vault on another machine get the
-    new key slot with the file cryptfs.json.
+    Open the vault with a key that it has, and give the new key. The new slot works on another machine as soon
+    as that machine has the new file cryptfs.json.
     """
     help_if_alone(ctx)
 
@@ -89,7 +89,7 @@ def passphrase(
 @click.option(
     "--with-passphrase",
     is_flag=True,
-    help="A new passphrase and FILE are needed together; then FILE may be any file of 32 bytes to 1 MiB.",
+    help="Require a new passphrase together with FILE, which may then be any file of 32 bytes to 1 MiB.",
 )
 @_label_option
 @json_option
@@ -108,16 +108,18 @@ def keyfile(
     new: NewPassphrase,
     cost: Cost,
 ) -> None:
-    """Add the key file FILE to VAULT: alone, or beside a passphrase.
+    """Add the key file FILE to VAULT: alone, or together with a passphrase.
 
-    Alone, it is a file that --generate made; with it a server opens VAULT without a person. Keep it away from
-    VAULT and its copies: a person with both can open VAULT.
+    To open VAULT alone, FILE must be a file that --generate made. With it, a server can open VAULT
+    unattended. Keep it away from VAULT and its copies: anybody with both can open VAULT.
     """
     from cryptfs.unlock.keyfile import KEY_FILE, PASSPHRASE_KEY_FILE
 
     config = _checked(vault, label, PASSPHRASE_KEY_FILE if with_passphrase else KEY_FILE)
     if not with_passphrase and not new.source.is_empty:
         raise UsageProblem("a new passphrase needs --with-passphrase")
+    if not with_passphrase and cost.is_given:
+        raise UsageProblem("a key file alone has no cost of a try; --with-passphrase has one")
     _check_place(vault, file, makes_file=makes_file)
 
     @contextlib.contextmanager
@@ -153,7 +155,7 @@ def keyfile(
 def recipient(vault: Path, recipient: str, label: str, as_json: bool, source: OfferSource) -> None:
     """Let the owner of an age identity open VAULT, by its public key RECIPIENT (age1pq1...).
 
-    `age-keygen -pq` makes an identity and prints its recipient. Nothing secret is needed from its owner, who
+    `age-keygen -pq` makes an identity and prints its recipient. You need nothing secret from the owner, who
     opens VAULT with --identity.
     """
     from cryptfs.core.slots.agekeys import recipient_of
@@ -182,9 +184,9 @@ def recipient(vault: Path, recipient: str, label: str, as_json: bool, source: Of
 @unlock_options
 @debug_option
 def fido2(vault: Path, pin: bool, label: str, as_json: bool, source: OfferSource) -> None:
-    """Let the FIDO2 token that is plugged in open VAULT; it needs hmac-secret, as most tokens have.
+    """Let the FIDO2 token that is plugged in open VAULT. It must support hmac-secret, as most tokens do.
 
-    You touch the token three times now, and once at each unlock. Plug in one token alone.
+    Plug in only one token. You touch it three times now, and once at each unlock.
     """
     from cryptfs.unlock.token import FIDO2
 
@@ -298,8 +300,8 @@ def _existing(file: Path, with_passphrase: bool) -> Iterator[bytes]:
     with key_file_of(file) as content:
         if not with_passphrase and not is_made_here(content):
             raise UsageProblem(
-                f"{shown(file)} is not a key file that cryptfs made, or it is damaged. Make one "
-                "with --generate, or use this one beside a passphrase with --with-passphrase"
+                f"{shown(file)} is not a key file that cryptfs made, or it is damaged. Make one with "
+                "--generate, or use this file together with a passphrase: --with-passphrase"
             )
         yield content
 

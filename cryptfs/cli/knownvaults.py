@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
 from cryptfs.cli.exit_codes import UsageProblem
-from cryptfs.cli.params import PathParameter, shown
+from cryptfs.cli.params import PathParameter, shown, vault_names
 from cryptfs.storage.userstate import read_fields, write_fields
 
 _FILE = "vaults.json"
@@ -63,12 +64,17 @@ def found_vault(given: Path) -> Path:
 
 
 class KnownVault(PathParameter):
-    """A path, or the name of a known vault; completion proposes these names."""
+    """A path, or the name of a vault: one of the config file, or a known one. Completion proposes them."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """A path with a '/' in it stays none that could be a name: Path("./letters") is Path("letters")."""
+        found = super().convert(value, param, ctx)
+        return Path.cwd() / found if "/" in str(value) and len(found.parts) == 1 else found
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        names = dict.fromkeys(each.name for each in known_vaults())
+        names = dict.fromkeys([*vault_names(ctx), *(each.name for each in known_vaults())])
         plain = [name for name in names if name.startswith(incomplete) and _is_word(name)]
         return [*(CompletionItem(name) for name in plain), CompletionItem(incomplete, type="dir")]
 

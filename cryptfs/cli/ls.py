@@ -29,7 +29,7 @@ _LETTERS = {"f": stat.S_IFREG, "d": stat.S_IFDIR, "l": stat.S_IFLNK}
 paths_argument = click.argument("paths", metavar="[PATH]...", nargs=-1)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 zero_option = click.option(
-    "-0", "--null", "zero", is_flag=True, help="Print names as they are, with a zero byte after each."
+    "-0", "--null", "zero", is_flag=True, help="Print names unchanged, with a zero byte after each."
 )
 
 
@@ -51,10 +51,14 @@ def _walk(
 @command()
 @vault_argument
 @paths_argument
-@click.option("-a", "--all", "hidden", is_flag=True, help="Also names that begin with a dot.")
-@click.option("-d", "--directory", "itself", is_flag=True, help="Directories themselves, not their content.")
-@click.option("-l", "--long", "as_long", is_flag=True, help="Mode, owner, size, time and target of each.")
-@click.option("-R", "--recursive", is_flag=True, help="Also what is below directories.")
+@click.option("-a", "--all", "hidden", is_flag=True, help="Also show names that begin with a dot.")
+@click.option(
+    "-d", "--directory", "itself", is_flag=True, help="List directories themselves, not their content."
+)
+@click.option(
+    "-l", "--long", "as_long", is_flag=True, help="Show mode, owner, size, time and target of each entry."
+)
+@click.option("-R", "--recursive", is_flag=True, help="Also list the content of subdirectories.")
 @zero_option
 @json_option
 @unlock_options
@@ -74,8 +78,8 @@ def ls(
 ) -> ExitCode:
     """List PATH in VAULT, by default its root, without a mount.
 
-    Paths may have wildcards in quotes: *, ?, [a-z], and ** for any number of directories. Names that do not
-    authenticate are reported on stderr; the exit code is 26 then.
+    Paths may have wildcards in quotes: *, ?, [a-z], and ** for any number of directories. The command reports
+    names that do not authenticate on stderr, and its exit code is then 26.
     """
     problems = Problems()
     with opened_inside(ctx, vault, source) as opened:
@@ -137,9 +141,9 @@ def _groups(
 @command()
 @vault_argument
 @paths_argument
-@click.option("-a", "--all", "hidden", is_flag=True, help="Also names that begin with a dot.")
-@click.option("-d", "--directories", is_flag=True, help="Directories alone.")
-@click.option("-L", "--level", type=Number(1), metavar="N", help="Down to N levels.")
+@click.option("-a", "--all", "hidden", is_flag=True, help="Also show names that begin with a dot.")
+@click.option("-d", "--directories", is_flag=True, help="Show only directories.")
+@click.option("-L", "--level", type=Number(1), metavar="N", help="Go down at most N levels.")
 @json_option
 @unlock_options
 @debug_option
@@ -154,7 +158,7 @@ def tree(
     as_json: bool,
     source: OfferSource,
 ) -> ExitCode:
-    """Draw what is below PATH in VAULT, by default all of it, without a mount."""
+    """Draw the tree below PATH in VAULT, by default the whole vault, without a mount."""
     problems = Problems()
     with opened_inside(ctx, vault, source) as opened:
         if as_json:
@@ -202,15 +206,28 @@ def _drawn(held: list[tuple[int, str]]) -> Iterator[str]:
 @vault_argument
 @paths_argument
 @click.option(
-    "--name", "names", multiple=True, metavar="PATTERN", help="Whose name fits, as in `find -name`."
+    "--name",
+    "names",
+    multiple=True,
+    metavar="PATTERN",
+    help="Only entries whose name matches PATTERN, as in `find -name`.",
 )
-@click.option("--iname", "any_case", multiple=True, metavar="PATTERN", help="The same in any case.")
 @click.option(
-    "--type", "kind", type=click.Choice(list(_LETTERS)), help="Files, directories or symlinks alone."
+    "--iname",
+    "any_case",
+    multiple=True,
+    metavar="PATTERN",
+    help="The same, but upper and lower case match each other.",
 )
-@click.option("--larger", type=ByteSize(), metavar="SIZE", help="Files of more than SIZE bytes.")
-@click.option("--smaller", type=ByteSize(), metavar="SIZE", help="Files of less than SIZE bytes.")
-@click.option("--level", type=Number(0), metavar="N", help="Down to N levels.")
+@click.option(
+    "--type",
+    "kind",
+    type=click.Choice(list(_LETTERS)),
+    help="Only files, only directories, or only symlinks.",
+)
+@click.option("--larger", type=ByteSize(), metavar="SIZE", help="Only files of more than SIZE bytes.")
+@click.option("--smaller", type=ByteSize(), metavar="SIZE", help="Only files of less than SIZE bytes.")
+@click.option("--level", type=Number(0), metavar="N", help="Go down at most N levels.")
 @zero_option
 @json_option
 @unlock_options
@@ -230,9 +247,9 @@ def find(
     as_json: bool,
     source: OfferSource,
 ) -> ExitCode:
-    """Print everything below PATH in VAULT, by default all of it, that the options choose.
+    """Print the entries below PATH in VAULT that the options choose. Without PATH, search the whole vault.
 
-    Several --name and --iname: a name that fits one of them is enough.
+    If you give several --name and --iname, a name has to match only one of them.
     """
     from cryptfs.transfer.walking import matcher
 
@@ -276,23 +293,27 @@ def find(
 def cat(ctx: click.Context, vault: Path, paths: tuple[str, ...], source: OfferSource) -> ExitCode:
     """Write the content of the files PATH in VAULT to stdout, without a mount.
 
-    Only authentic bytes are written: a damaged file ends before its damage, and the exit code is 26.
+    The command writes only authentic bytes. It ends a damaged file before the damage, and its exit code is
+    then 26.
     """
     problems = Problems()
     with opened_inside(ctx, vault, source) as opened:
         sys.stdout.flush()
         out: Any = sys.stdout.buffer
         for at in chosen(opened, paths, problems, follow=True):
-            try:
-                with opened.open_found(at.found, at.path) as file:
-                    for piece in _pieces(file, opened.config.chunk_size):
-                        out.write(piece)
-            except BrokenPipeError:
-                raise
-            except (CryptfsError, OSError) as error:
-                problems(at.path, error)
+            for piece in _content(opened, at, problems):
+                out.write(piece)  # what fails here is no problem of the file
         out.flush()
     return problems.code()
+
+
+def _content(opened: PathVault, at: Chosen, problems: Problems) -> Iterator[bytes]:
+    """The content of a file, up to the first damage, which is a problem."""
+    try:
+        with opened.open_found(at.found, at.path) as file:
+            yield from _pieces(file, opened.config.chunk_size)
+    except (CryptfsError, OSError) as error:
+        problems(at.path, error)
 
 
 def _pieces(file: VaultFile, chunk_size: int) -> Iterator[bytes]:

@@ -47,6 +47,7 @@ _MODULES = {
             "fsck",
             "info",
             "init",
+            "integrate",
             "key",
             "open",
             "passwd",
@@ -145,6 +146,8 @@ def _failed(error: Exception, settings: Settings) -> ExitCode:
         text = f"{shown(os.fsdecode(name))}: {error.strerror}" if name else error.strerror
     elif isinstance(error, CryptfsError | CommandError | OSError):
         text = str(error)
+    elif isinstance(error, MemoryError):
+        text = str(error) or "there is not enough free memory"
     else:
         text = type(error).__name__
     say(f"{PROGRAM}: {text if settings.vault is None else for_vault(text, settings.vault)}")

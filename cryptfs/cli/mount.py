@@ -5,24 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cryptfs.cli.commands import command
 from cryptfs.cli.exit_codes import CommandError, UsageProblem
-from cryptfs.cli.offers import (
-    MOUNT_FLAGS,
-    MOUNT_VALUES,
-    OfferSource,
-    mount_source,
-    say_opened,
-    unlock_options,
-    with_offer,
-)
+from cryptfs.cli.offers import OfferSource, say_opened, unlock_options, with_offer
 from cryptfs.cli.output import note, size_text, warn
 from cryptfs.cli.params import (
     PLACE,
@@ -31,68 +21,20 @@ from cryptfs.cli.params import (
     Number,
     Reasons,
     Seconds,
-    Settings,
     debug_option,
     shell_word,
     shown,
     vault_argument,
 )
 from cryptfs.cli.vaults import config_of, naming, refuse_locked
-from cryptfs.mount.options import (
-    DURABILITIES,
-    ENGINES,
-    KERNEL_OPTIONS,
-    MountOptions,
-    OptionItem,
-    apply_options,
-    split_options,
-)
+from cryptfs.cli.wishes import collect_options, remount_options, wish_of
+from cryptfs.mount.options import DURABILITIES, ENGINES, MountOptions
 
 if TYPE_CHECKING:
     from cryptfs.mount.daemon import LogTarget
     from cryptfs.mount.life import Made
     from cryptfs.unlock.offer import Offer
     from cryptfs.vfs.vault import Vault
-
-# Options of the command that fstab can only give within -o.
-_COMMAND_OPTIONS = (*MOUNT_VALUES, "log_file", "log_size")
-_COMMAND_FLAGS = ("foreground", "debug", "quiet", *MOUNT_FLAGS)
-
-
-def collect_options(texts: Iterable[str], flags: Mapping[str, object]) -> tuple[MountOptions, dict[str, str]]:
-    """MountOptions from the -o strings, with the flags of the command line on top; and what is the command's.
-
-    Of the command's own options those without a value have the value "".
-
-    Raises: ValueError: an unknown or ill-formed option.
-    """
-    items: list[OptionItem] = []
-    ours: dict[str, str] = {}
-    for text in texts:
-        for item in split_options(text):
-            if item.name in _COMMAND_FLAGS:
-                if item.value is not None:
-                    raise ValueError(f"mount option {item.name!r} takes no value")
-                ours[item.name] = ""
-            elif item.name not in _COMMAND_OPTIONS:
-                items.append(item)
-            elif not item.value:
-                raise ValueError(f"mount option {item.name!r} needs a value: {item.name}=...")
-            else:
-                ours[item.name] = item.value
-    options = apply_options(MountOptions(), items)
-    given = {name: value for name, value in flags.items() if value is not None}
-    return replace(options, **given), ours  # type: ignore[arg-type]
-
-
-def remount_options(texts: Iterable[str]) -> str | None:
-    """What `-o remount,...` asks to change, without the command's own options; None if it does not."""
-    names = [item.name for text in texts for item in split_options(text)]
-    if "remount" not in names:
-        return None
-    known = KERNEL_OPTIONS | {"ro", "rw"}
-    return ",".join(name for name in names if name in known)
-
 
 _GROUPS = {
     "Where passphrase and keys come from": (
@@ -128,8 +70,8 @@ _GROUPS = {
 @click.option(
     "--exclusive/--no-exclusive",
     default=None,
-    help="Promise that nothing else changes the vault while it is mounted: no sync client, no restore. "
-    "The kernel then keeps names and attributes for long.  [default: no]",
+    help="Promise that nothing else changes the vault while it is mounted: no sync client, no restore. The "
+    "kernel then keeps names and attributes for a long time.  [default: no]",
 )
 @click.option(
     "--nonempty",
@@ -177,16 +119,16 @@ _GROUPS = {
     "--unmount-on",
     type=Reasons(),
     metavar="A,B",
-    help="Unmount when the machine goes to sleep, the screen is locked, or the session ends: some of sleep, "
-    "lock, logout.",
+    help="Unmount when the machine goes to sleep, the screen is locked, or the session ends: one or more "
+    "of sleep, lock, logout.",
 )
 @click.option(
     "--detach-busy",
     is_flag=True,
     default=None,
-    help="With --unmount-on: take the mount away even if programs use it; they keep their open files.",
+    help="With --unmount-on: unmount even if programs use the mount; they keep their open files.",
 )
-@click.option("--after-mount", metavar="COMMAND", help="Run COMMAND when the files are there.")
+@click.option("--after-mount", metavar="COMMAND", help="Run COMMAND when the files are ready to use.")
 @click.option(
     "--before-unmount",
     metavar="COMMAND",
@@ -199,7 +141,7 @@ _GROUPS = {
     "option_texts",
     multiple=True,
     metavar="A,B,C=D",
-    help="Mount options as in fstab: those above with '_' for '-', but not words and shares; and ro, "
+    help="Mount options as in fstab: the options above with '_' for '-', except words and shares; also ro, "
     "noxattrs, passfile=FILE, nosuid, noexec, noatime ...",
 )
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground; log to stderr.")
@@ -214,7 +156,7 @@ _GROUPS = {
     "--log-size",
     type=ByteSize(),
     metavar="SIZE",
-    help="Let FILE of --log-file grow to SIZE, then begin a new one; 0: no bound.  [default: 10m]",
+    help="With --log-file: begin a new file when FILE reaches SIZE; 0 means no limit.  [default: 10m]",
 )
 @unlock_options
 @debug_option
@@ -224,49 +166,35 @@ def mount(
     /,
     vault: Path,
     mountpoint: Path,
-    option_texts: tuple[str, ...],
-    foreground: bool,
-    quiet: bool,
-    log_file: Path | None,
-    log_size: int | None,
     source: OfferSource,
-    **flags: object,
+    **values: Any,
 ) -> None:
     """Mount VAULT: show its files in the directory MOUNTPOINT.
 
-    VAULT may be a name of the config file; then MOUNTPOINT may be left out.
-    Returns when the files are there. A daemon serves them until `cryptfs umount MOUNTPOINT`.
+    VAULT may be a name from the config file; then you may leave out MOUNTPOINT. The command returns when the
+    files are ready to use. A daemon serves them until `cryptfs umount MOUNTPOINT`.
 
-    If there is no directory MOUNTPOINT, it is made; nobody can write to it while no vault is mounted on it.
+    If MOUNTPOINT does not exist, the command makes it, and nobody can write to it while no vault is mounted
+    on it.
     """
-    from cryptfs.mount.daemon import MOST_LOG, LogTarget
-
     try:
-        changed = remount_options(option_texts)
-        if changed is not None:
-            from cryptfs.mount.mounts import remount
-
-            remount(mountpoint, changed)
-            return
-        options, ours = collect_options(option_texts, flags)
+        changed = remount_options(values["option_texts"])
     except ValueError as error:
         raise click.UsageError(str(error), ctx) from None
-    source = mount_source(source, ours)
-    log_file = log_file or (Path(ours["log_file"]) if "log_file" in ours else None)
-    settings = ctx.ensure_object(Settings)
-    settings.debug = settings.debug or "debug" in ours
-    if log_size is None and "log_size" in ours:
-        log_size = ByteSize().convert(ours["log_size"], None, ctx)
-    most = MOST_LOG if log_size is None else log_size
-    target = LogTarget(log_file.absolute() if log_file else None, settings.debug, most)
+    if changed is not None:
+        from cryptfs.mount.mounts import remount
+
+        remount(mountpoint, changed)
+        return
+    wish = wish_of(ctx, source, values)
     mount_vault(
         vault,
         mountpoint,
-        options,
-        source,
-        target,
-        foreground=foreground or "foreground" in ours,
-        quiet=quiet or "quiet" in ours,
+        wish.options,
+        wish.source,
+        wish.target,
+        foreground=wish.foreground,
+        quiet=wish.quiet,
     )
 
 
@@ -309,7 +237,7 @@ def mount_vault(
     if options.unmount_on:
         Desktop(options.unmount_on, lambda *_: None).close()  # what is missing is said before the passphrase
     require_cipher(config)
-    refuse_locked(vault_dir, read_only=options.read_only)
+    refuse_locked(vault_dir)
     _warn_if_slow(config.cipher)
     _warn_of_limits()
     if target.file is not None:
@@ -327,7 +255,7 @@ def mount_vault(
                 _say_closed(mountpoint, place, read_only=options.read_only)
         problem = hook.run("mount", None) if hook is not None else ""
         if problem:
-            raise CommandError(f"the vault is mounted, but the command of --after-mount: {problem}")
+            raise CommandError(f"the vault is mounted, but there was a problem with --after-mount: {problem}")
 
     def say_in_foreground(made: Made) -> None:
         try:
@@ -382,7 +310,7 @@ def _say_made(mountpoint: Path, made: Made) -> None:
     elif made.is_new:
         warn(
             f"{shown(mountpoint)} is new, but this filesystem cannot protect it: while no vault is mounted "
-            "on it, what programs write there is NOT encrypted"
+            "on it, files that programs write there are NOT encrypted"
         )
 
 

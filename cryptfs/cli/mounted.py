@@ -12,6 +12,7 @@ from click.shell_completion import CompletionItem
 
 from cryptfs.cli.configfile import NamedVault
 from cryptfs.cli.exit_codes import UsageProblem
+from cryptfs.cli.knownvaults import known_vaults
 from cryptfs.cli.params import PathParameter, config_file, shell_word, shown
 
 if TYPE_CHECKING:
@@ -26,11 +27,13 @@ class Mountpoint(PathParameter):
     """
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Besides paths it takes names of the config file."""
+        """Besides paths it takes names: of the config file, and of vaults that were opened before."""
         if isinstance(value, str) and "/" not in value and ctx is not None and not os.path.lexists(value):
             named = config_file(ctx).named(value)
             if named is not None:
                 return _mountpoint_of(named)
+            if (place := _mountpoint_of_known(value)) is not None:
+                return place
         return super().convert(value, param, ctx)
 
     def shell_complete(
@@ -46,14 +49,27 @@ class Mountpoint(PathParameter):
         return [CompletionItem(place) for place in found] or [CompletionItem(incomplete, type="dir")]
 
 
+def _mountpoint_of_known(name: str) -> Path | None:
+    """Where a vault is mounted that `cryptfs open` knows by this name; None if it knows none.
+
+    Raises: UsageProblem: it is not mounted, or there are several mounts.
+    """
+    known = [vault for vault in known_vaults() if vault.name == name and vault.is_dir()]
+    found = [place for vault in known for place in places_of(vault)]
+    if known and not found:
+        raise UsageProblem(f"the vault {shown(known[0])} is not mounted")
+    if len(found) > 1:
+        places = "".join(f"\n  {shown(place)}" for place in found)
+        raise UsageProblem(f"several mounts are of vaults called {shown(name)}; give one:{places}")
+    return found[0] if found else None
+
+
 def _mountpoint_of(named: NamedVault) -> Path:
     """Where a vault of the config file is mounted; if it is not, where it would be.
 
     Raises: UsageProblem: neither, or it has several mountpoints.
     """
-    from cryptfs.mount.mounts import mounts_of
-
-    found = [Path(mount.mountpoint) for mount in mounts_of(named.vault)]
+    found = places_of(named.vault)
     if named.mountpoint is not None and (not found or named.mountpoint in found):
         return named.mountpoint
     if len(found) == 1:
@@ -71,6 +87,15 @@ def _completed(place: str) -> str:
 
 
 MOUNTPOINT = Mountpoint()
+
+
+def places_of(vault: Path) -> list[Path]:
+    """The mountpoints of a vault. A mount whose source was changed (fsname) says by its daemon what it is."""
+    from cryptfs.mount.mounts import absolute, mounts_of
+
+    found = [Path(mount.mountpoint) for mount in mounts_of(vault)]
+    others = [mount for mount in own_mounts() if not os.path.isdir(mount.source)]
+    return found + [Path(mount.mountpoint) for mount in others if vault_of(mount) == str(absolute(vault))]
 
 
 def own_mounts() -> list[Mount]:
@@ -105,4 +130,4 @@ def only_mountpoint(command: str) -> Path:
     lines = [
         f"  cryptfs {command} {shell_word(each.mountpoint)}    ({shown(vault_of(each))})" for each in found
     ]
-    raise UsageProblem("say which mount:\n" + "\n".join(lines))
+    raise UsageProblem("name one of these mounts:\n" + "\n".join(lines))

@@ -96,5 +96,5 @@ def _explaining(place: Path) -> Iterator[None]:
     except (BrokenPipeError, FileExistsError):
         raise
     except OSError as error:
-        former = "; the former file is as it was" if place.is_file() else ""
+        former = "; the old file is unchanged" if place.is_file() else ""
         raise CommandError(f"{shown(place)}: cannot be written: {error.strerror}{former}") from None

@@ -125,6 +125,11 @@ class Cost:
     passes: int | None
     seconds: float | None
 
+    @property
+    def is_given(self) -> bool:
+        """Whether the command line says anything about it."""
+        return (self.memory, self.passes, self.seconds) != (None, None, None)
+
     def choose(self, present: tuple[int, int] | None = None) -> tuple[int, int]:
         """(memory, passes): as given, or measured; else as it is, or the default.
 
@@ -172,7 +177,7 @@ def cost_options(*, memory: str, passes: str) -> Callable[[_Command], _Command]:
             _check_memory(cost.memory)
             if cost.seconds is not None and (cost.memory, cost.passes) != (None, None):
                 raise click.UsageError(
-                    "choose one of --calibrate, and --kdf-memory with --kdf-passes",
+                    "give either --calibrate, or --kdf-memory and --kdf-passes",
                     click.get_current_context(),
                 )
             return function(*args, cost=cost, **kwargs)

@@ -43,6 +43,7 @@ from cryptfs.errors import NoKeyError, WrongPassphraseError
 if TYPE_CHECKING:
     from cryptfs.core.slots.config import VaultConfig
     from cryptfs.core.slots.slot import KeySlot
+    from cryptfs.unlock.carriers.asker import TokenAsker
     from cryptfs.unlock.offer import Offer
 
 MAX_SLOT_ID = 2**32 - 1
@@ -72,6 +73,7 @@ class OfferSource:
     Args: passphrase: where from; asked for only if a slot takes it.
           key_file: a file.   key_file_named_by: '' if an option did, else a variable or credential.
           identity_file: of age, with the identities of public keys.   fido2: ask the tokens.
+          tokens: who asks for them; None is the terminal.
           recovery: words and shares, in place of all the others.
           slot_id: try this slot alone.
           identity: which vault it may be.
@@ -85,6 +87,7 @@ class OfferSource:
     recovery: RecoverySource = field(default_factory=RecoverySource)
     slot_id: int | None = None
     identity: PinChoice = field(default_factory=PinChoice)
+    tokens: TokenAsker | None = None
 
     def without_passphrase(self, config: VaultConfig) -> Offer:
         """All that can be offered without asking a person. Reads files; to be wiped.
@@ -98,7 +101,7 @@ class OfferSource:
         return Offer(
             key_file=None if self.key_file is None else read_key_file(self.key_file),
             identities=() if self.identity_file is None else _read_identities(self.identity_file),
-            tokens=TerminalTokens() if self.fido2 else None,
+            tokens=(self.tokens or TerminalTokens()) if self.fido2 else None,
             slot_id=self.slot_id,
             first=recall(config.vault_id).slot,
             pin=self.identity.pin(),
@@ -186,7 +189,7 @@ _PASSPHRASE_SOURCES: tuple[_Add, ...] = (
     click.option(
         "--askpass",
         metavar="PROGRAM",
-        help="Ask for the passphrase with PROGRAM: it gets the question and prints the answer.",
+        help="Ask for the passphrase with PROGRAM, which gets the question and prints the answer.",
     ),
 )
 _MORE_SOURCES: tuple[_Add, ...] = (
@@ -194,20 +197,20 @@ _MORE_SOURCES: tuple[_Add, ...] = (
         "--keyfile",
         type=PLACE,
         metavar="FILE",
-        help="Offer the key file FILE: alone, or beside a passphrase.",
+        help="Offer the key file FILE: alone, or together with a passphrase.",
     ),
     click.option(
         "--identity",
         type=PLACE,
         metavar="FILE",
-        help="Offer the identities in FILE, an identity file of age.",
+        help="Offer the identities in FILE, an age identity file.",
     ),
-    click.option("--fido2", is_flag=True, help="Ask the FIDO2 tokens that are plugged in."),
+    click.option("--fido2", is_flag=True, help="Offer the FIDO2 tokens that are plugged in."),
     click.option(
         "--slot",
         type=Number(0, MAX_SLOT_ID),
         metavar="ID",
-        help="Try this key slot alone; `cryptfs key list` shows them.",
+        help="Try only this key slot; `cryptfs key list` shows all.",
     ),
 )
 

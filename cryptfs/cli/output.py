@@ -18,7 +18,7 @@ from cryptfs.core.printable import fit_for_terminal, for_vault
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-SCHEMA = 1  # of all JSON; a field that goes or changes its meaning makes it 2, a new one does not
+SCHEMA = 1  # of all JSON; a field that is removed or changes its meaning makes it 2, a new field does not
 _FILLING = re.compile(r" +((?:\x1b\[[0-9;]*m)*)$", re.MULTILINE)
 
 

@@ -132,7 +132,7 @@ class Duration(click.ParamType[float]):
 
 
 class Reasons(click.ParamType[tuple[str, ...]]):
-    """Some of the reasons to unmount, with commas between; completion proposes the others."""
+    """Some of the reasons to unmount, separated by commas; completion proposes the others."""
 
     name = "reasons"
 
@@ -145,7 +145,7 @@ class Reasons(click.ParamType[tuple[str, ...]]):
             return value
         found = reasons(str(value))
         if not set(found) <= set(LEAVE_REASONS):
-            self.fail(f"give some of {', '.join(LEAVE_REASONS)}, with commas between", param, ctx)
+            self.fail(f"give one or more of {', '.join(LEAVE_REASONS)}, separated by commas", param, ctx)
         return found
 
     def shell_complete(
@@ -248,7 +248,7 @@ def config_file(ctx: click.Context) -> ConfigFile:
     return settings.config
 
 
-def _named(ctx: click.Context, text: str) -> NamedVault | None:
+def named_vault(ctx: click.Context, text: str) -> NamedVault | None:
     """The vault that a word of the command line names.
 
     Raises: UsageProblem: it is also a vault in this directory.
@@ -284,7 +284,7 @@ class VaultArgument(click.Argument):
             return super().handle_parse_result(ctx, opts, args)
         given = opts.get(self.name or "")
         name, colon, rest = str(given).partition(":") if self._with_path else (str(given), "", "")
-        named = _named(ctx, name) if isinstance(given, str) else None
+        named = named_vault(ctx, name) if isinstance(given, str) else None
         options = config_file(ctx).options_for(ctx.command.name or "", named)
         defaults = weaker(options, _keys_given(ctx, opts))
         if opts.get("option_texts") and "option_texts" in options and isinstance(opts, dict):
@@ -298,13 +298,13 @@ class VaultArgument(click.Argument):
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Names of vaults, beside files."""
-        found = [] if "/" in incomplete else _names(ctx)
+        found = [] if "/" in incomplete else vault_names(ctx)
         proposed = [CompletionItem(name) for name in found if name.startswith(incomplete)]
         return proposed or super().shell_complete(ctx, incomplete)
 
 
-def _names(ctx: click.Context) -> list[str]:
-    """Names that a shell takes as one word."""
+def vault_names(ctx: click.Context) -> list[str]:
+    """Those of the config file that a shell takes as one word."""
     try:
         return [name for name in config_file(ctx).vaults if shell_word(name) == name]
     except ConfigFileError:

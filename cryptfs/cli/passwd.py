@@ -11,7 +11,7 @@ import click
 
 from cryptfs.cli.commands import command
 from cryptfs.cli.exit_codes import UsageProblem
-from cryptfs.cli.keyslots import find_slot, writing_config
+from cryptfs.cli.keyslots import writing_config
 from cryptfs.cli.newsecret import (
     Cost,
     NewPassphrase,
@@ -32,6 +32,7 @@ from cryptfs.cli.offers import (
 from cryptfs.cli.output import note
 from cryptfs.cli.params import PLACE, Number, debug_option, shown, vault_argument
 from cryptfs.cli.vaults import config_of, require_writable
+from cryptfs.errors import VaultError
 
 if TYPE_CHECKING:
     from cryptfs.core.slots.config import VaultConfig
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
 LEAKED = (
     "If the old passphrase leaked, this does not help: it still opens older copies of cryptfs.json, in "
-    "backups, snapshots and clouds. To end that: cryptfs rekey VAULT"
+    "backups, snapshots and clouds. To prevent that: cryptfs rekey VAULT"
 )
 
 
@@ -53,13 +54,13 @@ LEAKED = (
     "--new-keyfile",
     type=PLACE,
     metavar="FILE",
-    help="For a key slot with passphrase and key file: from now on FILE.  [default: the same file]",
+    help="For a key slot with passphrase and key file: use FILE from now on.  [default: the same file]",
 )
 @click.option(
     "--change-slot",
     type=Number(0, MAX_SLOT_ID),
     metavar="ID",
-    help="Change the forgotten passphrase of key slot ID; you open VAULT by another one.",
+    help="Change the forgotten passphrase of key slot ID; open VAULT with another key.",
 )
 @cost_options(memory="as it is", passes="as they are")
 @debug_option
@@ -71,14 +72,14 @@ def passwd(
     change_slot: int | None,
     cost: Cost,
 ) -> None:
-    """Change the passphrase of VAULT; works while it is mounted.
+    """Change the passphrase of VAULT. This works while VAULT is mounted.
 
-    The passphrase that opens VAULT changes; other key slots stay. Only the wrapping of the masterkey changes;
-    the files stay as they are.
+    The command replaces the passphrase with which you open VAULT. Other key slots, the masterkey and the
+    files stay the same.
 
     If a passphrase leaked, passwd is not enough: an old copy of the vault's config still opens with the old
-    passphrase, until cryptfs rekey changes the masterkey. If you open
-    VAULT by recovery words or shares, its only passphrase changes.
+    passphrase, until cryptfs rekey changes the masterkey. If you open VAULT with recovery words, shares or
+    another key without a passphrase, the command replaces its only passphrase.
     """
     config = config_of(vault)
     require_writable(vault)
@@ -90,7 +91,7 @@ def passwd(
     def change(old: Offer) -> KeySlot:
         opened = which_opens(vault.absolute(), old)
         say_opened(config, opened.slot, opened.spelling)  # before a person thinks up a new one
-        target = _target(config, _meant(config.slots, opened.slot) if change_slot is None else change_slot)
+        target = _target(config, opened.slot, change_slot)
         costs = cost.choose(_cost_of(target))
         again = old if opened.slot is None else replace(old, slot_id=opened.slot.id)
         with contextlib.ExitStack() as stack:
@@ -114,36 +115,14 @@ def passwd(
     )
 
 
-def _meant(slots: list[KeySlot], opened: KeySlot | None) -> int:
-    """The id of the slot to change: the one that opened, or else the only one with a passphrase.
+def _target(config: VaultConfig, opened: KeySlot | None, slot_id: int | None) -> KeySlot:
+    """The slot to change. Raises: UsageProblem: it is not clear which, or it has no passphrase."""
+    from cryptfs.unlock.table import slot_to_change
 
-    Raises: UsageProblem: there are several.
-    """
-    if opened is not None:
-        return opened.id
-    from cryptfs.core.slots.slot import PASSPHRASE
-
-    found = [slot.id for slot in slots if slot.kind == PASSPHRASE]
-    if len(found) != 1:
-        raise UsageProblem(
-            "choose the key slot whose passphrase changes with --change-slot. To list them: "
-            "cryptfs key list VAULT"
-        )
-    return found[0]
-
-
-def _target(config: VaultConfig, slot_id: int) -> KeySlot:
-    """The slot to change. Raises: UsageProblem: there is none, or it has no passphrase."""
-    from cryptfs.core.slots.slot import PASSPHRASE
-    from cryptfs.unlock.keyfile import PASSPHRASE_KEY_FILE
-
-    slot = find_slot(config, slot_id)
-    if slot.kind not in (PASSPHRASE, PASSPHRASE_KEY_FILE):
-        raise UsageProblem(
-            f"{slot_name(slot)} has no passphrase to change. To replace it, add another key with cryptfs "
-            f"key add, then: cryptfs key remove VAULT {slot.id}"
-        )
-    return slot
+    try:
+        return slot_to_change(config, opened, slot_id)
+    except VaultError as error:
+        raise UsageProblem(str(error)) from None
 
 
 def _cost_of(slot: KeySlot) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from cryptfs.errors import CryptfsError
 @command()
 @vault_argument
 @click.argument("paths", metavar="[PATH]...", nargs=-1)
-@click.option("--plain", is_flag=True, help="From paths in the vault directory to those that people see.")
+@click.option("--plain", is_flag=True, help="Turn paths in the vault directory into those that people see.")
 @zero_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @unlock_options
@@ -38,10 +38,10 @@ def path(
     as_json: bool,
     source: OfferSource,
 ) -> ExitCode:
-    """Print which file of the vault directory holds PATH; with --plain, the other way round.
+    """Print the path that PATH has in the vault directory; with --plain, the other way round.
 
-    Without PATH it reads paths from stdin, one a line; with -0 there is a zero byte after each, in and out.
-    Works while VAULT is mounted.
+    Without PATH, the command reads paths from stdin, one on each line. With -0, a zero byte follows each
+    path, in the input and the output. The command works while VAULT is mounted.
     """
     problems = Problems()
     answers = []
@@ -51,6 +51,8 @@ def path(
 
         for each in map(os.fsencode, paths) if paths else _from_stdin(zero=zero):
             try:
+                if b"\0" in each:
+                    raise NotAnEntryError("it has a zero byte; for paths that end in zero bytes, give -0")
                 if plain:
                     found = plain_path(opened, below_vault(vault, os.fsdecode(each)))
                 else:

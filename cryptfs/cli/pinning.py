@@ -26,14 +26,18 @@ PIN_ADDERS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
     click.option(
         "--expect-identity",
         metavar="CODE",
-        help="Refuse every vault but the one whose identity has this code; `cryptfs key test` shows it.",
+        help="Refuse every vault except the one with this identity code; `cryptfs key test` shows the code.",
     ),
     click.option(
         "--accept",
         is_flag=True,
-        help="Take the vault as it is, though this machine has seen another one or a newer config there.",
+        help="Accept the vault, even if this machine has seen another vault or a newer config at this path.",
     ),
-    click.option("--no-pin", is_flag=True, help="Look at no pin, and write none: see --accept."),
+    click.option(
+        "--no-pin",
+        is_flag=True,
+        help="Neither use nor change what this machine remembers about the vault: see --accept.",
+    ),
 )
 
 
@@ -69,7 +73,7 @@ class PinChoice:
         from cryptfs.core.slots.identity import read_code
 
         if self.expected and weaker.expected and read_code(self.expected) != read_code(weaker.expected):
-            raise UsageProblem("two different codes of an identity are given")
+            raise UsageProblem("you gave two different identity codes")
         is_off = (self.is_off or weaker.is_off) and not self.accept
         return PinChoice(self.accept or weaker.accept, is_off, self.expected or weaker.expected)
 

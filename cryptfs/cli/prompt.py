@@ -328,7 +328,15 @@ def _run(words: list[str], option: str, *, asks: bool = False) -> bytes:
     import subprocess
 
     try:
-        with subprocess.Popen(words, stdout=subprocess.PIPE, bufsize=0) as running:
+        with contextlib.ExitStack() as stack:
+            said, before = None, None
+            if asks:
+                from cryptfs.cli.dialogs import end_with_cryptfs, said_by_window
+
+                said, before = stack.enter_context(said_by_window()), end_with_cryptfs
+            running = stack.enter_context(
+                subprocess.Popen(words, stdout=subprocess.PIPE, stderr=said, bufsize=0, preexec_fn=before)
+            )
             assert running.stdout is not None
             raw = read_secret(running.stdout.fileno(), option)
     except OSError as error:
@@ -373,10 +381,10 @@ def _new_from_command(passphrase: bytes) -> bytes:
 
 
 def _from_person(source: PassphraseSource, prompt: str, *, confirm: bool) -> bytes:
-    passphrase = _ask(source, prompt)
+    passphrase = ask_person(source, prompt)
     if confirm and passphrase:
         _warn_if_weak(passphrase, is_typed=True)
-        repeated = _ask(source, f"{prompt}, once more")
+        repeated = ask_person(source, f"{prompt}, once more")
         is_same = repeated == passphrase
         forget(repeated)
         if not is_same:
@@ -385,7 +393,11 @@ def _from_person(source: PassphraseSource, prompt: str, *, confirm: bool) -> byt
     return _composed(passphrase) if confirm else passphrase
 
 
-def _ask(source: PassphraseSource, prompt: str) -> bytes:
+def ask_person(source: PassphraseSource, prompt: str) -> bytes:
+    """What a person types, in a window or at the terminal; it may be empty. To be wiped.
+
+    Raises: PassphraseUnreadableError: nothing.
+    """
     if source.window:
         return _run([word.replace("{question}", prompt) for word in source.window], "the window", asks=True)
     if source.askpass is not None:

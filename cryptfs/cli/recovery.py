@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @debug_option
 @click.pass_context
 def recovery(ctx: click.Context) -> None:
-    """Open a vault without its passphrase: by words or shares on paper.
+    """Open a vault without its passphrase: with words or shares on paper.
 
     They also rebuild a lost vault config, from the file cryptfs.recovery in the vault or a copy of it.
     """
@@ -44,13 +44,13 @@ def _change(vault: Path, offer: Offer, change: Callable[[RecoveryTable], None]) 
     with opened_recovery(vault.absolute(), offer) as table:
         say_opened(table.config, table.opened.slot, table.opened.spelling)
         if table.lost:
-            warn("no recovery record has the words and shares that the vault lists; they open nothing")
+            warn("the vault lists words and shares that no recovery record has; they open nothing")
         change(table)
         try:
             table.save()
         except OSError as error:
             raise ConfigUnwritableError(
-                f"{shown(vault)}: cannot be written: {error.strerror}; one of the old and the new works. "
+                f"{shown(vault)}: cannot be written: {error.strerror}; either the old or the new ones work. "
                 f"To see which: cryptfs recovery list {shell_word(vault)}"
             ) from None
 
@@ -79,11 +79,11 @@ def give_anew(vault: Path, offer: Offer, ended: Sequence[RecoverySecret]) -> Non
             give = give_words if about.kind is RecoveryKind.WORDS else give_shares
             give(held, vault, None)
             table.save()
-        note(f"{shown(vault)} opens by {held.about.name} now.")
+        note(f"{shown(vault)} now opens with {held.about.name}.")
 
 
 def _say_done(vault: Path, held: HeldSecret, ended: list[str]) -> None:
-    note(f"{shown(vault)} opens by {held.about.name} now.")
+    note(f"{shown(vault)} now opens with {held.about.name}.")
     _say_ended(ended)
     note(
         "They need the file cryptfs.recovery of the vault. Keep a copy of it: "
@@ -95,8 +95,8 @@ def _say_ended(ended: list[str]) -> None:
     if ended:
         names = ", ".join(ended)
         note(
-            f"{names[0].upper()}{names[1:]} no longer open it. Older copies of the vault still open by them. "
-            "To end that: cryptfs rekey VAULT"
+            f"{names[0].upper()}{names[1:]} no longer open it. They still open older copies of the vault. "
+            "To prevent that: cryptfs rekey VAULT"
         )
 
 
@@ -104,9 +104,9 @@ _output_option = click.option(
     "--output",
     type=PLACE,
     metavar="FILE",
-    help="Write them into a new file, or for shares into a directory, instead of showing them.",
+    help="Write them to a new file (shares: to a new directory) instead of showing them.",
 )
-_keep_option = click.option("--keep", is_flag=True, help="Let the old ones open the vault as well.")
+_keep_option = click.option("--keep", is_flag=True, help="Let the old ones work as well.")
 
 
 @recovery.command()
@@ -116,9 +116,10 @@ _keep_option = click.option("--keep", is_flag=True, help="Let the old ones open 
 @unlock_options
 @debug_option
 def words(vault: Path, output: Path | None, keep: bool, source: OfferSource) -> None:
-    """Make new recovery words for VAULT; works while it is mounted.
+    """Make new recovery words for VAULT. This works while VAULT is mounted.
 
-    The 24 words are shown once, at a terminal. They open VAULT, and rebuild its config. Old words end.
+    The command shows the 24 words once, at a terminal. They open VAULT, and rebuild its config. Old words
+    stop working.
     """
     require_place(vault, output)
     config = config_of(vault)
@@ -141,8 +142,16 @@ def words(vault: Path, output: Path | None, keep: bool, source: OfferSource) -> 
 
 @recovery.command()
 @vault_argument
-@click.option("--needed", type=Number(2, 16), required=True, metavar="K", help="Shares that open VAULT.")
-@click.option("--of", "count", type=Number(2, 16), required=True, metavar="N", help="Shares to make.")
+@click.option(
+    "--needed",
+    type=Number(2, 16),
+    required=True,
+    metavar="K",
+    help="The number of shares that together open VAULT.",
+)
+@click.option(
+    "--of", "count", type=Number(2, 16), required=True, metavar="N", help="The number of shares to make."
+)
 @_output_option
 @_keep_option
 @unlock_options
@@ -150,12 +159,13 @@ def words(vault: Path, output: Path | None, keep: bool, source: OfferSource) -> 
 def shares(
     vault: Path, needed: int, count: int, output: Path | None, keep: bool, source: OfferSource
 ) -> None:
-    """Make N shares for VAULT, any K of which open it; works while it is mounted.
+    """Make N shares for VAULT. Any K of them open it. This works while VAULT is mounted.
 
-    Give them to people or places. Fewer than K of them say nothing. Old shares end.
+    Give the shares to different people or places. Fewer than K shares reveal nothing. Old shares stop
+    working.
     """
     if needed > count:
-        raise UsageProblem("--needed is at most --of")
+        raise UsageProblem("--needed cannot be larger than --of")
     require_place(vault, output, is_directory=True)
     config = config_of(vault)
     require_writable(vault)
@@ -232,14 +242,14 @@ def _describe(vault: Path) -> dict[str, Any]:
 def list_(vault: Path, as_json: bool) -> None:
     """List the recovery words and shares of VAULT, by their ids.
 
-    Needs no passphrase, so it cannot authenticate what it shows.
+    The command needs no passphrase, so it cannot authenticate the list.
     """
     found = _describe(vault)
     if as_json:
         answer_json(found)
         return
     for each in found["secrets"]:
-        kind = each["kind"] or "words or shares that no record has"
+        kind = each["kind"] or "words or shares that are in no record"
         numbers = f", {each['needed']} of {each['shares']}" if "needed" in each else ""
         click.echo(f"{each['id'][:8]}  {kind}{numbers}")
     if not found["secrets"]:
@@ -257,14 +267,16 @@ def list_(vault: Path, as_json: bool) -> None:
 @recovery.command()
 @vault_argument
 @click.argument("recovery_id", metavar="ID")
-@click.option("--force", is_flag=True, help="Also if they are what opens VAULT now.")
+@click.option("--force", is_flag=True, help="Remove them even if you opened VAULT with them.")
 @unlock_options
 @debug_option
 def remove(vault: Path, recovery_id: str, force: bool, source: OfferSource) -> None:
-    """Remove recovery words or shares from VAULT. ID: the beginning of their id.
+    """Remove recovery words or shares from VAULT. ID is the beginning of their id.
 
-    With the last ones the file cryptfs.recovery goes: then a lost config cannot be rebuilt.
+    If you remove the last ones, the file cryptfs.recovery goes as well, and you cannot rebuild a lost config.
     """
+    if not recovery_id:
+        raise UsageProblem("the ID is empty. To list the ids: cryptfs recovery list VAULT")
     config = config_of(vault)
     require_writable(vault)
 
@@ -275,8 +287,8 @@ def remove(vault: Path, recovery_id: str, force: bool, source: OfferSource) -> N
             names.append(table.remove(recovery_id))
             if table.opened.recovery is not None and table.opened.recovery.name == names[0] and not force:
                 raise VaultError(
-                    f"you opened the vault by {names[0]}. Open it by something else, so that you know "
-                    "another way in, or use --force"
+                    f"you opened the vault by {names[0]}. Open it with another key, so that you can still "
+                    "open it afterwards, or use --force"
                 )
 
         _change(vault, offer, change)
@@ -290,10 +302,11 @@ def remove(vault: Path, recovery_id: str, force: bool, source: OfferSource) -> N
 @click.argument("file", type=PLACE, metavar="FILE")
 @debug_option
 def export(vault: Path, file: Path) -> None:
-    """Copy the recovery record of VAULT to FILE, for a place away from VAULT.
+    """Copy the recovery record of VAULT to FILE, to keep it away from VAULT.
 
-    With the words, or enough shares, it opens VAULT and rebuilds its config; alone it opens nothing. Make a
-    new copy after new words, new shares or an upgrade. FILE may be an older copy, and no other file.
+    Together with the words or enough shares, it opens VAULT and rebuilds its config. Alone, it opens nothing.
+    Make a new copy after new words, new shares or an upgrade. FILE may be an older copy, but no other
+    existing file.
     """
     from cryptfs.core.slots.checks import RECOVERY_NAME
 

@@ -148,7 +148,7 @@ def _typed(prompt: str, count: int, parse: Callable[[bytes], list[str]]) -> list
             try:
                 words += parse(line)
             except MistypedWordsError as error:
-                say(f"That line was not taken: {error}. {error.hint}".rstrip())
+                say(f"cryptfs did not take that line: {error}. {error.hint}".rstrip())
     return words
 
 
@@ -168,7 +168,7 @@ def _typed_shares() -> tuple[bytes, ...]:
             say(f"{error}. Type this share again.")
             continue
         if share.index in found:
-            say("That share is here already; type another one.")
+            say("You typed that share already; type another one.")
         needed = share.member_threshold
         found[share.index] = text
     return tuple(found.values())
@@ -195,7 +195,7 @@ def require_place(vault: Path, output: Path | None, *, is_directory: bool = Fals
         return
     if is_inside(vault, output):
         raise UsageProblem(
-            f"{shown(output)} is in the vault itself: each copy of the vault would open by it. Choose "
+            f"{shown(output)} is in the vault itself, so it would open each copy of the vault. Choose "
             "another place"
         )
     refuse_no_file(output, is_directory=is_directory)

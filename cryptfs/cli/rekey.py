@@ -42,7 +42,7 @@ _BLOCKING = ("stray", "unfinished-adoption")  # what a repair saves by the old m
     type=PLACE,
     metavar="FILE",
     multiple=True,
-    help="Read the passphrase of another key slot that is to stay from FILE. Repeatable.",
+    help="Read from FILE the passphrase of another key slot to keep. Repeatable.",
 )
 @click.option(
     "--slot-keyfile",
@@ -50,17 +50,20 @@ _BLOCKING = ("stray", "unfinished-adoption")  # what a repair saves by the old m
     type=PLACE,
     metavar="FILE",
     multiple=True,
-    help="Use FILE as the key file of key slots that are to stay. Repeatable.",
+    help="Use FILE as the key file of key slots to keep. Repeatable.",
 )
-@click.option("--drop-slots", is_flag=True, help="Do not ask before other key slots are dropped.")
-@click.option("--set-aside", is_flag=True, help="Go on if VAULT has damage, and set aside what is damaged.")
+@click.option("--drop-slots", is_flag=True, help="Remove other key slots without asking.")
 @click.option(
-    "--take-over", is_flag=True, help="Go on with a change that another machine began and will not finish."
+    "--set-aside", is_flag=True, help="Continue if VAULT has damage, and set damaged entries aside."
+)
+@click.option(
+    "--take-over", is_flag=True, help="Continue a change that another machine began and will not finish."
 )
 @click.option(
     "--no-recovery",
     is_flag=True,
-    help="Make no recovery words or shares for those that end. Only a person at a terminal gets them.",
+    help="Make no recovery words or shares in place of the old ones. Without a terminal, rekey makes none "
+    "anyway.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @unlock_options
@@ -78,30 +81,32 @@ def rekey(
     as_json: bool,
     source: OfferSource,
 ) -> ExitCode:
-    """Change the masterkey of VAULT: seal everything in it again.
+    """Change the masterkey of VAULT: encrypt everything in it again.
 
-    Do this if a passphrase, a key file or the masterkey leaked together with a copy of VAULT: cryptfs passwd
-    and the removal of a key slot do not help then. Copies of VAULT from before stay readable by the old keys.
+    Do this if a passphrase, a key file or the masterkey leaked together with a copy of VAULT. In this case,
+    cryptfs passwd and cryptfs key remove do not help. The old keys still open copies of VAULT that were made
+    before.
 
-    Unmount VAULT first, on every machine that has it, and let sync clients finish. Only key slots whose
-    passphrase or file you give stay; cryptfs lists the others and asks. Recovery words and shares end; at a
-    terminal you get new ones. Files are replaced one by one, which takes room for the largest of them. You
-    can stop this at any time; nothing else opens VAULT until you run it again and it is through.
+    Unmount VAULT first, on every machine that has it, and let sync clients finish. The command keeps only key
+    slots whose passphrase or file you give; it lists the others and asks. Old recovery words and shares stop
+    working; at a terminal you get new ones. The command replaces files one by one, and needs free space for
+    the largest file. You can stop this at any time. Then no other command opens VAULT until you run this
+    again and it finishes.
 
-    Exit code 26: something did not authenticate, and was not sealed again.
+    Exit code 26: something did not authenticate, and was not encrypted again.
     """
     from cryptfs.mount.mounts import absolute
     from cryptfs.mount.resources import claim_resources
     from cryptfs.rekey.begin import refuse_unready
 
     config = config_of(vault, rekeying=True)
-    refuse_locked(vault, read_only=False)
+    refuse_locked(vault)
     require_writable(vault)
     leave_to_findings(ctx)
     claim_resources()
     place = absolute(vault)
     if config.is_rekeying:
-        note(f"A change of the masterkey of {shown(vault)} was interrupted; it goes on now.")
+        note(f"A change of the masterkey of {shown(vault)} was interrupted; it continues now.")
     else:
         refuse_unready(config)
     others = [PassphraseSource(passfile=each) for each in slot_passfiles]
@@ -111,7 +116,9 @@ def rekey(
 
     def use(first: Offer) -> tuple[VaultConfig, Report]:
         if first.takes_record:
-            raise UsageProblem("open the vault by a key slot that is to stay: recovery words and shares end")
+            raise UsageProblem(
+                "open the vault with a key slot to keep: recovery words and shares stop working"
+            )
         if not config.is_rekeying:
             with contextlib.ExitStack() as stack:
                 more = [stack.enter_context(passphrase_of(each)) for each in others]
@@ -156,7 +163,7 @@ def _give_anew(vault: Path, offer: Offer, ended: Sequence[RecoverySecret], *, as
     from cryptfs.unlock.recovering import some_words
 
     if not ended and asks and stdin_is_terminal():
-        question = "If the vault had recovery words or shares, they have ended. Make new words now?"
+        question = "If the vault had recovery words or shares, they no longer work. Make new words now?"
         ended = [some_words()] if click.confirm(question, default=True, err=True) else []
     hint = f"To make some, while you can still open the vault: cryptfs recovery words {shell_word(vault)}"
     if not ended:
@@ -165,9 +172,7 @@ def _give_anew(vault: Path, offer: Offer, ended: Sequence[RecoverySecret], *, as
     try:
         give_anew(vault, offer, ended)
     except (PassphraseUnreadableError, KeyboardInterrupt, click.Abort) as error:
-        warn(
-            f"the masterkey is changed, but the last recovery words or shares shown are not in force. {hint}"
-        )
+        warn(f"the masterkey is changed, but the recovery words or shares shown last do not work. {hint}")
         if not isinstance(error, PassphraseUnreadableError):
             raise
 
@@ -229,9 +234,9 @@ def _refuse_damage(place: Path, opened: Vault) -> None:
     if len(found) > _SHOWN:
         say(f"and {len(found) - _SHOWN} more")
     raise VaultError(
-        f"{shown(place)} has damage, which a repair can mend only before the masterkey changes. First run: "
-        f"cryptfs fsck --repair --deep {shell_word(place)}. Or set it aside with --set-aside, as it is: it "
-        "cannot be mended later"
+        f"{shown(place)} has damage. A repair can fix it only before the masterkey changes. First run: "
+        f"cryptfs fsck --repair --deep {shell_word(place)}. Or set the damaged entries aside with "
+        "--set-aside; a later repair cannot fix them"
     )
 
 
@@ -248,7 +253,7 @@ def _confirm(plan: SlotPlan, recovery: int, *, drop_slots: bool) -> None:
         )
     if not plan.dropped:
         return
-    say("These key slots go, since you did not give their keys:")
+    say("cryptfs will remove these key slots, because you did not give their keys:")
     for slot in plan.dropped:
         label = f" {slot.label!r}" if slot.label else ""
         say(f"  {slot.id}  {slot.kind}{label}")
@@ -256,10 +261,10 @@ def _confirm(plan: SlotPlan, recovery: int, *, drop_slots: bool) -> None:
         return
     if not (sys.stdin is not None and sys.stdin.isatty()):
         raise UsageProblem(
-            "give their keys with --slot-passfile or --slot-keyfile, or let them go with --drop-slots; "
+            "give their keys with --slot-passfile or --slot-keyfile, or remove them with --drop-slots; "
             "nothing was changed"
         )
-    if not click.confirm("Go on without them?", err=True):
+    if not click.confirm("Continue without them?", err=True):
         raise VaultError("nothing was changed")
 
 
@@ -283,10 +288,10 @@ def _go_on(place: Path, offer: Offer, *, take_over: bool, as_json: bool) -> tupl
             return go_on(place, offer, report, take_over=take_over), report
         except OSError as error:
             if error.errno in NO_ROOM:
-                raise CommandError(f"{no_room(place)}, and run this again: what is done stays done") from None
+                raise CommandError(f"{no_room(place)}, and run this again: it then continues") from None
             raise
         except KeyboardInterrupt:
-            say(f"Nothing is lost. To go on: cryptfs rekey {shell_word(place)}")
+            say(f"Nothing is lost. To continue: cryptfs rekey {shell_word(place)}")
             raise
 
 
@@ -319,15 +324,18 @@ def _say(vault: Path, report: Report, code: str) -> None:
     if len(report.damages) > _SHOWN:
         warn(f"and {len(report.damages) - _SHOWN} more. To list all: cryptfs fsck --deep {shell_word(vault)}")
     note(
-        f"The masterkey of {shown(vault)} is changed. Sealed under the new one: {_counted(report.files)}, "
+        f"The masterkey of {shown(vault)} is changed. Encrypted with the new one: {_counted(report.files)}, "
         f"{report.size / 10**6:,.1f} MB."
     )
-    note(f"Its identity is {code} now. Other machines refuse the vault until you give --accept there once.")
     note(
-        "Copies of the vault from before (backups, snapshots, versions in a cloud) stay readable by the old "
-        "keys: delete those that you do not need."
+        f"The identity of the vault is {code} now. Other machines refuse the vault until you give --accept "
+        "there once."
     )
     note(
-        "An older manifest cannot be compared with the vault. To make a new one: "
-        f"cryptfs snapshot {shell_word(vault)} FILE"
+        "Copies of the vault from before (backups, snapshots, old versions in a cloud) still open with the "
+        "old keys: delete those that you do not need."
+    )
+    note(
+        "You cannot compare the vault with an older manifest. To make a new one: cryptfs snapshot "
+        f"{shell_word(vault)} FILE"
     )

@@ -102,9 +102,9 @@ def snapshot(
 ) -> None:
     """Write a manifest of VAULT: a record of its state now, for `cryptfs verify` later.
 
-    Keep the manifest in a place that an attacker on VAULT cannot write to. It is encrypted, needs the
-    passphrase of VAULT, and holds no content: some 150 bytes for each file. Works while VAULT is mounted, and
-    writes nothing there.
+    Keep the manifest in a place to which an attacker on VAULT cannot write. It is encrypted, opens with the
+    passphrase of VAULT, and contains no file content: about 150 bytes for each file. The command works while
+    VAULT is mounted, and writes nothing there.
     """
     if output is None and sys.stdout.isatty():
         raise UsageProblem("the manifest is binary: redirect stdout to a file, or use --output FILE")
@@ -140,8 +140,8 @@ def _check_output(vault: Path, output: Path, *, replace: bool) -> None:
     place = absolute(output)
     if is_inside(vault, output):
         raise UsageProblem(
-            f"{shown(output)} is in the vault itself: with an old vault comes an old manifest. "
-            "Choose a place elsewhere"
+            f"{shown(output)} is in the vault itself, so an old copy of the vault would contain an old "
+            "manifest. Choose a place elsewhere"
         )
     refuse_no_file(output)
     if not place.is_file() or not place.stat().st_size:
@@ -174,9 +174,9 @@ def verify(
     as_json: bool,
     source: OfferSource,
 ) -> ExitCode:
-    """Say what became of VAULT since `cryptfs snapshot` wrote MANIFEST.
+    """Say how VAULT has changed since `cryptfs snapshot` wrote MANIFEST.
 
-    "rolled-back", "replaced" and "copied" mean that somebody without a key changed VAULT: no program on a
+    "rolled-back", "replaced" and "copied" mean that somebody changed VAULT without a key; no program on a
     mount can do that. "deleted", "added", "moved" and "changed" may be your own work. Works while VAULT is
     mounted.
 

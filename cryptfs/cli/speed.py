@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cryptfs.cli.benchmark import Benchmark, RawResult, Result
 
 _MIN_SIZE = 1 << 20
+_COPIES = 3  # of --size, in memory
 _BUSY = 0.5  # load average: more than half a processor
 
 
@@ -74,7 +75,7 @@ def _show(report: dict[str, Any]) -> None:
     )
     if not report["python"]["pgo"]:
         screen.print(
-            f"Python {report['python']['version']} was built without PGO: the ciphers do not notice, "
+            f"Python {report['python']['version']} was built without PGO. This does not slow the ciphers, "
             "but a mount needs more processor time"
         )
     for cipher in dict.fromkeys(row["cipher"] for row in report["results"]):
@@ -143,10 +144,16 @@ def speed(ctx: click.Context, size: int, repeat: int, threads: int | None, as_js
     limit for a mount on one thread.
     """
     from cryptfs.cli.benchmark import Benchmark
+    from cryptfs.unlock.unlocking import available_memory
     from cryptfs.vfs.content.cipherpool import usable_cores
 
     if size < _MIN_SIZE:
         raise click.BadParameter("must be at least 1m", ctx, param_hint="--size")
+    if size * _COPIES > available_memory():
+        free = f"{available_memory() >> 20:,} MiB are free"
+        raise click.BadParameter(
+            f"needs {size * _COPIES >> 20:,} MiB of memory; {free}", ctx, param_hint="--size"
+        )
     workers = max(2, usable_cores()) if threads is None else threads
     load = os.getloadavg()[0]
     if load > _BUSY:

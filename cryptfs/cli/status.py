@@ -48,7 +48,7 @@ def bytes_text(size: float) -> str:
 
 
 def duration_text(seconds: float) -> str:
-    """'42 s', '3 min 5 s', '2 h 10 min', '4 d 1 h'."""
+    """'42 s', '3 min 5 s', '10 min', '2 h 10 min', '4 d 1 h'."""
     whole = int(seconds)
     for size, unit, small, small_size in (
         (86_400, "d", "h", 3600),
@@ -56,7 +56,8 @@ def duration_text(seconds: float) -> str:
         (60, "min", "s", 1),
     ):
         if whole >= size:
-            return f"{whole // size} {unit} {whole % size // small_size} {small}"
+            rest = whole % size // small_size
+            return f"{whole // size} {unit}" + (f" {rest} {small}" if rest else "")
     return f"{whole} s"
 
 
@@ -107,6 +108,8 @@ def _heading(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
             shown(python["version"]) + ("" if python["pgo"] else ", built without PGO: it is slower"),
         )
     yield "up for", f"{duration_text(found['uptime_seconds'])}, {processor}"
+    if unmounts := _unmounts(found.get("unmounts", {})):
+        yield "unmounts", unmounts
     if memory := found["memory"]:
         now, highest = (bytes_text(memory.get(name, 0)) for name in ("resident", "highest"))
         yield "memory", f"{now} resident, {highest} at its highest"
@@ -116,6 +119,23 @@ def _heading(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "directory cache", f"{cache['hits']:,} of {counted(looked, 'lookups')} hit"
 
 
+def _unmounts(told: dict[str, Any]) -> str:
+    """When the mount goes by itself; '' if nobody asked for that, or the daemon is of an older cryptfs."""
+    parts = []
+    if (seconds := told.get("idle_seconds")) is not None:
+        left = told["idle_left_seconds"]
+        when = "; something is open now" if left is None else f": in {duration_text(left)}"
+        parts.append(f"after {duration_text(seconds)} without use{when}")
+    if reasons := told.get("on"):
+        text = f"on {', '.join(map(shown, reasons))}"
+        if told["waiting"]:
+            text += ": as soon as no program uses it"
+        elif told["detach_busy"]:
+            text += ", even if programs use it"
+        parts.append(text)
+    return "; ".join(parts)
+
+
 def finding_lines(found: dict[str, Any], most: int | None = None) -> Iterator[str]:
     """What the mount found to be wrong, the newest first; a line for each, by cipher path.
 
@@ -123,11 +143,11 @@ def finding_lines(found: dict[str, Any], most: int | None = None) -> Iterator[st
     """
     findings = found.get("findings", [])  # a daemon of an older cryptfs has none
     if not findings:
-        yield "Nothing was found to be wrong."
+        yield "No problems were found."
         return
     dropped = found.get("findings_dropped", 0)
     older = f"; {dropped:,} older ones are not kept" if dropped else ""
-    yield f"Found to be wrong, the newest first (cipher paths{older}):"
+    yield f"Problems, the newest first (paths in the vault directory{older}):"
     for each in findings[:most]:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(each["last"]))
         where = shown(each["path"]) if each["path"] else ""
@@ -157,13 +177,19 @@ def render(found: dict[str, Any], before: dict[str, Any] | None = None) -> Rende
 
 
 def watch(mountpoint: Path, interval: float, *, as_json: bool) -> None:
-    """Look again and again until the mount is gone or somebody presses Ctrl-C."""
+    """Look again and again until the mount is gone or somebody presses Ctrl-C.
+
+    On a terminal each look takes the place of the one before; elsewhere each is text of its own.
+    """
     found, before = ask(mountpoint), None
-    if as_json:
+    if as_json or not console().is_terminal:
         while True:
-            answer_json(_with_shown_paths(found), indent=None)
+            if as_json:
+                answer_json(_with_shown_paths(found), indent=None)
+            else:
+                show_all(found, before)
             time.sleep(interval)
-            found = ask(mountpoint)
+            found, before = ask(mountpoint), found
     from rich.console import Group
     from rich.live import Live
     from rich.text import Text
@@ -176,35 +202,48 @@ def watch(mountpoint: Path, interval: float, *, as_json: bool) -> None:
             found, before = ask(mountpoint), found
 
 
+def show_all(found: dict[str, Any], before: dict[str, Any] | None = None) -> None:
+    """The numbers and all findings, as text; with `before`, an empty line ahead of them."""
+    if before is not None:
+        click.echo()
+    show(render(found, before))
+    click.echo()
+    for line in finding_lines(found):
+        click.echo(line)
+
+
 @command()
 @click.argument("mountpoint", type=MOUNTPOINT, metavar="[MOUNTPOINT]", required=False)
 @click.option("-w", "--watch", "watching", is_flag=True, help="Show it live, until Ctrl-C.")
 @click.option(
     "--interval",
     type=Seconds(0.1, 3600),
-    default=1.0,
     metavar="SECONDS",
-    help="How often --watch looks.  [default: 1]",
+    help="Time between two looks of --watch.  [default: 1]",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON; with --watch a line for each look.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; with --watch, a line for each look.")
 @debug_option
-def status(mountpoint: Path | None, watching: bool, interval: float, as_json: bool) -> None:
+@click.pass_context
+def status(
+    ctx: click.Context, mountpoint: Path | None, watching: bool, interval: float | None, as_json: bool
+) -> None:
     """Show the work of the mount at MOUNTPOINT, and the damage that it found in the vault.
 
-    Without MOUNTPOINT it takes the only mount, or lists all. It shows operations, bytes, errors, open files,
-    memory, and the last 64 findings by their cipher paths. Only root and the user who mounted the vault can
-    see it. It shows no file names.
+    Without MOUNTPOINT, the command shows the only mount, or lists all mounts. In place of MOUNTPOINT, you can
+    give the name of a vault: one from the config file, or of a vault that was opened before.
+
+    The command shows operations, bytes, errors, open files, memory, when cryptfs unmounts the vault by
+    itself, and the last 64 findings, with their paths in the vault directory. It shows no readable file
+    names. Only root and the user who mounted the vault can see this.
     """
+    if interval is not None and not watching:
+        raise click.UsageError("--interval works only with --watch", ctx)
     if mountpoint is None:
         mountpoint = only_mountpoint("status")
     if watching:
         with contextlib.suppress(KeyboardInterrupt):  # how it is meant to end
-            watch(mountpoint, interval, as_json=as_json)
+            watch(mountpoint, 1.0 if interval is None else interval, as_json=as_json)
     elif as_json:
         answer_json(_with_shown_paths(ask(mountpoint)))
     else:
-        found = ask(mountpoint)
-        show(render(found))
-        click.echo()
-        for line in finding_lines(found):
-            click.echo(line)
+        show_all(ask(mountpoint))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ import click
 from cryptfs.cli.commands import command
 from cryptfs.cli.exit_codes import CommandError, ExitCode, UsageProblem
 from cryptfs.cli.inside import Problems, opened_inside
+from cryptfs.cli.interrupts import ends_in_order
 from cryptfs.cli.offers import OfferSource, unlock_options
 from cryptfs.cli.output import console, note, say, warn
 from cryptfs.cli.params import PLACE, Decorated, debug_option, shown, vault_path_argument
@@ -21,8 +23,14 @@ from cryptfs.cli.progress import progress_bar
 from cryptfs.cli.vaults import is_inside
 
 if TYPE_CHECKING:
-    from cryptfs.transfer.copying import Copied
+    from cryptfs.transfer.copying import TreeCopy
+    from cryptfs.transfer.entrycopy import Copied
+    from cryptfs.transfer.pathvault import PathVault
     from cryptfs.transfer.plainside import PlainDirectory
+    from cryptfs.transfer.shares import Base
+    from cryptfs.transfer.sides import From, Side, To
+
+_ENOUGH = 64 << 20  # from this much work on processes are worth their start; as `work_of` counts
 
 
 class VaultPath(click.ParamType[tuple[Path, str]]):
@@ -38,7 +46,7 @@ class VaultPath(click.ParamType[tuple[Path, str]]):
         text = str(value)
         places = [at for at, letter in enumerate(text) if letter == ":"]
         borders = [len(text), *places]
-        border = next((at for at in borders if at and Path(text[:at]).is_dir()), (*places, len(text))[0])
+        border = next((at for at in borders if at and os.path.isdir(text[:at])), (*places, len(text))[0])
         if not border:
             self.fail("the path of the vault is empty", param, ctx)
         return Path(text[:border]), text[border + 1 :]
@@ -49,8 +57,8 @@ def copy_options(function: Decorated) -> Decorated:
     for add in (
         debug_option,
         unlock_options,
-        click.option("--verify", is_flag=True, help="Read again what was written, and compare."),
-        click.option("--overwrite", is_flag=True, help="Replace files that are there and differ."),
+        click.option("--verify", is_flag=True, help="Read the written files again, and compare."),
+        click.option("--overwrite", is_flag=True, help="Replace existing files that differ."),
         click.option("-q", "--quiet", is_flag=True, help="Say nothing if all is well."),
     ):
         function = add(function)
@@ -71,22 +79,25 @@ def export(
     verify: bool,
     source: OfferSource,
 ) -> ExitCode:
-    """Copy PATH in VAULT, by default everything, out of it: DEST becomes the copy.
+    """Copy PATH out of VAULT: DEST becomes the copy. Without PATH, copy everything.
 
-    A file goes into DEST if that is a directory. Times, modes, extended attributes, ACLs, links and holes are
-    kept, and owners by root. It passes over files that are there with the same size and time: so repeat a run
-    that was interrupted. It replaces no others without --overwrite.
+    If PATH is a file and DEST a directory, the copy goes into DEST. It keeps times, modes, extended
+    attributes, ACLs, links and holes, and owners if root runs the command. The command skips files that are
+    already there with the same size and time, so you can repeat an interrupted run. It replaces other files
+    only with --overwrite.
 
-    Damaged entries are reported and not copied; the exit code is 26 then.
+    The command reports damaged entries and does not copy them; the exit code is then 26.
     """
     vault, path = source_path
     if is_inside(vault, target):
         raise UsageProblem(f"{shown(target)} is in the vault itself, or in its mountpoint")
     problems = Problems()
-    with opened_inside(ctx, vault, source) as opened, _progress() as (progress, expect):
-        from cryptfs.transfer.copying import TreeCopy, work_of
+    with ends_in_order(), opened_inside(ctx, vault, source, start=False) as opened:
+        from cryptfs.transfer.copying import TreeCopy
+        from cryptfs.transfer.entrycopy import Copied
         from cryptfs.transfer.fileio import errors_of
         from cryptfs.transfer.plainside import PlainSide
+        from cryptfs.transfer.shares import Base
         from cryptfs.transfer.vaultside import VaultSide
 
         with errors_of(f"{vault}:{path}"):
@@ -94,15 +105,14 @@ def export(
             st = opened.tree.stat(*found).st
         is_directory = stat.S_ISDIR(st.st_mode)
         where, name = _plain_place(target, None if is_directory else found.name)
-        plain = PlainSide(where)
+        plain, progress = PlainSide(where), Copied()
         work = TreeCopy(
             VaultSide(opened, problems), plain, problems, progress, overwrite=overwrite, verify=verify
         )
         # Another side: names that do not authenticate are reported once.
         counted = VaultSide(opened, lambda *_: None)
-        expect(lambda: work_of(counted, *found))
-        with goes_on_with_room(target):
-            work.run(*found, where, name, os.fsencode(path).strip(b"/"))
+        with goes_on(target):
+            _run(work, opened, counted, Base(*found, where, name, os.fsencode(path).strip(b"/")), progress)
             plain.sync()
     return _end(progress, problems, "Exported", quiet=quiet, verify=verify)
 
@@ -121,11 +131,12 @@ def import_(
     verify: bool,
     source: OfferSource,
 ) -> ExitCode:
-    """Copy SRC into VAULT: PATH, by default the root, becomes the copy.
+    """Copy SRC into VAULT: PATH becomes the copy. Without PATH, the root of the vault does.
 
-    A file goes into PATH if that is a directory. Times, modes, owners, extended attributes, ACLs, links and
-    holes are kept; the root of the vault keeps its own. It passes over files that are there with the same
-    size and time: so repeat a run that was interrupted. It replaces no others without --overwrite.
+    If SRC is a file and PATH a directory, the copy goes into PATH. It keeps times, modes, owners, extended
+    attributes, ACLs, links and holes; the root of the vault keeps its own. The command skips files that are
+    already there with the same size and time, so you can repeat an interrupted run. It replaces other files
+    only with --overwrite.
     """
     vault, path = target_path
     if is_inside(vault, origin):
@@ -135,10 +146,12 @@ def import_(
     except OSError as error:
         raise CommandError(f"{shown(origin)}: {error.strerror}") from None
     problems = Problems()
-    with opened_inside(ctx, vault, source, write=True) as opened, _progress() as (progress, expect):
-        from cryptfs.transfer.copying import TreeCopy, work_of
+    with ends_in_order(), opened_inside(ctx, vault, source, write=True, start=False) as opened:
+        from cryptfs.transfer.copying import TreeCopy
+        from cryptfs.transfer.entrycopy import Copied
         from cryptfs.transfer.fileio import errors_of
         from cryptfs.transfer.plainside import PlainDirectory, PlainSide
+        from cryptfs.transfer.shares import Base
         from cryptfs.transfer.vaultside import VaultSide
 
         absolute = Path(os.path.abspath(origin))  # a symlink at its end stays one
@@ -149,14 +162,10 @@ def import_(
             inside = os.path.join(inside, name)
         with errors_of(f"{vault}:{path}"):
             found = opened.places.find(inside, follow=stat.S_ISDIR(st.st_mode))
-        side = VaultSide(opened, problems)
-        work = TreeCopy(
-            *(PlainSide(where), side, problems, progress),
-            overwrite=overwrite, verify=verify,
-        )  # fmt: skip
-        expect(lambda: work_of(PlainSide(where), where, name))
-        with goes_on_with_room(vault):
-            work.run(where, name, *found, inside)
+        plain, side, progress = PlainSide(where), VaultSide(opened, problems), Copied()
+        work = TreeCopy(plain, side, problems, progress, overwrite=overwrite, verify=verify)
+        with goes_on(vault):
+            _run(work, opened, plain, Base(where, name, *found, inside), progress)
             side.sync()
     return _end(progress, problems, "Imported", quiet=quiet, verify=verify)
 
@@ -177,27 +186,50 @@ def _plain_place(target: Path, name: bytes | None) -> tuple[PlainDirectory, byte
         raise CommandError(f"{shown(absolute.parent)}: {error.strerror}") from None
 
 
+def _run(
+    work: TreeCopy[From, To], opened: PathVault, counted: Side[From], base: Base[From, To], progress: Copied
+) -> None:
+    """Copy, with workers if there is enough to do. counted: the source, to look how much that is."""
+    from cryptfs.transfer.copying import work_of
+    from cryptfs.transfer.waiting import crew_size
+    from cryptfs.vfs.beside import beside, prepare
+    from cryptfs.vfs.content.cipherpool import usable_cores
+
+    with contextlib.closing(work):
+        count = crew_size(usable_cores())
+        if count and work_of(counted, base.source, base.name, _ENOUGH) >= _ENOUGH and prepare(opened):
+            work.hire(count, base, lambda: beside(opened))
+        opened.start()  # its threads come after the forks, and so does that of the progress bar
+        with _progress(progress) as expect:
+            expect(lambda: work_of(counted, base.source, base.name))
+            work.run(*base)
+
+
 @contextlib.contextmanager
-def goes_on_with_room(place: Path) -> Iterator[None]:
-    """Around a copy. Raises: CommandError: the disk of its target is full."""
+def goes_on(place: Path) -> Iterator[None]:
+    """Around a copy. Raises: CommandError: the disk of its target is full, or a worker died."""
     from cryptfs.storage.libc import NO_ROOM
+    from cryptfs.transfer.waiting import WorkerDiedError
 
     try:
         yield
+    except WorkerDiedError as error:
+        raise CommandError(
+            f"{error}. The files that it copied are complete. Repeat the command: it continues"
+        ) from None
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
         raise CommandError(
-            f"{shown(place)}: its disk is full. Free some space there, then repeat the command: it goes on"
+            f"{shown(place)}: its disk is full. Free some space there, then repeat the command: it continues"
         ) from None
 
 
 @contextlib.contextmanager
-def _progress() -> Iterator[tuple[Copied, Callable[[Callable[[], int]], None]]]:
-    """A count for the work, and a function that takes the total, for which it asks on a terminal only."""
-    from cryptfs.transfer.copying import Copied
-
-    with progress_bar(console(stderr=True), "0 entries") as bar:
+def _progress(progress: Copied) -> Iterator[Callable[[Callable[[], int]], None]]:
+    """A bar for the work; a function that takes the total, for which it asks on a terminal only."""
+    screen = console(stderr=True) if sys.stderr.isatty() else None  # else nobody needs what it loads
+    with progress_bar(screen, "0 entries") as bar:
 
         def tell(progress: Copied) -> None:
             if bar.is_due():
@@ -207,13 +239,14 @@ def _progress() -> Iterator[tuple[Copied, Callable[[Callable[[], int]], None]]]:
             if bar.is_drawn:
                 bar.expect(total())
 
-        yield Copied(tell), expect
+        progress.tell = tell
+        yield expect
 
 
 def _end(progress: Copied, problems: Problems, did: str, *, quiet: bool, verify: bool) -> ExitCode:
     for attribute, count in sorted(progress.lost.items()):
         files = "1 file" if count == 1 else f"{count:,} files"
-        warn(f"the attribute {shown(attribute)} of {files} cannot be kept there")
+        warn(f"the target cannot keep the attribute {shown(attribute)} of {files}")
     if not quiet or problems.told:
         parts = [f"{did} {progress.entries:,} {'entry' if progress.entries == 1 else 'entries'}"]
         parts += [f"{progress.present:,} were there already"] * bool(progress.present)

@@ -21,22 +21,24 @@ if TYPE_CHECKING:
 @command()
 @click.argument("mountpoint", type=MOUNTPOINT, metavar="[MOUNTPOINT]", required=False)
 @click.option("-a", "--all", "everything", is_flag=True, help="Unmount all vaults that you mounted.")
-@click.option("-z", "--lazy", is_flag=True, help="Take the mount away now; programs keep their open files.")
+@click.option("-z", "--lazy", is_flag=True, help="Unmount now; programs keep their open files.")
 @click.option("--no-hook", is_flag=True, help="Do not run the command of mount --before-unmount.")
 @click.option(
     "--restore",
     is_flag=True,
-    help="Make a MOUNTPOINT that cryptfs made an ordinary directory, which can be written to and removed.",
+    help="Turn a MOUNTPOINT that cryptfs made into an ordinary directory, so that you can write to it and "
+    "remove it.",
 )
 @debug_option
 def umount(mountpoint: Path | None, everything: bool, lazy: bool, no_hook: bool, restore: bool) -> None:
     """Unmount MOUNTPOINT and wait until its vault is closed.
 
-    Without MOUNTPOINT it takes the only mount, or lists all.
+    Without MOUNTPOINT, the command unmounts the only mount, or lists all mounts. In place of MOUNTPOINT, you
+    can give the name of a vault: one from the config file, or of a vault that was opened before.
 
     When this returns, everything is written, and you can mount the vault again, copy it or move it. If
-    something keeps the vault open (a bind mount, a container with the mount, an open file), this names it
-    and waits for up to two minutes.
+    something keeps the vault open (a bind mount, a container with the mount, an open file), the command names
+    it and waits for up to two minutes.
     """
     from cryptfs.mount.mounts import absolute, mount_at
 
@@ -48,7 +50,7 @@ def umount(mountpoint: Path | None, everything: bool, lazy: bool, no_hook: bool,
         return
     if restore:
         if mountpoint is None:
-            raise UsageProblem("say which directory: cryptfs umount --restore MOUNTPOINT")
+            raise UsageProblem("name a directory: cryptfs umount --restore MOUNTPOINT")
         mountpoint = absolute(mountpoint)
         found = mount_at(mountpoint)
         if found is not None and found.is_cryptfs:
@@ -83,12 +85,12 @@ def _wait(closing: Closing, *, lazy: bool) -> None:
     from cryptfs.mount.mounts import wait_until
 
     if not lazy:
-        wait_closed(closing, lambda text: say(f"{text}\nWaiting for that; Ctrl-C ends the waiting only."))
+        wait_closed(closing, lambda text: say(f"{text}\nWaiting for that; Ctrl-C ends only the waiting."))
     elif not wait_until(lambda: not closing.is_open(), SAY_AFTER):
         lines = find_keepers(closing.mount.device).lines()
         who = ":\n  " + "\n  ".join(lines) if lines else ""
         gone = f"{shown(closing.mount.mountpoint)} is gone"
-        say(f"{gone}; the vault closes when the last program lets go of its files{who}")
+        say(f"{gone}; the vault closes when the last program closes its files{who}")
 
 
 def _unmount_all(*, lazy: bool, run_hook: bool) -> None:
@@ -127,5 +129,11 @@ def _restore(mountpoint: Path) -> None:
     other = mount_at(mountpoint)
     if other is not None:
         raise MountError(f"{shown(mountpoint)}: a mount of type {other.fs_type} is there; unmount that first")
+    if not mountpoint.is_dir():
+        reason = "is not a directory" if os.path.lexists(mountpoint) else "does not exist"
+        raise MountError(f"{shown(mountpoint)} {reason}")
     ownmountpoint.restore(mountpoint)
-    note(f"{shown(mountpoint)} is an ordinary directory now: what programs write there is NOT encrypted.")
+    note(
+        f"{shown(mountpoint)} is an ordinary directory now: files that programs write there are NOT "
+        "encrypted."
+    )

@@ -34,12 +34,12 @@ if TYPE_CHECKING:
     type=PLACE,
     metavar="FILE",
     multiple=True,
-    help="If VAULT has several key slots: read the passphrase of another slot from FILE. Repeatable.",
+    help="If VAULT has several key slots: read from FILE the passphrase of another slot. Repeatable.",
 )
 @click.option(
     "--delta-journal",
     is_flag=True,
-    help="Also write small changes of a file to the journal as they are: for databases and logs.",
+    help="Also write only the changed part of a chunk to the journal: for databases and logs.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @unlock_options
@@ -53,20 +53,19 @@ def upgrade(
 ) -> None:
     """Give an older VAULT the features of new vaults.
 
-    Earlier versions of cryptfs refuse VAULT from then on. Unmount VAULT first, on every machine that has it,
-    and let sync clients finish. The config, the list of sessions, and a small record in each directory
-    change; files stay as they are. You can run an interrupted upgrade again, and use VAULT before that. On an
-    up-to-date vault it does nothing.
+    After that, earlier versions of cryptfs refuse VAULT. Unmount VAULT first, on every machine that has it,
+    and let sync clients finish. The upgrade changes the config, the list of sessions, and a small record in
+    each directory, but no files. If it is interrupted, you can use VAULT, and run the upgrade again later. On
+    an up-to-date vault, it does nothing.
 
-    The new features are machine-state: journal and lock carry the name of their machine, so that a sync
-    client can bring those of other machines without harm; bound-dirs: a directory that somebody moves,
-    exchanges or restores elsewhere in VAULT is an error; and slots: besides passphrases, other keys can
-    open VAULT.
+    The new features are machine-state: each machine has its own journal and lock, so that a sync client can
+    copy those of other machines without harm; bound-dirs: a directory that somebody moves, exchanges or
+    restores elsewhere in VAULT is an error; and slots: besides passphrases, other keys can open VAULT.
     """
     from cryptfs.mount.mounts import absolute
 
     config = config_of(vault)
-    refuse_locked(vault, read_only=False)
+    refuse_locked(vault)
     others = [PassphraseSource(passfile=place) for place in slot_passfiles]
     from cryptfs.vfs.upgrade import Upgraded
     from cryptfs.vfs.upgrade import upgrade as give_features
@@ -105,7 +104,7 @@ def upgrade(
         note(f"{shown(vault)} has new features now: {', '.join(done.added)}.")
         if done.recovery:
             note(
-                f"It opens by these as well: {', '.join(done.recovery)}. Make a new copy of the recovery "
+                f"These open it as well: {', '.join(done.recovery)}. Make a new copy of the recovery "
                 f"record: cryptfs recovery export {shell_word(vault)} FILE"
             )
     else:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cryptfs.cli.exit_codes import CommandError, ConfigUnreadableError, ConfigUnwritableError
+from cryptfs.cli.output import note
 from cryptfs.core.printable import shell_word, shown
 from cryptfs.errors import NotAVaultError, UnsupportedFormatError, VaultConfigError, VaultError
 
@@ -130,17 +131,16 @@ def naming(vault_dir: Path, *, if_full: str = "") -> Iterator[None]:
         raise CommandError(f"{shown(vault_dir / name)}: {error.strerror}") from None
 
 
-def refuse_locked(vault_dir: Path, *, read_only: bool) -> None:
+def refuse_locked(vault_dir: Path) -> None:
     """Say that the vault is in use before somebody types a passphrase for nothing.
 
-    The decision is Vault.unlock's, which takes the lock.
+    A vault that is just being closed is waited for. The decision is Vault.unlock's, which takes the lock.
 
-    Raises: VaultLockedError.
+    Raises: VaultLockedError: it is open for writing.
     """
-    from cryptfs.mount.closing import locked
-    from cryptfs.vfs.vault import lock_holder
+    from cryptfs.mount.closing import locked, wait_while_closing
 
-    holder = None if read_only else lock_holder(vault_dir)
+    holder = wait_while_closing(vault_dir, note)
     if holder is not None:
         raise locked(vault_dir, holder)
 

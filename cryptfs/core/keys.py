@@ -74,8 +74,9 @@ def passphrase_key(passphrase: bytes, salt: bytes, memory: int, passes: int) -> 
     """Argon2id with one lane (RFC 9106): 32 bytes from a passphrase.
 
     Args:   salt: 16 bytes.   memory: bytes, a multiple of 1024.   passes: iterations.
-    Raises: TypeError: the passphrase is text.
+    Raises: TypeError: the passphrase is text.   MemoryError: there is not so much.
     """
+    from nacl.exceptions import CryptoError
     from nacl.pwhash import argon2id  # it is slow to load, and other kinds of keys need none of it
 
     if not isinstance(passphrase, bytes):
@@ -84,4 +85,9 @@ def passphrase_key(passphrase: bytes, salt: bytes, memory: int, passes: int) -> 
         )
     if len(salt) != ARGON2_SALT_SIZE:
         raise ValueError(f"the salt has {ARGON2_SALT_SIZE} bytes, not {len(salt)}")
-    return argon2id.kdf(KEY_SIZE, passphrase, salt, opslimit=passes, memlimit=memory)
+    try:
+        return argon2id.kdf(KEY_SIZE, passphrase, salt, opslimit=passes, memlimit=memory)
+    except CryptoError:  # it fails for no other reason
+        raise MemoryError(
+            f"a try of this passphrase takes {memory >> 20:,} MiB of memory, and there is not so much"
+        ) from None

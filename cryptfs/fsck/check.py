@@ -219,7 +219,7 @@ class VaultCheck:
                 yield from self._sidecar(entry)
             case Role.TEMPORARY:
                 yield from self._leftover(entry)
-            case Role.FOREIGN:
+            case _ if entry.role is Role.FOREIGN or is_long(entry.entry_name):
                 of_the_disk = entry.directory.is_root and entry.entry_name == OF_THE_DISK
                 if not (of_the_disk and stat.S_ISDIR(entry.st.st_mode)):
                     yield from self._foreign(entry)

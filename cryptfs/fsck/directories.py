@@ -55,7 +55,7 @@ def belonging(walker: Walker, directory: WalkedDirectory) -> str:
     if record is None or here is None or not record.places:
         return ""
     if all(place[:DIR_ID_SIZE] != here[:DIR_ID_SIZE] for place in record.places):
-        return "it belongs into another directory"
+        return "it belongs in another directory"
     with contextlib.suppress(OSError):
         path = directory.cipher_path.rpartition("/")[0]
         parent = WalkedDirectory(open_directory(directory.fd, ".."), path, None, verified=False)

@@ -116,7 +116,7 @@ def check_length(
     if _awaits_replay(context, report, header, waiting):
         report.awaits_replay = True
         report.size = header.size
-        report.add(FindingKind.NOT_SETTLED, "no verdict before the journal is replayed")
+        report.add(FindingKind.NOT_SETTLED, "it can be checked when the journal is replayed")
         return report
     _judge(context, fd, report, header, open_files=open_files)
     return report

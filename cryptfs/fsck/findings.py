@@ -84,9 +84,8 @@ DESCRIPTIONS = {
     ),
     FindingKind.MISPLACED: Description(
         _ERROR,
-        "The directory belongs to another place, by its record, so programs cannot reach anything in it. "
-        "Somebody moved it here, or put an old record in it; or a sync client has not brought all of a "
-        "rename.",
+        "By its record, the directory belongs to another place, so programs cannot reach anything in it. "
+        "Somebody moved it here, or restored an old record, or a sync client has not finished a rename.",
         "Accept the directory where it is. If it belongs elsewhere, move it there afterwards.",
     ),
     FindingKind.UNFINISHED_MOVE: Description(
@@ -111,7 +110,7 @@ DESCRIPTIONS = {
     ),
     FindingKind.ORPHANED_SIDECAR: Description(
         _WARNING,
-        "The rest of a long name without an entry. An operation was interrupted.",
+        "The rest of a long name, but its entry is missing. An operation was interrupted.",
         "Remove it.",
     ),
     FindingKind.HEADER: Description(
@@ -131,7 +130,7 @@ DESCRIPTIONS = {
     ),
     FindingKind.CHUNKS: Description(
         _ERROR,
-        "Pieces of the file are damaged; reading them is an I/O error.",
+        "Pieces of the file are damaged. Programs that read them get an I/O error.",
         "Put zeros in their place, so that programs can read the rest; "
         "keep the damaged pieces in lost+found.",
     ),
@@ -140,14 +139,14 @@ DESCRIPTIONS = {
     ),
     FindingKind.NOT_SETTLED: Description(
         _WARNING,
-        "The file was being written when its writer ended.",
-        "Settle its length: keep all whole chunks, and remove a torn piece at the end.",
+        "Writing to the file was interrupted.",
+        "Keep all whole chunks, and remove an incomplete one at the end.",
     ),
     FindingKind.MISSING_JOURNAL: Description(
         _ERROR,
-        "The file was being written, and the journal of that session is missing: overwritten parts may be "
-        "old, even synced ones. Another machine may be writing to it now.",
-        "Accept the file as it is and settle its length. Data that was only in the journal is lost.",
+        "Writing to the file was interrupted, and the journal is missing: overwritten parts may have their "
+        "old content, even if they were synced. Or another machine is writing to the file now.",
+        "Accept the file as it is. Data that was only in the journal is lost.",
     ),
     FindingKind.SYMLINK: Description(
         _ERROR,
@@ -173,13 +172,13 @@ DESCRIPTIONS = {
     ),
     FindingKind.UNFINISHED_JOURNAL: Description(
         _INFO,
-        "The vault was not unmounted, and its journal holds writes that were under way.",
+        "The vault was not unmounted, and its journal holds writes that were not finished.",
         "Replay it, as the next mount does.",
     ),
     FindingKind.OTHER_SESSION: Description(
         _INFO,
         "An unfinished session of another machine: the vault is mounted there, or was not unmounted. If that "
-        "session will not go on, cryptfs fsck --repair --other-machines VAULT saves its synced data.",
+        "session will not continue, cryptfs fsck --repair --other-machines VAULT saves its synced data.",
         "",
     ),
     FindingKind.OTHER_UNFINISHED: Description(
@@ -201,7 +200,7 @@ DESCRIPTIONS = {
     ),
     FindingKind.CONFLICT_COPY: Description(
         _INFO,
-        "Another version of an entry, kept by a sync client. A mount shows it under its own name.",
+        "Another version of an entry, kept by a sync client. A mount shows it under a readable name.",
         "",
     ),
     FindingKind.FOREIGN: Description(_INFO, "Not made by cryptfs; fsck leaves it alone.", ""),
@@ -223,7 +222,7 @@ DESCRIPTIONS = {
     FindingKind.RECOVERY_RECORD: Description(
         _WARNING,
         "Recovery words and shares open nothing: their record is missing or damaged. Put a copy of it "
-        "back; or cryptfs recovery words VAULT makes new ones.",
+        "back, or make new words with cryptfs recovery words VAULT.",
         "",
     ),
 }

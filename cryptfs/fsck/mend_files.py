@@ -1,7 +1,7 @@
 """Repairs backing files in place: header, length, damaged chunks.
 
-In place, not in a copy: so a large file needs no second room, and keeps its inode, names, attributes and
-times. The repair copies data that does not authenticate to lost+found before it writes over it.
+In place, not in a copy: so a large file needs no second room, and keeps its inode, names and attributes, and
+mostly its times. The repair copies data that does not authenticate to lost+found before it writes over it.
 See docs/decisions/0010.
 """
 
@@ -30,6 +30,7 @@ from cryptfs.fsck.lost_found import LostAndFound, numbered
 from cryptfs.storage.backing import read_fully, read_header, reopen_for_owner, write_fully
 from cryptfs.storage.libc import restore_mtime
 from cryptfs.vfs.content.context import FileContext
+from cryptfs.vfs.content.mtimes import AHEAD_NS
 
 _TRIED_CHUNKS = 3  # to try a candidate for a header on
 
@@ -57,7 +58,7 @@ class FileMender:
             case FindingKind.NOT_SETTLED:
                 return self.settle(fd, report)
             case FindingKind.MISSING_JOURNAL:
-                return f"{self.settle(fd, report)}; what was synced by overwriting it may be lost"
+                return f"{self.settle(fd, report)}; synced changes to it may be lost"
             case FindingKind.CHUNKS:
                 return self.fill(fd, report, place)
             case FindingKind.FILE_CUT:
@@ -73,13 +74,17 @@ class FileMender:
         return "the surplus was cut off"
 
     def settle(self, fd: int, report: FileReport) -> str:
-        """After its writer died: accept the length of the file."""
+        """After its writer died: accept the length of the file.
+
+        Its time of change moves, so that a sync client brings the new header to other machines, which have
+        the file as it was here. Other repairs move no times: elsewhere there may be an undamaged copy.
+        """
         assert report.header is not None
         with writable(fd) as writing:
-            mtime = os.fstat(writing).st_mtime_ns
+            mtime = os.fstat(writing).st_mtime_ns + AHEAD_NS
             _cut(writing, self._geometry.cipher_size(report.size))
             self._write_clean(writing, report, report.header, mtime)
-        return f"settled at {report.size} bytes"
+        return f"kept {report.size} bytes"
 
     def _write_clean(self, fd: int, report: FileReport, header: FileHeader, mtime_ns: int) -> None:
         clean = header.closed_at(report.size)
@@ -109,7 +114,7 @@ class FileMender:
             os.ftruncate(writing, geometry.cipher_size(report.size))
             os.fsync(writing)
             restore_mtime(writing, mtime)
-        return f"bytes {lost_from} to {report.size - 1} are lost, and zeros now"
+        return f"bytes {lost_from} to {report.size - 1} are lost, and are zeros now"
 
     def fill(self, fd: int, report: FileReport, place: Origin) -> str:
         """Replace damaged chunks by sealed zeros, and keep the damaged ones in lost+found."""
@@ -124,7 +129,7 @@ class FileMender:
                     self._write_zeros(writing, report, chunk_index)
             os.fsync(writing)
             restore_mtime(writing, mtime)
-        return f"lost, and zeros now{kept}"
+        return f"replaced them with zeros{kept}"
 
     def _damaged_still(self, fd: int, report: FileReport) -> list[ChunkRange]:
         """Read once more before writing: the chunks that are still damaged."""

@@ -11,10 +11,10 @@ import uuid
 from typing import Any
 
 from cryptfs.storage.libc import os_error
-from cryptfs.transfer.copying import PART_PREFIX
 from cryptfs.transfer.fileio import errors_of
 from cryptfs.transfer.pathvault import PathVault
 from cryptfs.transfer.places import MAX_LINKS
+from cryptfs.transfer.sides import PART_PREFIX
 
 COPY_PIECE = 2 << 20
 

@@ -6,7 +6,7 @@ import logging
 import os
 from pathlib import Path
 
-from cryptfs.mount.closing import closing_of, wait_closed
+from cryptfs.mount.closing import closing_of, wait_closed, wait_while_closing
 from cryptfs.mount.daemon import LogTarget
 from cryptfs.mount.ending import current_umask, hook_of
 from cryptfs.mount.life import check_mountpoint, load_engine, made_mountpoint, mount_background
@@ -72,6 +72,8 @@ def mount_vault(
         with cryptfs.mount_vault("vault", "private", b"...") as mounted:
             (mounted.mountpoint / "diary").write_text("...")
 
+    Waits for a daemon that still closes the vault after an unmount, for up to 20 seconds.
+
     The daemon is a fork of this process. So call this before you start threads. The daemon keeps all
     inheritable descriptors of this process.
 
@@ -91,6 +93,7 @@ def mount_vault(
     target = LogTarget(None if log_file is None else Path(log_file).absolute())
     durability = Durability(options.durability)
     umask = current_umask()
+    wait_while_closing(vault_path)
     with target.findings.listening():
         vault = Vault.unlock(vault_path, passphrase, read_only=options.read_only, durability=durability)
         try:
@@ -101,5 +104,5 @@ def mount_vault(
             raise
     hook = hook_of(options.after_mount, vault_path, place, umask)
     if hook is not None and (problem := hook.run("mount", None)):
-        log.warning("the vault is mounted, but the command of after_mount: %s", problem)
+        log.warning("the vault is mounted, but there was a problem with after_mount: %s", problem)
     return MountedVault(vault_path, place, pid)

@@ -27,9 +27,10 @@ from cryptfs.mount.mounts import (
     wait_until,
 )
 from cryptfs.mount.statistics import ask_status, device_served_by
-from cryptfs.storage.vaultdir import LockHolder, lock_holder
+from cryptfs.storage.vaultdir import LOOK_SECONDS, LockHolder, lock_holder
 
 CLOSE_TIMEOUT = 120.0  # seconds; a daemon may have gigabytes to write back
+MOUNT_AGAIN_TIMEOUT = 20.0  # seconds; for a person or a program that wants the vault now
 SAY_AFTER = 1.0  # seconds of silent waiting
 _SHOWN = 8
 _PROC = Path("/proc")
@@ -55,11 +56,11 @@ class Keepers:
     def lines(self) -> list[str]:
         """A line for each, fit for a terminal; no more than a person reads."""
         found = [
-            f"{shown(place)} is a bind mount of it; take it away with: umount {shell_word(place)}"
+            f"{shown(place)} is a bind mount of it; remove it with: umount {shell_word(place)}"
             for place in self.mountpoints
         ]
         found += [
-            f"process {each.pid} ({shown(each.command)}) has it on {shown(each.mountpoint)}, "
+            f"process {each.pid} ({shown(each.command)}) has it mounted on {shown(each.mountpoint)}, "
             "in another mount namespace (a container or a service)"
             for each in self.elsewhere
         ]
@@ -212,6 +213,45 @@ def _indented(lines: list[str]) -> str:
 
 
 # ---- a vault that is in use
+
+
+def wait_while_closing(
+    vault_dir: Path, say: Callable[[str], None] = lambda _: None, timeout: float = MOUNT_AGAIN_TIMEOUT
+) -> LockHolder | None:
+    """Wait until a daemon has closed a vault after its unmount, as umount(8) and fusermount3 do not.
+
+    Nothing else is worth a wait: a mount, a command in the vault, and what keeps a filesystem after a lazy
+    unmount end only when somebody wants it.
+
+    Args:    say: gets the reason for the waiting after SAY_AFTER seconds.   timeout: seconds after that.
+    Returns: who has the vault then; None if it is free.
+    """
+
+    def is_settled() -> bool:
+        holder = lock_holder(vault_dir)
+        return holder is None or mountpoint_of(vault_dir, holder) is not None
+
+    if wait_until(is_settled, LOOK_SECONDS):
+        return lock_holder(vault_dir)
+    holder = lock_holder(vault_dir)
+    if holder is not None and _is_closing(vault_dir, holder) and not wait_until(is_settled, SAY_AFTER):
+        say(f"The vault {shown(vault_dir)} is still being closed after its unmount. Waiting for that ...")
+        wait_until(is_settled, timeout)
+    return lock_holder(vault_dir)
+
+
+def _is_closing(vault_dir: Path, holder: LockHolder) -> bool:
+    """Whether a holder without a mount will let go by itself: a daemon whose filesystem nothing keeps.
+
+    A process that is gone has only left its text, and another one has the lock. The kernel gives the device
+    number of a filesystem that is gone to the next one.
+    """
+    if not holder.mountpoint or not _is_alive(holder.pid):
+        return False
+    device = device_served_by(holder.pid)
+    if device is None or find_keepers(device) == Keepers():
+        return True
+    return any(each.device == device and each.source != str(absolute(vault_dir)) for each in read_mounts())
 
 
 def locked(vault_dir: Path, holder: LockHolder) -> VaultLockedError:

@@ -1,10 +1,14 @@
 """Become a daemon, report to the parent, and keep keys out of core dumps and debuggers.
 
-    parent --- fork --- setsid --- fork --- daemon
-      |                    |                  | body(ready)
-      | waits on a pipe  <-+---- one line ----+ ready() or the exception
+    parent --- fork --- fork --- daemon
+      |                            | body(ready)
+      | waits on a pipe            | ready(): setsid
+      |  <-------- one line -------+ or the exception
 
 No thread may run before the fork; everything that needs threads belongs into the body.
+
+Until it is ready, the daemon is in the process group of its parent: while an automount waits for a mount,
+only the group of the automounter reaches the mountpoint, and systemd starts mount(8) in its own.
 """
 
 from __future__ import annotations
@@ -156,8 +160,8 @@ def start_daemon(body: Callable[[Ready], None], target: LogTarget) -> int:
 def _read_report(raw: bytes) -> int:
     if not raw:
         raise MountError(
-            "the daemon ended before the mount was usable, and gave no reason; "
-            "to see it, run with --foreground --debug"
+            "the daemon ended before the mount was usable, and gave no reason. "
+            "To see why, run it with --foreground --debug"
         )
     report = json.loads(raw)
     if "pid" in report:
@@ -189,10 +193,9 @@ def _failure_report(error: BaseException, captured: str) -> dict[str, object]:
 
 
 def _detach_and_run(body: Callable[[Ready], None], target: LogTarget, writer: int) -> NoReturn:
-    """The forked side: a new session, a second fork, then the body. Leaves by _exit alone."""
+    """The forked side: a second fork, then the body. Leaves by _exit alone."""
     status = 1
     try:
-        os.setsid()
         if os.fork() != 0:
             os._exit(0)
         _run_body(body, target, writer)
@@ -217,6 +220,7 @@ def _run_body(body: Callable[[Ready], None], target: LogTarget, writer: int) -> 
     def ready() -> None:
         if reported:
             return
+        os.setsid()
         _silence_stderr(target)
         send({"pid": os.getpid()})
         os.close(writer)  # after a failure the end of the process does it, and with it the vault is free
@@ -263,6 +267,6 @@ def _captured_text(captured: int) -> str:
 def _silence_stderr(target: LogTarget) -> None:
     place = os.devnull if target.file is None else target.file
     with contextlib.suppress(OSError):
-        descriptor = os.open(place, os.O_WRONLY | os.O_APPEND)
+        descriptor = os.open(place, os.O_WRONLY | os.O_APPEND | os.O_NOCTTY)
         os.dup2(descriptor, 2)
         os.close(descriptor)

@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 from cryptfs.core.printable import shown
 from cryptfs.errors import MountError
@@ -66,6 +67,7 @@ class Ending:
         self._ended = ended
         self._hook = hook_of(options.before_unmount, vault_dir, mountpoint, umask)
         self._desktop: Desktop | None = None
+        self._idle: IdleClock | None = None
         self._leaver: Leaver | None = None
         self._control: ControlServer | None = None
 
@@ -93,7 +95,7 @@ class Ending:
                 log.warning("`cryptfs umount` will not run --before-unmount: %s", error.strerror)
         idle = None
         if self._options.idle is not None and statistics is not None:
-            idle = IdleClock(self._options.idle, statistics.of_programs, statistics.has_open)
+            idle = self._idle = IdleClock(self._options.idle, statistics.of_programs, statistics.has_open)
         if idle is None and self._desktop is None:
             return
         tried = self._desktop.tried if self._desktop is not None else (lambda _: None)
@@ -101,6 +103,17 @@ class Ending:
         self._leaver.start()
         if self._desktop is not None:
             self._desktop.start()
+
+    def describe(self) -> dict[str, Any]:
+        """For `cryptfs status`, from any thread: when the mount goes by itself, as far as anybody knows."""
+        left = None if self._idle is None else self._idle.left()
+        return {
+            "idle_seconds": self._options.idle,
+            "idle_left_seconds": left if left is None else round(left, 3),
+            "on": list(self._options.unmount_on),
+            "detach_busy": self._options.detach_busy,
+            "waiting": [] if self._leaver is None else list(self._leaver.waiting),
+        }
 
     def close(self) -> None:
         """After the engine: wait for nothing more. Logind need not wait either: the vault is closed."""
@@ -132,7 +145,9 @@ class Ending:
                 return self._busy(want, mount)
             problem = self.prepare(want.reason)
             if problem and want.reason == IDLE:
-                log.warning("%s stays mounted: --before-unmount: %s", shown(self.mountpoint), problem)
+                log.warning(
+                    "%s stays mounted, because of --before-unmount: %s", shown(self.mountpoint), problem
+                )
                 return Outcome.REFUSED
             want.prepared = True
         self.why = _WHY[want.reason]  # before: afterwards this process ends
@@ -144,14 +159,14 @@ class Ending:
             if not lazily:
                 return self._busy(want, mount)
             detach_with_sync(mount)
-            log.info("took %s away: %s", shown(self.mountpoint), self.why)
+            log.info("detached %s: %s", shown(self.mountpoint), self.why)
         return Outcome.GONE
 
     def _busy(self, want: Want, mount: Mount) -> Outcome:
         if want.tries == 0 and want.reason != IDLE:
             who = describe_holders(find_users(mount.device), commands=False)
             log.warning(
-                "%s, but %s is in use%s: it stays mounted until they let go",
+                "%s, but %s is in use%s. It stays mounted until no program uses it",
                 _WHY[want.reason],
                 shown(self.mountpoint),
                 who,
@@ -168,7 +183,7 @@ class Ending:
             return ""
         problem = self._hook.run(reason, HOOK_SECONDS if reason in (IDLE, UMOUNT) else HOOK_MOMENT)
         if problem and reason not in (IDLE, UMOUNT):
-            log.warning("--before-unmount: %s; unmounting all the same", problem)
+            log.warning("--before-unmount: %s; unmounting anyway", problem)
         return problem
 
     # ---- signals
@@ -191,10 +206,11 @@ class Ending:
             log.error("cannot unmount %s: %s", shown(self.mountpoint), error)
         if self._ended.wait(GRACE):
             return
-        log.warning("files on %s are still open; cutting them off", shown(self.mountpoint))
+        log.warning("files on %s are still open; closing them by force", shown(self.mountpoint))
         if not _abort_connection(mount):
             log.warning(
-                "the kernel offers no way to do that here; waiting for them (a second signal ends at once)"
+                "the kernel offers no way to do that here; waiting until programs close them "
+                "(a second signal ends cryptfs at once)"
             )
 
 

@@ -28,5 +28,5 @@ def errno_of(error: Exception) -> int:
         return errno.EINVAL
     if isinstance(error, MemoryError):
         return errno.ENOMEM
-    log.error("unforeseen error in a request", exc_info=error)
+    log.error("unexpected error in a request", exc_info=error)
     return errno.EIO

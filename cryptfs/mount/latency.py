@@ -7,9 +7,9 @@ back takes longer than the work itself. There are two means, for virtual machine
 - PM QoS: root tells Linux how long a wake-up may take, and with zero it polls in its idle loop instead. All
   idle processors poll, so only with few of them. The kernel takes the wish back when the descriptor is
   closed, so also when this process is killed.
-- Spinner: a small process keeps the second of two processors busy at the lowest priority. So the scheduler
-  leaves the program on the processor of the engine, and both take turns there without a wake-up. Ordinary
-  users may do that. It is stopped while it is not needed, and ends with this process.
+- Spinner: a small process keeps the second of two processors busy at the lowest priority. The engine goes to
+  the program's processor, again whenever the scheduler parts them: there they take turns without a wake-up.
+  Ordinary users may do that. It is stopped while it is not needed, and ends with this process.
 
 Each works only while there are many requests.
 
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+Pair = tuple[int, int]
+"""Thread ids of the one thread that serves requests and of the one program that asks; 0 if unknown."""
+
 _DEVICE = Path("/dev/cpu_dma_latency")
 _IDLE_DRIVER = Path("/sys/devices/system/cpu/cpuidle/current_driver")
 _HALTING_DRIVER = "haltpoll"  # the one of virtual machines that can poll before they halt
@@ -43,9 +46,13 @@ _PATIENCE = 3  # ticks without a request, after which it ends
 
 _SPINNABLE = 2  # processors: with more of them, the scheduler finds another idle one
 _LOWEST_PRIORITY = 19
-_LOOK_TICKS = 10
+_PLACE_TICKS = 10  # between two looks whether both are on one processor
+_LOOK_TICKS = 50  # the kernel counts the time of a process that runs in steps of 4 ms, at 250 Hz
+_TRIES = 2  # such looks, in which the two had to be moved: then somebody else moves them
 _IDLE_SHARE = 0.8  # of the time that a spinner gets where nobody else wants the processor
-_BUSY_SECONDS = 1.0  # without a spinner where somebody does
+_BUSY_SECONDS = 1.0  # without a spinner where somebody does; twice as long each time, up to the next
+_BUSIEST_SECONDS = 8.0
+_PROCESSOR = 36  # field of /proc/PID/stat behind the name: the processor that it ran on last
 _COUNT = 'while kill -0 "$1" 2>/dev/null; do i=0; while [ $i -lt 50000 ]; do i=$((i + 1)); done; done'
 
 _MICROSECONDS = Struct("=i")
@@ -77,20 +84,23 @@ class WakeLatency:
         self._idle_ticks = 0
         self._held_ticks = 0
         self._not_before = 0.0
+        self._rest = _BUSY_SECONDS
+        self._moved = False
+        self._tries = 0
         self.held = False
 
-    def tick(self, requests: int, *, alone: bool = True) -> None:
+    def tick(self, requests: int, pair: Pair | None = (0, 0)) -> None:
         """Once a millisecond while there is work.
 
         Args: requests: that were served since the last time.
-              alone: one thread serves them, and one program asks.
+              pair: None if several threads serve, or several programs ask.
         """
         if requests >= _MANY:
             self._idle_ticks = 0
             if not self.held and self._means:
-                self._hold(alone=alone)
+                self._hold(pair)
             elif self.held and self._means[0].needs_one_thread:
-                self._look(alone=alone)
+                self._look(pair)
         elif requests:
             self._idle_ticks = 0
         else:
@@ -98,27 +108,39 @@ class WakeLatency:
             if self.held and self._idle_ticks >= _PATIENCE:
                 self.release()
 
-    def _hold(self, *, alone: bool) -> None:
+    def _hold(self, pair: Pair | None) -> None:
         means = self._means[0]
-        if means.needs_one_thread and (not alone or time.monotonic() < self._not_before):
+        if means.needs_one_thread and (pair is None or time.monotonic() < self._not_before):
             return
-        self._held_ticks = 0
+        self._held_ticks = self._tries = 0
         try:
             means.hold()
+            self._moved = pair is not None and means.bring_together(*pair)
         except OSError as error:
             log.debug("%s", error)
             self._give_up()
         else:
             self.held = True
 
-    def _look(self, *, alone: bool) -> None:
-        """Whether it still pays."""
+    def _look(self, pair: Pair | None) -> None:
+        """Whether it still pays. If the two had to be moved meanwhile, that is not known yet."""
         self._held_ticks += 1
-        if not alone:
+        if pair is None:
             self.release()
-        elif not self._held_ticks % _LOOK_TICKS and not self._means[0].has_idle_processor():
-            self.release()
-            self._not_before = time.monotonic() + _BUSY_SECONDS
+        elif not self._held_ticks % _PLACE_TICKS:
+            means = self._means[0]
+            if not self._held_ticks % _LOOK_TICKS:
+                if means.has_idle_processor():
+                    self._tries, self._rest = 0, _BUSY_SECONDS
+                elif not self._moved or self._tries == _TRIES:
+                    self.release()
+                    self._not_before = time.monotonic() + self._rest
+                    self._rest = min(2 * self._rest, _BUSIEST_SECONDS)
+                    return
+                else:
+                    self._tries += 1
+                self._moved = False
+            self._moved |= means.bring_together(*pair)
 
     def _give_up(self) -> None:
         """The present means does not work here."""
@@ -159,6 +181,9 @@ class _Means(Protocol):
     def has_idle_processor(self) -> bool:
         """Whether the processor that it keeps awake would have been idle since the last call."""
 
+    def bring_together(self, server: int, caller: int) -> bool:
+        """Let two threads share one processor, if they do not yet. Returns: whether anything was moved."""
+
     def close(self) -> None:
         """Leave nothing behind."""
 
@@ -181,6 +206,10 @@ class _QualityOfService:
 
     def has_idle_processor(self) -> bool:
         return True
+
+    def bring_together(self, server: int, caller: int) -> bool:
+        del server, caller
+        return False
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -228,6 +257,27 @@ class _Spinner:
         now, running = self._looked
         return running - ran > (now - then) * _IDLE_SHARE
 
+    def bring_together(self, server: int, caller: int) -> bool:
+        """The server goes to where the caller is; the spinner takes the place that becomes free.
+
+        A program that wakes up stays where it was unless another processor is idle, so they stay together.
+        Each thread may run everywhere again at once: the scheduler moves them when it has a reason.
+        """
+        if self._process is None or not server or not caller:
+            return False
+        try:
+            here, there = _processor_of(server), _processor_of(caller)
+            if here == there:
+                return False
+            for thread, place in ((server, there), (self._process.pid, here)):
+                allowed = os.sched_getaffinity(thread)
+                os.sched_setaffinity(thread, {place})
+                os.sched_setaffinity(thread, allowed)
+        except (OSError, ValueError, IndexError) as error:  # one of them has ended
+            log.debug("threads cannot be brought together: %s", error)
+            return False
+        return True
+
     def _ran_ns(self) -> int:
         if self._process is None:
             return 0
@@ -241,3 +291,7 @@ class _Spinner:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+
+def _processor_of(thread: int) -> int:
+    return int(Path(f"/proc/{thread}/stat").read_bytes().rpartition(b")")[2].split()[_PROCESSOR])

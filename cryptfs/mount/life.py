@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import stat
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from cryptfs.errors import MountError
 from cryptfs.mount.daemon import LogTarget, Ready, configure_logging, harden_process, start_daemon
 from cryptfs.mount.ending import GRACE, Ending, current_umask
 from cryptfs.mount.leaving import ownmountpoint
-from cryptfs.mount.mounts import Mount, absolute, is_stale, mount_at, remount
+from cryptfs.mount.mounts import Mount, absolute, is_stale, mount_at, remount, require_fuse_device
 from cryptfs.mount.options import MountOptions
 from cryptfs.mount.recent import RecentFindings
 from cryptfs.mount.resources import claim_resources
@@ -65,8 +66,10 @@ Engine = Callable[[MountableVault, Path, MountOptions, EngineReady], None]
 def load_engine(name: str) -> Engine:
     """The `run` of an engine. Loads FUSE libraries, but starts no thread.
 
-    Raises: MountError: the engine's libraries are not installed.
+    Raises: MountError: the engine's libraries are not installed, or this user cannot open the device of FUSE.
     """
+    if sys.platform == "linux":
+        require_fuse_device()
     module = importlib.import_module(f"cryptfs.mount.{name}.engine")
     return cast(Engine, module.run)
 
@@ -79,9 +82,9 @@ def check_mountpoint(vault_dir: Path, mountpoint: Path, *, nonempty: bool = Fals
     """
     mount = mount_at(mountpoint)
     if mount is not None and mount.is_cryptfs:
-        what = "a mount whose daemon died" if is_stale(mountpoint) else shown(mount.source)
+        what = "a mount whose daemon died is" if is_stale(mountpoint) else f"{shown(mount.source)} is mounted"
         raise MountError(
-            f"{shown(mountpoint)}: {what} is mounted there already; "
+            f"{shown(mountpoint)}: {what} there already; "
             f"unmount it with: cryptfs umount {shell_word(mountpoint)}"
         )
     place, vault = absolute(mountpoint), absolute(vault_dir)
@@ -93,8 +96,8 @@ def check_mountpoint(vault_dir: Path, mountpoint: Path, *, nonempty: bool = Fals
             if os.access(mountpoint.parent, os.W_OK | os.X_OK):
                 return place
             raise MountError(
-                f"{shown(mountpoint)} does not exist, and you may not make it: {shown(mountpoint.parent)} is "
-                "not yours to write to. Choose another directory"
+                f"{shown(mountpoint)} does not exist, and you cannot make it: you may not write to "
+                f"{shown(mountpoint.parent)}. Choose another directory"
             ) from None
         raise MountError(
             f"{shown(mountpoint)}: no such directory; create it with: mkdir -p {shell_word(mountpoint)}"
@@ -113,7 +116,7 @@ def _check_apart(place: Path, vault: Path) -> None:
     if place == vault:
         raise MountError(f"{here}: a vault cannot be mounted over itself; choose another directory")
     if place.is_relative_to(vault):
-        raise MountError(f"{here}: this directory is inside the vault {there}; choose one outside")
+        raise MountError(f"{here}: this directory is inside the vault {there}; choose one outside of it")
     if vault.is_relative_to(place):
         raise MountError(
             f"{here}: the vault {there} is inside this directory, and a mount would hide it; choose another"
@@ -319,7 +322,9 @@ class _Life:
         if self._statistics is None or self.ended.is_set():
             return
         try:
-            self._status = StatusServer(mount, self._statistics, self._findings, self._vault_dir)
+            self._status = StatusServer(
+                mount, self._statistics, self._findings, self._vault_dir, self.ending.describe
+            )
         except OSError as error:
             log.info("%s: `cryptfs status` will not work: %s", shown(self.mountpoint), error.strerror)
 

@@ -7,9 +7,11 @@ that a hanging or dead one cannot stop it. Source of the format: proc_pid_mounti
 from __future__ import annotations
 
 import errno
+import grp
 import os
 import pwd
 import re
+import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,6 +28,7 @@ from cryptfs.storage.vaultdir import lock_holder
 
 MOUNTINFO = Path("/proc/self/mountinfo")
 FUSE_TYPE = "fuse.cryptfs"
+FUSE_DEVICE = Path("/dev/fuse")
 HOOK_SECONDS = 60.0  # for the user's command before an unmount that may wait
 _OCTAL = re.compile(rb"\\([0-3][0-7]{2})")
 _DEAD = (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO)
@@ -150,7 +153,7 @@ def unmount(mountpoint: Path, *, lazy: bool = False, run_hook: bool = True) -> M
         problem = ask_to_prepare(mount.device, mount.owner, HOOK_SECONDS + 5, lazily=lazy)
         if problem:
             raise MountError(
-                f"{shown(mountpoint)} stays mounted: the command of --before-unmount: {shown(problem)}\n"
+                f"{shown(mountpoint)} stays mounted, because of --before-unmount: {shown(problem)}\n"
                 f"To unmount without it: cryptfs umount --no-hook {shell_word(mountpoint)}"
             )
     try:
@@ -228,8 +231,8 @@ def _busy(mount: Mount) -> str:
     who = describe_holders(find_holders(mount.mountpoint))
     return (
         f"{place}: still in use{who}\n"
-        "Close those programs (or leave the directory) and try again. With --lazy it disappears at once, "
-        "and the vault closes when the last of them lets go"
+        "Close those programs (or leave the directory) and try again. With --lazy, the mount disappears at "
+        "once, and the vault closes when the last program stops using it"
     )
 
 
@@ -238,6 +241,13 @@ def _user_name(uid: int) -> str:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return str(uid)
+
+
+def _group_name(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
 
 
 def detach(mountpoint: str, *, lazy: bool) -> None:
@@ -286,6 +296,38 @@ def _fusermount(mountpoint: str, *, lazy: bool) -> None:
     if "busy" in text:
         raise os_error(errno.EBUSY)
     raise MountError(f"{shown(mountpoint)}: {shown(text) or 'fusermount failed'}")
+
+
+def require_fuse_device() -> None:
+    """Raises: MountError: this user cannot open the device of FUSE; the text says what to do."""
+    try:
+        os.close(os.open(FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        raise MountError(_about_device(error)) from None
+
+
+def _about_device(error: OSError) -> str:
+    """The reason why the device cannot be opened, and how to mend it."""
+    device, container = FUSE_DEVICE, f"docker run --device {FUSE_DEVICE} --cap-add SYS_ADMIN"
+    if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
+        return (
+            f"{device} is missing. Load the kernel module, as root: modprobe fuse. In a container, "
+            f"pass the device in: {container}"
+        )
+    if error.errno == errno.EPERM:  # by the rules of a container: the mode of the device does not count
+        return f"{device} cannot be opened: {error.strerror}. In a container, pass the device in: {container}"
+    if error.errno != errno.EACCES:
+        return f"{device} cannot be opened: {error.strerror}"
+    st = device.stat()
+    mode = stat.filemode(st.st_mode)
+    why = f"{device} cannot be opened: {error.strerror}. ls -l {device} shows {mode}; it should be crw-rw-rw-"
+    if st.st_gid and st.st_mode & 0o060 == 0o060:
+        user, group = _user_name(os.geteuid()), _group_name(st.st_gid)
+        return f"{why}, or you should be in its group. As root: adduser {user} {group}, and then log in again"
+    return (
+        f"{why}. As root, until the next restart: chmod 666 {device}. To keep that, write to "
+        '/etc/udev/rules.d/99-fuse.rules the line KERNEL=="fuse", MODE="0666"'
+    )
 
 
 def wait_until(done: Callable[[], bool], timeout: float) -> bool:

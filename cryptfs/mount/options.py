@@ -113,17 +113,17 @@ class MountOptions:
         for name in ("entry_timeout", "attr_timeout"):
             seconds = getattr(self, name)
             if seconds is not None and not 0 <= seconds <= MAX_TIMEOUT:
-                raise ValueError(f"{name} is 0 to {MAX_TIMEOUT:.0f} seconds, not {seconds}")
+                raise ValueError(f"{name} must be from 0 to {MAX_TIMEOUT:.0f} seconds, not {seconds}")
         if self.max_threads is not None and not 1 <= self.max_threads <= MAX_THREADS:
-            raise ValueError(f"max_threads is 1 to {MAX_THREADS}, not {self.max_threads}")
+            raise ValueError(f"max_threads must be from 1 to {MAX_THREADS}, not {self.max_threads}")
         unknown = [name for name in self.extra if name not in KERNEL_OPTIONS]
         if unknown:
             raise ValueError(f"unknown mount option {unknown[0]!r}")
         if self.idle is not None and not MIN_IDLE <= self.idle <= MAX_IDLE:
-            raise ValueError(f"idle is 1 second to 30 days, not {self.idle:g} seconds")
+            raise ValueError(f"idle must be from 1 second to 30 days, not {self.idle:g} seconds")
         unknown = [reason for reason in self.unmount_on if reason not in LEAVE_REASONS]
         if unknown:
-            raise ValueError(f"unmount_on is some of {', '.join(LEAVE_REASONS)}, not {unknown[0]!r}")
+            raise ValueError(f"unmount_on takes {', '.join(LEAVE_REASONS)}, not {unknown[0]!r}")
         for name in ("after_mount", "before_unmount"):
             try:
                 if command := getattr(self, name):
@@ -213,16 +213,23 @@ def split_options(text: str) -> list[OptionItem]:
     return items
 
 
+def _plain(value: str) -> str:
+    """The same text. Raises: ValueError: it has digits of another script, which Python takes as well."""
+    if not value.isascii():
+        raise ValueError("digits from 0 to 9")
+    return value
+
+
 def _seconds(name: str, value: str) -> float:
     try:
-        return float(value)
+        return float(_plain(value))
     except ValueError:
         raise ValueError(f"{name} needs a number of seconds, not {value!r}") from None
 
 
 def _count(name: str, value: str) -> int:
     try:
-        return int(value)
+        return int(_plain(value))
     except ValueError:
         raise ValueError(f"{name} needs a whole number, not {value!r}") from None
 
@@ -238,7 +245,7 @@ def duration(text: str) -> float:
     """
     match = _DURATION.fullmatch(text.strip())
     if match is None or not any(match.groups()):
-        raise ValueError(f"{text!r} is no time; write for example 90s, 10m or 1h30m")
+        raise ValueError(f"{text!r} is not a time; write for example 90s, 10m or 1h30m")
     return sum(float(number) * unit for number, unit in zip(match.groups(), _UNITS, strict=True) if number)
 
 

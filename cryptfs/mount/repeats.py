@@ -17,7 +17,7 @@ from collections import OrderedDict
 REPEAT_SECONDS = 60.0
 MOST_LINES = 250  # warnings and errors within REPEAT_SECONDS
 _REMEMBERED = 1024  # lines; an attacker who plants more damage than that gets more lines
-_LAST = "; no more such lines for a minute: `cryptfs fsck --deep` names everything that is damaged"
+_LAST = "; further warnings are left out for a minute. `cryptfs fsck --deep` names all damage"
 
 
 class RepeatFilter(logging.Filter):
@@ -54,9 +54,9 @@ class RepeatFilter(logging.Filter):
             last = self._lines == self._most and record.levelno >= logging.WARNING
         said = line
         if repeated:
-            said += f" (and {repeated} times more since the last such line)"
+            said += f" (and {repeated} more times since the last such line)"
         if silenced:
-            said += f" (and {silenced} lines about other things were left out before it)"
+            said += f" ({silenced} other lines were left out before this one)"
         if last:
             said += _LAST
         if said != line:

@@ -3,11 +3,9 @@
 The engines increment plain numbers without a lock, with one line for each request: CPython hands its lock to
 no other thread within `numbers[i] += 1`. On a Python without that lock, a count may miss one now and then.
 
-`cryptfs status` connects to a unix socket in the abstract namespace; its name holds the mount's device
-number. So there is no file to place, to protect or to leave behind. Both sides ask the kernel for the
-other's user: the daemon answers only its own user and root, and the command believes only the user who owns
-the mount. The answer holds numbers, and the findings of damage (recent.py) by cipher path; it holds no
-plaintext name.
+`cryptfs status` connects to a socket of service/localsocket.py. The daemon answers only its own user and
+root, and the command believes only the user who owns the mount. The answer holds numbers, and the findings of
+damage (recent.py) by cipher path; it holds no plaintext name.
 """
 
 from __future__ import annotations
@@ -18,7 +16,6 @@ import json
 import logging
 import os
 import socket
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -30,10 +27,10 @@ import msgspec
 from cryptfs.core.printable import shell_word, shown
 from cryptfs.errors import MountError
 from cryptfs.interpreter import this_interpreter
-from cryptfs.mount.leaving.control import peer_of
 from cryptfs.mount.mounts import Mount
 from cryptfs.mount.opcodes import Op
 from cryptfs.mount.recent import RecentFindings
+from cryptfs.mount.service.localsocket import SEND_SECONDS, LocalServer, peer_of
 from cryptfs.version import VERSION
 
 log = logging.getLogger("cryptfs.mount")
@@ -41,7 +38,6 @@ log = logging.getLogger("cryptfs.mount")
 _OPCODES = 64  # one more than the highest that an engine counts
 _ADDRESS = "\0cryptfs-status/{device}"
 _ANSWER_SECONDS = 5.0
-_SEND_SECONDS = 1.0
 _MAX_ANSWER = 1 << 20
 _STATUS = Path("/proc/self/status")
 _SOCKETS = Path("/proc/net/unix")
@@ -79,6 +75,14 @@ class _Python(TypedDict):
     pgo: bool
 
 
+class _Unmounts(TypedDict):
+    idle_seconds: _Seconds | None
+    idle_left_seconds: _Seconds | None
+    on: list[str]
+    detach_busy: bool
+    waiting: list[str]
+
+
 class _Answer(TypedDict):
     """What a daemon says, as far as commands rely on it. If root asks, the daemon may be another user's."""
 
@@ -98,6 +102,7 @@ class _Answer(TypedDict):
     directory_cache: NotRequired[_Lookups]
     findings: NotRequired[list[_Finding]]
     findings_dropped: NotRequired[_Count]
+    unmounts: NotRequired[_Unmounts]
 
 
 class Statistics:
@@ -172,12 +177,13 @@ def _address(device: str) -> str:
     return _ADDRESS.format(device=device)
 
 
-class StatusServer:
-    """Serves the statistics of one mount to its user and root, from a separate thread.
+class StatusServer(LocalServer):
+    """Serves the statistics of one mount to its user and root.
 
     Args:   mount: as the kernel lists it.   findings: of damage.
             vault: the vault directory; the mount's source may be any text.
-    Raises: OSError: there is such a socket already, or the system has none of this kind.
+            unmounts: called for each answer; when the mount goes by itself.
+    Raises: OSError: as LocalServer.
     """
 
     def __init__(
@@ -186,37 +192,16 @@ class StatusServer:
         statistics: Statistics,
         findings: RecentFindings | None = None,
         vault: str | None = None,
+        unmounts: Callable[[], dict[str, Any]] | None = None,
     ) -> None:
-        if not hasattr(socket, "SO_PEERCRED"):
-            raise OSError(errno.ENOSYS, "this system does not show which user connects to a socket")
         self._mount = mount
         self._statistics = statistics
         self._findings = RecentFindings() if findings is None else findings
         self._vault = mount.source if vault is None else vault
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            self._socket.bind(_address(mount.device))
-            self._socket.listen(4)
-        except OSError:
-            self._socket.close()
-            raise
-        self._thread = threading.Thread(target=self._serve, name="cryptfs-status", daemon=True)
-        self._thread.start()
+        self._unmounts = unmounts
+        super().__init__(_address(mount.device), "cryptfs-status", self._tell)
 
-    def _serve(self) -> None:
-        while True:
-            try:
-                connection, _ = self._socket.accept()
-            except OSError:
-                return  # closed
-            with connection, contextlib.suppress(OSError):
-                self._answer(connection)
-
-    def _answer(self, connection: socket.socket) -> None:
-        _, uid = peer_of(connection)
-        if uid not in (0, os.geteuid()):
-            return
-        connection.settimeout(_SEND_SECONDS)
+    def _tell(self, connection: socket.socket) -> None:
         connection.sendall(json.dumps(self._describe()).encode())
 
     def _describe(self) -> dict[str, Any]:
@@ -228,16 +213,10 @@ class StatusServer:
             "pid": os.getpid(),
             "version": VERSION,
             "python": asdict(this_interpreter()),
+            **({} if self._unmounts is None else {"unmounts": self._unmounts()}),
             **self._statistics.snapshot(),
             **self._findings.snapshot(),
         }
-
-    def close(self) -> None:
-        """Stop answering."""
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)  # wakes the thread
-        self._socket.close()
-        self._thread.join(_SEND_SECONDS)
 
 
 def ask_status(mount: Mount) -> dict[str, Any]:
@@ -251,7 +230,9 @@ def ask_status(mount: Mount) -> dict[str, Any]:
             connection.connect(_address(mount.device))
             pid, uid = peer_of(connection)
             if uid != mount.owner:
-                raise MountError(f"{shown(mount.mountpoint)}: somebody else answers in place of its daemon")
+                raise MountError(
+                    f"{shown(mount.mountpoint)}: a process of another user answers instead of its daemon"
+                )
             raw = _receive(connection)
     except TimeoutError:
         raise MountError(f"{shown(mount.mountpoint)}: its daemon does not answer") from None
@@ -269,7 +250,7 @@ def ask_status(mount: Mount) -> dict[str, Any]:
         msgspec.convert(found, _Answer)
     except (ValueError, RecursionError):  # also of msgspec
         raise MountError(
-            f"{shown(mount.mountpoint)}: its daemon, process {pid}, gives an answer that makes no sense"
+            f"{shown(mount.mountpoint)}: its daemon, process {pid}, gave an invalid answer"
         ) from None
     found["pid"] = pid  # as this process sees it, which may be in another container
     return found
@@ -289,7 +270,7 @@ def device_served_by(pid: int) -> str | None:
     for name in sorted(names):
         device = os.fsdecode(name.removeprefix(prefix))
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(_SEND_SECONDS)
+            connection.settimeout(SEND_SECONDS)
             connection.connect(_address(device))
             if peer_of(connection)[0] == pid:
                 return device

@@ -79,7 +79,7 @@ def begin(vault: Vault, plan: SlotPlan) -> VaultConfig:
     require_possible(vault.context, vault.descriptor)
     tried = [each for each in plan.kept if each.offer is not None]
     if not tried:
-        raise ValueError("no key slot would be left that anybody here can open")
+        raise ValueError("no key slot would be left that you can open")
     old = open_vault(config, _for(tried[0]), memory_limit()).masterkey
     new = os.urandom(KEY_SIZE)
     try:
@@ -128,7 +128,7 @@ def refuse_other_journals(vault_fd: int, config: VaultConfig) -> None:
     others = journals_of_others(vault_fd, machine_state(vault_fd, bytes.fromhex(config.vault_id)))
     if others and config.has_machine_state:
         raise VaultError(
-            "an unfinished session of another machine is here: the vault is mounted there, or was not "
-            "unmounted. Unmount it there and let sync clients finish; or, if that session will not go on: "
+            "the vault has an unfinished session of another machine: it is mounted there, or was not "
+            "unmounted. Unmount it there and let sync clients finish. If that session will not continue: "
             "cryptfs fsck --repair --other-machines VAULT"
         )

@@ -162,7 +162,7 @@ class _Run:
         if not take_over:
             raise VaultError(
                 f"another machine ({rekey.host}), or another copy of this vault, began to change the "
-                "masterkey. Go on there. If it will not go on there: cryptfs rekey --take-over VAULT"
+                "masterkey. Continue there. If that is impossible: cryptfs rekey --take-over VAULT"
             )
         fd = open_memory(self._vault_fd)
         try:
@@ -203,7 +203,7 @@ class _Run:
                 if not self._report.changed:
                     break
             else:
-                raise VaultError("something keeps changing the vault; end sync clients, and run this again")
+                raise VaultError("something keeps changing the vault; stop sync clients, and run this again")
             if links_fd is not None:
                 _remove_orphans(links_fd, one.long_targets)
             self._aside.tidy()
@@ -223,8 +223,8 @@ class _Run:
             some = "; ".join(f"{path}: {reason}" for path, reason in unreadable[:3])
             more = f" and {len(unreadable) - 3} more" if len(unreadable) > 3 else ""
             raise VaultError(
-                f"these cannot be read or written: {some}{more}. The masterkey of the rest is changed; run "
-                "this again as a user who may, such as root"
+                f"these cannot be read or written: {some}{more}. Everything else has the new masterkey. Run "
+                "this again as a user who may read and write them, such as root"
             )
 
     def _replace_config(self, *, rekey: Rekey | None, features: list[str] | None = None) -> VaultConfig:

@@ -53,7 +53,7 @@ def plan_of(both: BothKeys, fd: int, cipher_size: int) -> Plan:
     if found.kind is Length.CUT:
         size, damage = context.geometry.plain_size_floor(cipher_size), found.reason
     elif found.kind is Length.SURPLUS and not ends_whole(context, fd, header, key, found.size):
-        size, damage = context.geometry.plain_size_floor(cipher_size), "content behind its end"
+        size, damage = context.geometry.plain_size_floor(cipher_size), "content after its end"
     following = header.changed(generation=header.generation + 1).closed_at(claimed)
     return Plan(following, key, both.new.content_key_of(following), size, header.is_sparse, damage)
 

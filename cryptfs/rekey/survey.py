@@ -60,8 +60,8 @@ def require_possible(context: FileContext, vault_fd: int) -> None:
     free = disk.f_bavail * disk.f_frsize
     if free < needed:
         raise VaultError(
-            f"a change of the masterkey needs {needed >> 20} MiB of free space beside the vault, as its "
-            f"largest file takes; there are {free >> 20} MiB"
+            f"a change of the masterkey needs {needed >> 20} MiB of free space on the disk of the vault, for "
+            f"its largest file; {free >> 20} MiB are free"
         )
 
 

@@ -37,6 +37,7 @@ from cryptfs.storage.libc import RENAME_NOREPLACE, keeping_mtime, os_error, rena
 
 MAX_CIPHER_NAME = 363  # a plaintext name of 255 bytes, padded to 256
 _COPIES_SECONDS = 1.0
+QUIET_SECONDS = 3.0
 OTHERS_KEEP = 86_400.0  # seconds before the unfinished files of other machines may be removed
 
 
@@ -146,6 +147,11 @@ def _open_again(dir_fd: int, flags: int) -> int:
     return os.open(f"/proc/self/fd/{dir_fd}", flags)
 
 
+def is_quiet(dir_fd: int) -> bool:
+    """Whether nobody has made, moved or removed an entry of a directory for a moment."""
+    return time.time() - os.fstat(dir_fd).st_ctime > QUIET_SECONDS
+
+
 def sync_directory(dir_fd: int) -> None:
     """fsync the directory behind an O_PATH descriptor."""
     fd = open_for_listing(dir_fd)
@@ -245,6 +251,16 @@ class Sidecars:
             self.read(dir_fd, entry_name)
             return
         self._pending.add(put_small(dir_fd, sidecar, cipher_name.encode("ascii"), self._owner, sync=False))
+
+    def bring_back(self, dir_fd: int, cipher_name: str) -> None:
+        """Make a sidecar again that somebody else has removed, while its entry or a copy of that stays.
+
+        Not while the directory changes: the rest of a removal may be under way.
+        """
+        if is_quiet(dir_fd):
+            with self.lock:
+                self.write(dir_fd, cipher_name)
+                self.remove_if_orphaned(dir_fd, long_entry_name(cipher_name))
 
     def remove_if_orphaned(self, dir_fd: int, entry_name: str) -> None:
         """Remove the sidecar unless its entry exists, or a conflict copy of it.

@@ -10,6 +10,7 @@ import ctypes
 import errno
 import os
 import struct
+import sys
 from collections.abc import Iterator
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -35,6 +36,7 @@ _BTIME = struct.Struct("=80xqI")  # stx_btime in struct statx: seconds, nanoseco
 _DEVICE = struct.Struct("=136xII")  # stx_dev_major, stx_dev_minor
 _HANDLE_HEAD = struct.Struct("=Ii")  # handle_bytes, handle_type in struct file_handle
 _MAX_HANDLE = 128
+_PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -231,10 +233,22 @@ def forbid_dumps() -> None:
     _check(_prctl, _PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
+def end_with_parent(number: int) -> None:
+    """Get this signal when the thread that forked this process ends, where the system can do that."""
+    with contextlib.suppress(OSError):
+        _check(_prctl, _PR_SET_PDEATHSIG, number, 0, 0, 0)
+
+
 def release_memory() -> None:
     """Give back to the system what the C library holds unused; where it cannot, nothing happens."""
     if callable(_malloc_trim):
         _malloc_trim(0)
+
+
+def wipe_text(secret: str) -> None:
+    """As wipe, for a text that the caller has made and nobody else holds; one that is not ASCII stays."""
+    if len(secret) > 1 and secret.isascii():
+        ctypes.memset(id(secret) + sys.getsizeof("") - 1, 0, len(secret))
 
 
 def wipe(secret: bytes) -> None:

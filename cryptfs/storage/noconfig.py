@@ -36,8 +36,8 @@ def mistaken(vault_dir: Path, names: Iterable[str]) -> str | None:
         return (
             f"{shown(vault_dir)} looks like a vault, but its {CONFIG_NAME} is missing. Restore that file "
             "from a backup, or make it again from recovery words and a copy of the recovery record: "
-            f"cryptfs recovery restore-config {shell_word(vault_dir)} --record FILE. Else nothing can open "
-            "the vault. Do not run init here"
+            f"cryptfs recovery restore-config {shell_word(vault_dir)} --record FILE. Otherwise nobody can "
+            "open the vault. Do not run init here"
         )
     return None
 
@@ -51,7 +51,7 @@ def without_config(vault_dir: Path) -> str:
         return f"{place} is not a vault: it has no {CONFIG_NAME}"
     if not names:
         return (
-            f"{place} is not a vault: it is empty. If it should hold one, see that its disk is mounted. "
+            f"{place} is not a vault: it is empty. If it should hold one, mount its disk first. "
             f"To make a new vault here: cryptfs init {shell_word(vault_dir)}"
         )
     return mistaken(vault_dir, names) or (

@@ -143,18 +143,18 @@ def _explained(found: Mismatch, vault_dir: Path, seen: Mark, now: Mark) -> str:
     if found is Mismatch.OLDER_CONFIG:
         return (
             f"{shown(vault_dir / CONFIG_NAME)} is older than the one that this machine has seen (generation "
-            f"{now.generation}, before {seen.generation}). If somebody put it back, passphrases and keys "
+            f"{now.generation} instead of {seen.generation}). If somebody put it back, passphrases and keys "
             "that you have changed or removed since then open the vault again. Restore the newer file, or, "
-            "if you restored an older copy yourself, go on with --accept"
+            "if you restored an older copy yourself, continue with --accept"
         )
     if found is Mismatch.ANOTHER_VAULT:
-        what = "is another vault than the one that this machine opened there before"
+        what = "is not the vault that this machine opened there before"
         honest = "If you put another vault there yourself"
     else:
-        what = "has another masterkey than when this machine opened it before"
+        what = "has a different masterkey than when this machine opened it before"
         honest = "If you changed the masterkey on another machine"
     return (
-        f"{shown(vault_dir)} {what}. Somebody may have exchanged it, to read all that you write into it from "
-        f"now on. Its identity is {now.code}, before it was {seen.code}. {honest}, compare the code with the "
-        "one that `cryptfs key test` shows there, and if it is the same, go on with --accept"
+        f"{shown(vault_dir)} {what}. Somebody may have exchanged it, to read everything that you write into "
+        f"it from now on. Its identity is {now.code}; it was {seen.code} before. {honest}, compare the code "
+        "with the one that `cryptfs key test` shows there, and if it is the same, continue with --accept"
     )

@@ -11,7 +11,15 @@ from cryptfs.core.names.dirrecord import BOUND_RECORD_SIZE, RECORD_NAME
 from cryptfs.core.names.host import StateNames
 from cryptfs.errors import DirectoryRecordError, IntegrityError
 from cryptfs.storage.backing import create_small, read_small
-from cryptfs.storage.dirs import holds_plaintext, list_names, put_small, sync_directory
+from cryptfs.storage.dirs import (
+    holds_plaintext,
+    list_names,
+    put_small,
+    rename_exclusive,
+    sync_directory,
+    temp_name,
+)
+from cryptfs.storage.libc import keeping_mtime
 
 
 def read_record(dir_fd: int) -> bytes:
@@ -41,6 +49,26 @@ def replace_record(dir_fd: int, record: bytes, owner: StateNames, *, sync: bool)
     os.close(put_small(dir_fd, RECORD_NAME, record, owner, sync=sync))
     if sync:
         sync_directory(dir_fd)
+
+
+def bring_back_record(dir_fd: int, record: bytes, owner: StateNames) -> None:
+    """Make a record again that somebody else has removed; on return it is on disk.
+
+    Raises: FileExistsError: a record is there again.   OSError.
+    """
+    temporary = temp_name(owner)
+    with keeping_mtime(dir_fd):
+        fd = create_small(dir_fd, temporary, record, 0o600)
+        try:
+            os.fsync(fd)
+            rename_exclusive(dir_fd, temporary, dir_fd, RECORD_NAME)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary, dir_fd=dir_fd)
+            raise
+        finally:
+            os.close(fd)
+    sync_directory(dir_fd)
 
 
 def is_in_parent(dir_fd: int, entry_name: str) -> bool:

@@ -66,7 +66,7 @@ def _say_what_keeps_it(entry_name: str, names: list[str]) -> None:
     if any(could_be_entry(name) for name in names):
         return
     if all(name.startswith(TEMP_PREFIX) for name in names):
-        log.warning("%s: not removed: another machine began something in it within a day", entry_name)
+        log.warning("%s: not removed: another machine began something in it less than a day ago", entry_name)
         return
     shown_names = ", ".join(shown(name) for name in names[:_SHOWN])
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from cryptfs.storage.noconfig import without_config
 
 LOCK_NAME = SHARED_STATE.lock  # common to all machines
 _MAX_LOCK_SIZE = 8192
+LOOK_SECONDS = 0.2
 
 
 class NotDurableError(OSError):
@@ -173,6 +175,22 @@ def changing_config(vault_fd: int, *, wait: bool = True) -> Iterator[None]:
         fcntl.flock(vault_fd, fcntl.LOCK_UN)
 
 
+def _lock_soon(fd: int, operation: int) -> None:
+    """flock(2); another process may have the lock for LOOK_SECONDS only, as holder_of has when it looks.
+
+    Raises: OSError: it has it for longer.
+    """
+    deadline = time.monotonic() + LOOK_SECONDS
+    while True:
+        try:
+            fcntl.flock(fd, operation | fcntl.LOCK_NB)
+            return
+        except OSError:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(0.005)
+
+
 class _FileLock:
     """flock(2) on one file in the vault directory; survives a fork.
 
@@ -188,7 +206,7 @@ class _FileLock:
             give_to_owner(fd, vault_fd)
         except IntegrityError as error:
             raise NotAVaultError(
-                f"{shown(vault_dir)} cannot be locked: its {name} is {error.reason}; remove that"
+                f"{shown(vault_dir)} cannot be locked: its {name} is {error.reason}; remove it"
             ) from None
         except OSError as error:
             if shared and error.errno in (errno.EACCES, errno.EROFS, *NO_ROOM):
@@ -201,7 +219,7 @@ class _FileLock:
                 f"To check it: cryptfs fsck {shell_word(vault_dir)}"
             ) from None
         try:
-            fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            _lock_soon(fd, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         except OSError:
             holder = _read_holder(fd)
             os.close(fd)

@@ -44,6 +44,14 @@ def cipher_path_of(found: Found) -> str:
     return directory.path_of(directory.entry_name(name)) if name else directory.cipher_path
 
 
+def require_entry(part: str, walked: str) -> None:
+    """Raises: NotAnEntryError: a part of a path in the vault directory is no entry. walked: up to it."""
+    if part == "..":
+        raise NotAnEntryError("it leads out of the vault directory")
+    if not holds_plaintext(part):
+        raise NotAnEntryError(f"{walked} in the vault directory is not an encrypted file or directory")
+
+
 def plain_path(vault: PathVault, cipher: str) -> bytes:
     """The path in the plaintext of an entry in the vault directory; b'' for the root.
 
@@ -56,8 +64,7 @@ def plain_path(vault: PathVault, cipher: str) -> bytes:
     for number, part in enumerate(parts, 1):
         walked = f"{walked}/{part}" if walked else part
         os.stat(part, dir_fd=here.fd, follow_symlinks=False)
-        if part == ".." or not holds_plaintext(part):
-            raise NotAnEntryError(f"{walked} in the vault is no entry of the plaintext")
+        require_entry(part, walked)
         reason = _Reason()
         name = vault.tree.listed_name(here, part, reason)
         if name is None:

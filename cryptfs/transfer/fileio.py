@@ -110,6 +110,7 @@ class VaultFile(io.RawIOBase):
         self._require(self._reads, "read")
         parts = []
         with errors_of(self.name):
+            self._file.state.require_loaded()  # a damaged file has no size, and is not empty
             while left := max(0, self._file.state.size - self._offset):
                 part = self._file.read(self._offset, min(left, 1 << 30))
                 if not part:

@@ -101,17 +101,19 @@ class PathVault(Vault):
         read_only: bool = False,
         lock: bool = True,
         durability: Durability = DEFAULT_DURABILITY,
+        start: bool = True,
     ) -> Self:
         """Unlock a vault for this process, and start its threads: so do not fork afterwards.
 
         Read-only, several processes can have it. Otherwise this one has it alone, and no mount has it.
 
-        Args and raises: as the method of the base class.
+        Args: start: False starts no threads: `start` does, after forks.
+        Others and raises: as the method of the base class.
         """
         opened = super().unlock(
             Path(vault_dir), secret, read_only=read_only, lock=lock, durability=durability
         )
-        if lock:
+        if lock and start:
             opened.start()
         return opened
 
@@ -404,7 +406,9 @@ class PathVault(Vault):
         raw = os.fsencode(path)
         found = self._writable(raw.rstrip(b"/"), follow=False)
         if found.name == SELF:
-            raise os_error(errno.EBUSY)
+            error = os_error(errno.EBUSY)
+            error.strerror = "it is the root of the vault"
+            raise error
         if raw.endswith(b"/"):
             with contextlib.suppress(FileNotFoundError):
                 if not stat.S_ISDIR(backing_stat(*found).st_mode):

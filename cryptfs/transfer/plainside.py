@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import stat
+import time
+from collections.abc import Container
 
 from cryptfs.storage.backing import read_fully, write_fully
 from cryptfs.storage.libc import RENAME_NOREPLACE, os_error, renameat2, syncfs
-from cryptfs.transfer.sides import OnLost, Side, SideFile
+from cryptfs.transfer.sides import (
+    OLD_PART,
+    DiffersError,
+    OnLost,
+    PartFile,
+    Side,
+    SideFile,
+    Small,
+    is_part,
+)
 from cryptfs.vfs.tree.xattrs import ACL_NAMES
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+_BLOCK = 512  # bytes of one of st_blocks
+_TRIES, _PAUSE = 20, 0.01  # to lock a directory; seconds between
 _SET_ID = stat.S_ISUID | stat.S_ISGID
 
 
@@ -61,6 +75,13 @@ class PlainSideFile(SideFile):
             size = os.fstat(self._fd).st_size  # this filesystem knows no holes
             return (offset, size) if offset < size else None
 
+    def expect(self, size: int) -> bytes:
+        os.ftruncate(self._fd, size)
+        return b""
+
+    def arrived(self, size: int) -> None:
+        pass
+
     def close(self) -> None:
         os.close(self._fd)
 
@@ -84,20 +105,24 @@ class PlainSide(Side[PlainDirectory]):
         return os.readlink(name, dir_fd=where.fd)
 
     def attributes(self, where: PlainDirectory, name: bytes, on_lost: OnLost) -> dict[bytes, bytes]:
-        path = _path(where, name)
-        found = {}
+        return _attributes_of(_path(where, name), on_lost, follow_symlinks=False)
+
+    def read_small(
+        self, where: PlainDirectory, name: bytes, st: os.stat_result, on_lost: OnLost
+    ) -> Small | None:
+        if st.st_blocks * _BLOCK < st.st_size:
+            return None  # it has holes, or the filesystem makes files smaller
+        fd = os.open(name, os.O_RDONLY | _FILE, dir_fd=where.fd)
         try:
-            listed = os.listxattr(path, follow_symlinks=False)
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EPERM):
-                on_lost(b"", error)
-            return {}
-        for attribute in map(os.fsencode, listed):
-            try:
-                found[attribute] = os.getxattr(path, attribute, follow_symlinks=False)
-            except OSError as error:
-                on_lost(attribute, error)
-        return found
+            content = memoryview(bytearray(st.st_size))
+            got = read_fully(fd, content, 0)
+            attributes = _attributes_of(fd, on_lost)
+            after = os.fstat(fd)
+        finally:
+            os.close(fd)
+        if got < st.st_size or _version(after) != _version(st):
+            raise DiffersError("it changed while it was copied")
+        return Small(content, attributes)
 
     def open(self, where: PlainDirectory, name: bytes) -> SideFile:
         fd = os.open(name, os.O_RDONLY | _FILE, dir_fd=where.fd)
@@ -106,10 +131,37 @@ class PlainSide(Side[PlainDirectory]):
             raise os_error(errno.ESTALE)  # it was one a moment ago
         return PlainSideFile(fd)
 
+    def tidy(self, where: PlainDirectory, kept: Container[bytes], *, fresh: bool) -> None:
+        if not fresh:
+            alone = _lock(where, fcntl.LOCK_EX)
+            for name in map(os.fsencode, os.listdir(where.fd)):
+                if is_part(name) and name not in kept:
+                    with contextlib.suppress(OSError):
+                        if alone or time.time() - self.stat(where, name).st_ctime > OLD_PART:
+                            self.unlink(where, name)
+        for _ in range(_TRIES):
+            if _lock(where, fcntl.LOCK_SH):
+                break
+            time.sleep(_PAUSE)  # another copy tidies up: that takes a moment
+
     def create(self, where: PlainDirectory, name: bytes, mode: int) -> SideFile:
         return PlainSideFile(
             os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | _FILE, 0o600, dir_fd=where.fd)
         )
+
+    def put_small(
+        self, where: PlainDirectory, name: bytes, st: os.stat_result, small: Small, on_lost: OnLost
+    ) -> None:
+        fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | _FILE, 0o600, dir_fd=where.fd)
+        try:
+            if small.content:
+                write_fully(fd, [small.content], 0)
+            self._finish_open(fd, fd, st, small.attributes, on_lost)
+        finally:
+            os.close(fd)
+
+    def reopen(self, where: PlainDirectory, name: bytes, expected: bytes) -> PartFile:
+        return PlainSideFile(os.open(name, os.O_RDWR | _FILE, dir_fd=where.fd))
 
     def mkdir(self, where: PlainDirectory, name: bytes) -> None:
         os.mkdir(name, 0o700, dir_fd=where.fd)
@@ -156,15 +208,23 @@ class PlainSide(Side[PlainDirectory]):
     ) -> None:
         held_fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=where.fd)
         try:
-            self._finish_held(held_fd, st, attributes, on_lost)
+            self._finish_open(held_fd, b"/proc/self/fd/%d" % held_fd, st, attributes, on_lost)
         finally:
             os.close(held_fd)
 
-    def _finish_held(
-        self, held_fd: int, st: os.stat_result, attributes: dict[bytes, bytes], on_lost: OnLost
+    def _finish_open(
+        self,
+        fd: int,
+        path: bytes | int,
+        st: os.stat_result,
+        attributes: dict[bytes, bytes],
+        on_lost: OnLost,
     ) -> None:
-        """By a descriptor: so nobody can put a symlink in the way between two steps."""
-        before, mode, path = os.fstat(held_fd), stat.S_IMODE(st.st_mode), b"/proc/self/fd/%d" % held_fd
+        """By a descriptor: so nobody can put a symlink in the way between two steps.
+
+        Args: path: for calls that do not take an O_PATH descriptor; else the descriptor.
+        """
+        before, mode = os.fstat(fd), stat.S_IMODE(st.st_mode)
         if stat.S_IFMT(before.st_mode) != stat.S_IFMT(st.st_mode):
             raise os_error(errno.ESTALE)
         if (before.st_uid, before.st_gid) != (st.st_uid, st.st_gid):
@@ -175,7 +235,7 @@ class PlainSide(Side[PlainDirectory]):
         os.utime(path, ns=(st.st_atime_ns, st.st_mtime_ns))
 
     @staticmethod
-    def _set_attributes(path: bytes, attributes: dict[bytes, bytes], on_lost: OnLost) -> None:
+    def _set_attributes(path: bytes | int, attributes: dict[bytes, bytes], on_lost: OnLost) -> None:
         with contextlib.suppress(OSError):
             for inherited in os.listxattr(path):  # from a default ACL above
                 if os.fsencode(inherited) in ACL_NAMES and os.fsencode(inherited) not in attributes:
@@ -190,9 +250,41 @@ class PlainSide(Side[PlainDirectory]):
         syncfs(self._top.fd)
 
 
+def _lock(where: PlainDirectory, kind: int) -> bool:
+    """Lock a directory; False: somebody else has, or this filesystem cannot. It never waits."""
+    try:
+        fcntl.flock(where.fd, kind | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
 def _path(where: PlainDirectory, name: bytes) -> bytes:
     """For calls that take no descriptor of a directory."""
     return b"/proc/self/fd/%d/%s" % (where.fd, name)
+
+
+def _version(st: os.stat_result) -> tuple[int, int, int, int]:
+    return stat.S_IFMT(st.st_mode), st.st_ino, st.st_size, st.st_mtime_ns
+
+
+def _attributes_of(
+    place: bytes | int, on_lost: OnLost, *, follow_symlinks: bool = True
+) -> dict[bytes, bytes]:
+    """place: a path, or an open descriptor."""
+    found = {}
+    try:
+        listed = os.listxattr(place, follow_symlinks=follow_symlinks)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EPERM):
+            on_lost(b"", error)
+        return {}
+    for attribute in map(os.fsencode, listed):
+        try:
+            found[attribute] = os.getxattr(place, attribute, follow_symlinks=follow_symlinks)
+        except OSError as error:
+            on_lost(attribute, error)
+    return found
 
 
 def _is_there(where: PlainDirectory, name: bytes) -> bool:
@@ -203,7 +295,7 @@ def _is_there(where: PlainDirectory, name: bytes) -> bool:
     return True
 
 
-def _given(path: bytes, uid: int, gid: int, mode: int) -> int:
+def _given(path: bytes | int, uid: int, gid: int, mode: int) -> int:
     """Give a file away as far as this process may; the mode that it may have then."""
     try:
         os.chown(path, uid, gid)

@@ -10,7 +10,7 @@ import stat
 from cryptfs.errors import CryptfsError, IntegrityError
 from cryptfs.storage.dirs import holds_plaintext, is_long, open_directory, open_for_listing, scan
 from cryptfs.storage.libc import os_error
-from cryptfs.transfer.ciphernames import NotAnEntryError, plain_path
+from cryptfs.transfer.ciphernames import plain_path, require_entry
 from cryptfs.transfer.pathvault import PathVault
 from cryptfs.transfer.places import Found
 from cryptfs.transfer.walking import OnProblem, ReportedNames, joined
@@ -61,7 +61,7 @@ class Removal:
         self._tree.require_writable()
         if found.name == SELF:
             error = os_error(errno.EBUSY)
-            error.strerror = "the root of a vault stays"
+            error.strerror = "the root of a vault cannot be removed"
             raise error
         if stat.S_ISDIR(backing_stat(*found).st_mode) and not self._recursive:
             raise os_error(errno.EISDIR)
@@ -106,8 +106,8 @@ class Removal:
         self.entry(self._vault.places.find(path, follow=False), path)
 
     def _by_parts(self, parts: list[str]) -> None:
-        if any(part == ".." or not holds_plaintext(part) for part in parts):
-            raise NotAnEntryError(f"{'/'.join(parts)} in the vault is no entry of the plaintext")
+        for part in parts:
+            require_entry(part, "/".join(parts))
         held_fd = open_directory(self._vault.descriptor, ".")
         try:
             for part in parts[:-1]:

@@ -1,30 +1,78 @@
 """What a copy needs of each side: the vault, or the plain filesystem.
 
-A place is a directory and a name in it.
+A place is a directory and a name in it. A *part* is a file that a copy has not finished: its name is of this
+copy alone, until it gets its final one.
 """
 
 from __future__ import annotations
 
 import abc
+import contextlib
+import hashlib
 import os
-from collections.abc import Callable
-from typing import Generic, TypeVar
+import re
+from collections.abc import Callable, Container
+from typing import Generic, NamedTuple, TypeVar
+
+from cryptfs.errors import CryptfsError
 
 Folder = TypeVar("Folder")
+From = TypeVar("From")
+To = TypeVar("To")
+"""The folders of the source, and of the target, of a copy."""
+
+
+PART_PREFIX = b".cryptfs-part-"
+_PART = re.compile(re.escape(PART_PREFIX) + rb"[0-9a-f]{24}(?:[0-9a-f]{8})?", re.ASCII)
+PARTS_BY_LENGTH = (PART_PREFIX + b"0" * 24, PART_PREFIX + b"0" * 32)
+"""A part of each length: of copies, and of fsspec/."""
+OLD_PART = 86_400.0
+"""Seconds without a change after which nobody writes to a part any longer."""
+
+
+def part_name(copy_id: bytes, name: bytes) -> bytes:
+    """The name of a part. copy_id: random bytes of the copy, so that no other one touches its parts."""
+    return PART_PREFIX + hashlib.blake2b(name, digest_size=12, key=copy_id).hexdigest().encode()
+
+
+def is_part(name: bytes) -> bool:
+    """Whether it is the name of a part."""
+    return _PART.fullmatch(name) is not None
+
+
+class DiffersError(Exception):
+    """The copy is not what was to be copied."""
+
+
+class Small(NamedTuple):
+    """All of a small file: content, and extended attributes and ACLs by name."""
+
+    content: memoryview
+    attributes: dict[bytes, bytes]
+
+
 OnLost = Callable[[bytes, Exception], None]
 """Gets each attribute that cannot be read or kept: its name, and why."""
 
 
-class SideFile(abc.ABC):
+class PartFile(abc.ABC):
+    """A new file that another process has made and has open: this one writes some of its content."""
+
+    @abc.abstractmethod
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write all of data at an offset; a gap before it becomes a hole."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Give it back. Raises: OSError: not everything could be written."""
+
+
+class SideFile(PartFile):
     """An open file of one side."""
 
     @abc.abstractmethod
     def read_into(self, offset: int, out: memoryview) -> int:
         """Bytes from an offset; 0 at the end. Raises: OSError, IntegrityError."""
-
-    @abc.abstractmethod
-    def write(self, offset: int, data: memoryview) -> None:
-        """Write all of data at an offset; a gap before it becomes a hole."""
 
     @abc.abstractmethod
     def set_size(self, size: int) -> None:
@@ -35,8 +83,12 @@ class SideFile(abc.ABC):
         """(start, stop) of the next data; None if only a hole follows."""
 
     @abc.abstractmethod
-    def close(self) -> None:
-        """Give it back. Raises: OSError: not everything could be written."""
+    def expect(self, size: int) -> bytes:
+        """This new file will get so many bytes from other processes. Returns what `reopen` needs there."""
+
+    @abc.abstractmethod
+    def arrived(self, size: int) -> None:
+        """They are there."""
 
 
 class Side(abc.ABC, Generic[Folder]):
@@ -73,11 +125,40 @@ class Side(abc.ABC, Generic[Folder]):
     def open(self, where: Folder, name: bytes) -> SideFile:
         """Open a regular file for reading."""
 
+    @abc.abstractmethod
+    def read_small(self, where: Folder, name: bytes, st: os.stat_result, on_lost: OnLost) -> Small | None:
+        """All of a regular file at once; None if it has holes. on_lost: as in `attributes`.
+
+        Raises: DiffersError: it is not as its stat says any longer.
+        """
+
     # ---- making; nothing replaces what is there
+
+    @abc.abstractmethod
+    def tidy(self, where: Folder, kept: Container[bytes], *, fresh: bool) -> None:
+        """Before a copy works in a directory: remove the parts that copies left which were killed.
+
+        It leaves them while another copy works there; and others leave ours, for as long as it is open.
+
+        Args: kept: names that stay.   fresh: the directory was made just now.
+        """
 
     @abc.abstractmethod
     def create(self, where: Folder, name: bytes, mode: int) -> SideFile:
         """A new regular file. mode: as it will be; nobody may read it before `finish` who may not then."""
+
+    @abc.abstractmethod
+    def put_small(
+        self, where: Folder, name: bytes, st: os.stat_result, small: Small, on_lost: OnLost
+    ) -> None:
+        """A new regular file at once, with all that `finish` gives it."""
+
+    @abc.abstractmethod
+    def reopen(self, where: Folder, name: bytes, expected: bytes) -> PartFile:
+        """A regular file that another process has created, to write pieces at multiples of `PIECE`.
+
+        Args: expected: as its `expect` returned it there.
+        """
 
     @abc.abstractmethod
     def mkdir(self, where: Folder, name: bytes) -> None:
@@ -120,3 +201,54 @@ class Side(abc.ABC, Generic[Folder]):
     @abc.abstractmethod
     def sync(self) -> None:
         """Bring everything to disk."""
+
+
+class Parts(Generic[To]):
+    """The parts of one copy: their names, and where there may be one now. Safe from many threads.
+
+    Args: target: the side that has them.
+    """
+
+    def __init__(self, target: Side[To]) -> None:
+        self._target = target
+        self._copy_id = os.urandom(16)
+        self._tidied: To | None = None
+        self._in_hand: dict[bytes, tuple[To, bytes]] = {}
+
+    def name(self, final: bytes) -> bytes:
+        """The name of a part. final: the one that it gets when it is whole."""
+        return part_name(self._copy_id, final)
+
+    def begin(self, path: bytes, where: To, final: bytes) -> bytes:
+        """A part will be made. path: of its entry, as long as it is in hand. Returns its name."""
+        part = self.name(final)
+        self._in_hand[path] = (where, part)
+        return part
+
+    def end(self, path: bytes) -> None:
+        """It has its final name, or is gone."""
+        self._in_hand.pop(path, None)
+
+    def remove(self, where: To, part: bytes) -> None:
+        """Remove a part, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self._target.unlink(where, part)
+
+    def drop(self, path: bytes, where: To, part: bytes) -> None:
+        """As remove and end."""
+        self.remove(where, part)
+        self.end(path)
+
+    def drop_all(self) -> None:
+        """Remove those in hand: an interrupt may come between any two steps, also of cleaning up."""
+        for where, part in list(self._in_hand.values()):
+            with contextlib.suppress(OSError, CryptfsError):
+                self.remove(where, part)
+        self._in_hand.clear()
+
+    def tidy(self, where: To, kept: Container[bytes] = (), *, fresh: bool = False) -> None:
+        """As `Side.tidy`, once for entries one after the other. Where it fails, the copy goes on."""
+        if where is not self._tidied:
+            self._tidied = where
+            with contextlib.suppress(OSError, CryptfsError):
+                self._target.tidy(where, kept, fresh=fresh)

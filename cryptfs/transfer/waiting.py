@@ -1,4 +1,4 @@
-"""Whether threads pay for small files: only where one thread waits for the disk.
+"""Whether threads pay for small files: only where one thread waits for the disk. And how many processes do.
 
 Python runs one thread at a time, and to pass the turn around costs more processor time than a small file
 does. Where everything is in the page cache, one thread is as fast as four, and uses half of the processor.
@@ -14,6 +14,18 @@ PROBE = 32
 TURN = 1024
 """Entries for many threads until the next look."""
 _WAITS_EACH = 0.5  # for an entry, from which on threads pay
+
+_LARGEST_CREW = 8
+_LEAST_CREW = 4  # also on fewer cores: some of them wait for the disk
+
+
+class WorkerDiedError(Exception):
+    """A worker process was killed, or ended for a fault of its own."""
+
+
+def crew_size(cores: int) -> int:
+    """How many worker processes a copy has; 0 where one process does it all."""
+    return 0 if cores < 2 else min(max(cores, _LEAST_CREW), _LARGEST_CREW)
 
 
 def waits_of_this_thread() -> int:

@@ -154,7 +154,7 @@ def new_passphrase_key_file(
 ) -> NewKey:
     """A key from a passphrase and a file. Raises: ValueError: the file is too small or too large."""
     if offer.passphrase is None or offer.key_file is None:
-        raise ValueError("it takes a passphrase and a file")
+        raise ValueError("a passphrase and a file are needed")
     if not MIN_FILE_SIZE <= len(offer.key_file) <= MAX_FILE_SIZE:
         raise ValueError(f"a key file has {MIN_FILE_SIZE} to {MAX_FILE_SIZE} bytes")
     cost = new_cost(memory, passes)

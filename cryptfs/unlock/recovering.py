@@ -129,7 +129,7 @@ def tend(vault_fd: int, vault_dir: Path, config: VaultConfig, masterkey: bytes, 
                 found.work(vault_fd)
         return found.warnings()
     except OSError as error:
-        return [f"{RECOVERY_NAME} cannot be looked after now: {error.strerror}"]
+        return [f"{RECOVERY_NAME} cannot be checked now: {error.strerror}"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +172,7 @@ class _Found:
         what = "is missing" if self.fits is None else "is damaged, or not the one that the config names"
         return [
             f"{RECOVERY_NAME} {what}: recovery words and shares open nothing. Put a copy of it back, or make "
-            "new ones: cryptfs recovery words VAULT"
+            "new words: cryptfs recovery words VAULT"
         ]
 
 
@@ -269,7 +269,7 @@ class RecoveryTable:
         with changing_config(self._vault_fd):
             now = decode_config(read_config_file(self._vault_fd, self._vault_dir))
             if now != self.config:
-                raise VaultError(f"{self._vault_dir}: somebody changed its config meanwhile; try it again")
+                raise VaultError(f"{self._vault_dir}: somebody changed its config meanwhile; try again")
             if self.config.version == 1:
                 self._save_without_ids()
             else:

@@ -43,7 +43,7 @@ def open_by_record(
     if config.version == 2 and found.secret.recovery_id.hex() not in config.recovery:
         wipe(found.body.masterkey)
         raise WrongPassphraseError(
-            f"{found.secret.name} were taken out of this vault: its {RECOVERY_NAME} is an older one"
+            f"{found.secret.name} were removed from this vault: its {RECOVERY_NAME} is an older one"
         )
     return found.body.masterkey, found.secret
 
@@ -93,4 +93,6 @@ def _opened(secrets: Sequence[bytes], records: Sequence[bytes], vault_id: bytes 
             problem = problem or error
     if problem is not None and not known:
         raise problem
-    raise WrongPassphraseError(f"they are not those of this vault; it takes {', or '.join(known)}")
+    raise WrongPassphraseError(
+        f"these words or shares are not those of this vault; it takes {', or '.join(known)}"
+    )

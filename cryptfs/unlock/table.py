@@ -26,6 +26,7 @@ from cryptfs.core.slots.config import (
     replace_fields,
 )
 from cryptfs.core.slots.identity import Mark
+from cryptfs.core.slots.kdf import PassphraseCost
 from cryptfs.core.slots.slot import PASSPHRASE, KeySlot, seal_slot
 from cryptfs.errors import UnsupportedFormatError, VaultConfigError, VaultError
 from cryptfs.storage.hosts import own_state
@@ -38,9 +39,13 @@ from cryptfs.storage.vaultdir import (
     remove_unfinished_keys,
     write_config_file,
 )
+from cryptfs.unlock.keyfile import PASSPHRASE_KEY_FILE
 from cryptfs.unlock.kind import NewKey
 from cryptfs.unlock.offer import Offer
+from cryptfs.unlock.passphrase import new_passphrase
 from cryptfs.unlock.unlocking import Unlocked, memory_limit, open_vault
+
+_WITH_PASSPHRASE = (PASSPHRASE, PASSPHRASE_KEY_FILE)
 
 
 def sealed(config: VaultConfig, slot_id: int, label: str, new: NewKey, masterkey: bytes) -> KeySlot:
@@ -64,8 +69,45 @@ def require_kind(config: VaultConfig, kind: str) -> None:
     """Raises: UnsupportedFormatError: a vault of 0.1 has slots for passphrases alone."""
     if kind != PASSPHRASE and not config.has_slots_of_all_kinds:
         raise UnsupportedFormatError(
-            "this vault is of an earlier version, with passphrases alone; first run: cryptfs upgrade VAULT"
+            "this vault is from an earlier version, and can have only passphrases; first run: cryptfs "
+            "upgrade VAULT"
         )
+
+
+def slot_of(config: VaultConfig, slot_id: int) -> KeySlot:
+    """Raises: VaultError: there is no such slot."""
+    for slot in config.slots:
+        if slot.id == slot_id:
+            return slot
+    raise VaultError(f"the vault has no key slot {slot_id}. To list them: cryptfs key list VAULT")
+
+
+def slot_to_change(config: VaultConfig, opened: KeySlot | None, slot_id: int | None = None) -> KeySlot:
+    """The slot whose passphrase a person wants to change; `cryptfs passwd` and the Python API ask here.
+
+    Args:   opened: the slot that opened the vault; None if words or shares did.
+            slot_id: None takes `opened` or, if that has no passphrase, the only passphrase of the vault.
+    Raises: VaultError: there is no such slot, it has no passphrase, or there are several.
+    """
+    if slot_id is not None:
+        meant = slot_of(config, slot_id)
+        if meant.kind in _WITH_PASSPHRASE:
+            return meant
+        raise VaultError(
+            f"key slot {slot_id} ({meant.kind}) has no passphrase to change. To replace it, add another key "
+            f"with cryptfs key add, then: cryptfs key remove VAULT {slot_id}"
+        )
+    if opened is not None and opened.kind in _WITH_PASSPHRASE:
+        return opened
+    found = [slot for slot in config.slots if slot.kind == PASSPHRASE]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise VaultError("the vault has no passphrase to change. Add one: cryptfs key add passphrase VAULT")
+    raise VaultError(
+        f"the vault has {len(found)} passphrases; say which one to change: --change-slot ID. "
+        "To list them: cryptfs key list VAULT"
+    )
 
 
 class SlotTable:
@@ -149,29 +191,25 @@ class SlotTable:
 
     def slot(self, slot_id: int) -> KeySlot:
         """Raises: VaultError: there is no such slot."""
-        for slot in self.config.slots:
-            if slot.id == slot_id:
-                return slot
-        raise VaultError(f"the vault has no key slot {slot_id}. To list them: cryptfs key list VAULT")
+        return slot_of(self.config, slot_id)
 
-    def passphrase_slot(self, slot_id: int | None = None) -> KeySlot:
-        """The slot whose passphrase a person wants to replace.
+    def change_passphrase(
+        self, new: bytes, slot_id: int | None = None, memory: int | None = None, passes: int | None = None
+    ) -> KeySlot:
+        """Another passphrase for the slot that slot_to_change finds; None keeps the cost of a guess.
 
-        Args:   slot_id: None takes the one that was opened or, where that is of another kind, the only one.
-        Raises: VaultError: there is no such slot, it has no passphrase, or there are several.
+        Raises: VaultError: as slot_to_change, or the slot takes a key file beside its passphrase.
         """
-        if slot_id is None and self.opened.slot is not None and self.opened.slot.kind == PASSPHRASE:
-            return self.opened.slot
-        found = [slot for slot in self.config.slots if slot.kind == PASSPHRASE]
-        if slot_id is None and len(found) == 1:
-            return found[0]
-        if slot_id is None:
-            has = f"{len(found)} passphrases; say which one" if found else "no passphrase; add one"
-            raise VaultError(f"{self.opened.by} opened the vault. It has {has}")
-        slot = self.slot(slot_id)
-        if slot.kind != PASSPHRASE:
-            raise VaultError(f"key slot {slot_id} has no passphrase to change")
-        return slot
+        slot = slot_to_change(self.config, self.opened.slot, slot_id)
+        if slot.kind != PASSPHRASE:  # alone, the new passphrase would open what needs two things now
+            raise VaultError(
+                f"key slot {slot.id} takes a key file beside its passphrase. To change that: "
+                "cryptfs passwd VAULT"
+            )
+        cost = PassphraseCost.from_params(slot.params, slot.name)
+        memory = cost.memory if memory is None else memory
+        passes = cost.passes if passes is None else passes
+        return self.replace(slot.id, new_passphrase(new, memory, passes))
 
     def _set(self, slots: list[KeySlot]) -> None:
         self.config = replace_fields(self.config, slots=slots)

@@ -151,9 +151,9 @@ def _slot_key(token: Token, params: TokenParams, asker: TokenAsker) -> bytes:
     """Costs a touch, and a PIN where the token has to verify its user."""
     token.check_use(uv=params.uv)
     pin = token.enter_pin(asker) if token.takes_pin(uv=params.uv) else None
-    say_touch = functools.partial(asker.say_touch, token.name, "to open the vault")
+    waiting = functools.partial(asker.waiting, token.name, "to open the vault")
     try:
-        secret = token.secret(params.credential_id, params.salt, pin, say_touch, uv=params.uv)
+        secret = token.secret(params.credential_id, params.salt, pin, waiting, uv=params.uv)
     finally:
         _wipe(pin)
     slot_key = derive(secret, _PURPOSE)
@@ -199,7 +199,7 @@ def _new_key(token: Token, asker: TokenAsker, *, uv: bool, account: str) -> NewK
     salt = os.urandom(SALT_SIZE)
     secrets: list[bytes] = []
     touches = (
-        functools.partial(asker.say_touch, token.name, f"{reason} ({number} of 3)")
+        functools.partial(asker.waiting, token.name, f"{reason} ({number} of 3)")
         for number, reason in enumerate(("to make a credential", *["to compare its secrets"] * 2), 1)
     )
     pin = token.enter_pin(asker) if token.takes_pin(uv=uv, makes=True) else None
@@ -209,8 +209,8 @@ def _new_key(token: Token, asker: TokenAsker, *, uv: bool, account: str) -> NewK
             raise TokenError(
                 f"{token.name} made a credential of {len(credential_id)} bytes, which is too long"
             )
-        for say_touch in touches:  # a PIN that was only for the credential would make another secret
-            secrets.append(token.secret(credential_id, salt, pin if uv else None, say_touch, uv=uv))
+        for waiting in touches:  # a PIN that was only for the credential would make another secret
+            secrets.append(token.secret(credential_id, salt, pin if uv else None, waiting, uv=uv))
         if not hmac.compare_digest(*secrets):
             raise TokenError(f"{token.name} computes another secret each time, so it cannot open a vault")
         slot_key = derive(secrets[0], _PURPOSE)

@@ -198,7 +198,7 @@ class _Usable:
                     f"the vault has no key slot {self._offer.slot_id}. To list them: cryptfs key list VAULT"
                 )
             return f"key slot {self._offer.slot_id} takes {taken_by(self._config, self._offer.slot_id)}"
-        return f"nothing was offered that this vault takes: {taken_by(self._config)}"
+        return f"nothing was offered that this vault takes; it takes {taken_by(self._config)}"
 
 
 def taken_by(config: VaultConfig, slot_id: int | None = None) -> str:
@@ -207,7 +207,7 @@ def taken_by(config: VaultConfig, slot_id: int | None = None) -> str:
     for slot in config.slots:
         if slot_id in (None, slot.id):
             kind = kind_of(slot)
-            words = f"what this version does not know ({slot.kind})" if kind is None else kind.about
+            words = f"an unknown kind of key ({slot.kind})" if kind is None else kind.about
             if words not in found:
                 found.append(words)
     if slot_id is None and config.recovery:
@@ -234,9 +234,14 @@ def takes_passphrase(config: VaultConfig, offer: Offer, *, beside: bool) -> bool
 
 def memory_limit() -> int:
     """Bytes that deriving a key may take: half of what is available now."""
+    return available_memory() // 2
+
+
+def available_memory() -> int:
+    """Bytes that are free, or would be at once."""
     try:
         text = Path("/proc/meminfo").read_text(encoding="ascii")
         available = next(line for line in text.splitlines() if line.startswith("MemAvailable:"))
-        return int(available.split()[1]) * 1024 // 2
+        return int(available.split()[1]) * 1024
     except (OSError, StopIteration, ValueError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -184,12 +184,13 @@ def _config_of(vault_id: bytes, body: RecoveryBody, secrets: Sequence[HeldSecret
         suite = None
     if suite is None:
         raise UnsupportedFormatError(
-            "the recovery record is of a vault with a cipher or chunk size that this version lacks"
+            "the recovery record belongs to a vault with a cipher or chunk size that this version does not "
+            "know"
         )
     unknown = sorted(set(body.features) - KNOWN_FEATURES)
     if unknown:
         raise UnsupportedFormatError(
-            f"the recovery record is of a vault with features that this version does not know: "
+            f"the recovery record belongs to a vault with features that this version does not know: "
             f"{', '.join(unknown)}"
         )
     ids = [held.about.recovery_id.hex() for held in secrets]
@@ -223,8 +224,8 @@ def _looked_at(
         if unverified and not verified:
             raise VaultError(
                 f"{opened.secret.name} open the recovery record, but nothing in {shown(vault_dir)} is sealed "
-                "with its masterkey: it is of another vault, or from before the masterkey changed. Nothing "
-                "was written"
+                "with its masterkey: the record belongs to another vault, or is from before a change of the "
+                "masterkey. Nothing was written"
             )
 
         def refuse_config() -> None:
@@ -260,18 +261,18 @@ def _refuse_config(vault_fd: int, vault_dir: Path, keys: Subkeys, *, proven: boo
         return
     except UnsupportedFormatError as error:
         raise VaultError(
-            f"{shown(vault_dir / CONFIG_NAME)} is of a newer cryptfs ({error}). With --force it is replaced"
+            f"{shown(vault_dir / CONFIG_NAME)} is of a newer cryptfs ({error}). --force replaces it"
         ) from None
     if config_mac(config, keys).hex() == config.mac:
         raise VaultError(
-            f"{shown(vault_dir / CONFIG_NAME)} is whole: there is nothing to restore. For a new passphrase: "
-            f"cryptfs passwd {shell_word(vault_dir)} --words. With --force the config is "
-            "replaced, and its key slots are gone"
+            f"{shown(vault_dir / CONFIG_NAME)} is intact: there is nothing to restore. For a new "
+            f"passphrase: cryptfs passwd {shell_word(vault_dir)} --words. --force replaces the config, "
+            "and its key slots are then gone"
         )
     if not proven:
         raise VaultError(
-            f"{shown(vault_dir / CONFIG_NAME)} is of another masterkey, or was changed, and nothing in "
-            "the vault says which. With --force it is replaced"
+            f"{shown(vault_dir / CONFIG_NAME)} has another masterkey, or somebody changed it, and "
+            "nothing in the vault shows which. --force replaces it"
         )
 
 

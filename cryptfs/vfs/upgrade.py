@@ -138,7 +138,7 @@ def settle(vault: Vault) -> None:
     unsettled.sweep()
     if not unsettled.over:
         raise VaultError(
-            f"{vault.vault_dir}: some files that a crash left cannot be settled; first run: "
+            f"{vault.vault_dir}: some files that a crash left unfinished cannot be settled; first run: "
             f"cryptfs fsck --repair {shell_word(vault.vault_dir)}"
         )
 

@@ -25,7 +25,7 @@ from cryptfs.core.slots.config import (
     replace_fields,
 )
 from cryptfs.core.slots.identity import Mark, identity_of
-from cryptfs.core.slots.kdf import DEFAULT_KDF_MEMORY, DEFAULT_KDF_PASSES, PassphraseCost
+from cryptfs.core.slots.kdf import DEFAULT_KDF_MEMORY, DEFAULT_KDF_PASSES
 from cryptfs.core.slots.slot import KeySlot
 from cryptfs.errors import NotAVaultError, VaultConfigError
 from cryptfs.storage.hosts import own_state
@@ -332,17 +332,13 @@ def change_passphrase(
 
     Args:   old: opens the vault: by a passphrase, whose slot is replaced, or by anything else.
             kdf_memory, kdf_passes: cost of a guess; None keeps the slot's present cost.
-            slot_id: the slot; None takes the one that `old` opened or, where that is of another kind, the
-                     only passphrase slot of the vault.
-    Raises: VaultError: it is not clear which slot is meant, or it has no passphrase.
+            slot_id: the slot; None takes the one that `old` opened or, if that has no passphrase, the only
+                     passphrase of the vault.
+    Raises: VaultError: it is not clear which slot is meant, it has no passphrase, or takes a file beside it.
             NotAVaultError, UnsupportedFormatError, VaultConfigError, WrongPassphraseError, OSError.
     """
     with changing_slots(vault_dir, old) as table:
-        slot = table.passphrase_slot(slot_id)
-        cost = PassphraseCost.from_params(slot.params, slot.name)
-        memory = cost.memory if kdf_memory is None else kdf_memory
-        passes = cost.passes if kdf_passes is None else kdf_passes
-        table.replace(slot.id, new_passphrase(new, memory, passes))
+        slot = table.change_passphrase(new, slot_id, kdf_memory, kdf_passes)
         table.save()
         return slot.id
 
@@ -358,8 +354,8 @@ def _recover(context: FileContext, vault_fd: int, lock: VaultLock | NoLock) -> S
             return replay(context, vault_fd)
     except OSError as error:
         log.warning(
-            "the journal of a crashed session cannot be replayed now: %s; until a mount for writing, files "
-            "that were being written may give errors", error.strerror,
+            "the journal of a crashed session cannot be replayed now: %s; until you mount the vault for "
+            "writing, reading files that were being written may fail", error.strerror,
         )  # fmt: skip
         return read_sessions(context, vault_fd)
 

@@ -130,7 +130,8 @@ def measured(options: argparse.Namespace, console: Console) -> results.Results:
         return measure_all(options, console, Rights())
 
     def work(rights: Rights) -> bytes:
-        require_usable(user.name, options.dir)
+        mounts = bool(workloads_of(options) or options.curves)
+        require_usable(user.name, options.dir, mounts=mounts)
         return results.encoded(measure_all(options, console, rights))
 
     return results.decoded(as_user(user, work))

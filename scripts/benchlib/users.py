@@ -27,6 +27,7 @@ from typing import NoReturn
 from benchlib import machine
 
 _WORD = 64  # bytes of a question and of its answer
+FUSE_DEVICE = Path("/dev/fuse")
 _LOOK = 0.2  # seconds between two looks whether the user's process has ended
 _KEPT = ("PATH", "LANG", "LC_ALL", "TERM", "PYTHONPATH", "PYTHONSAFEPATH", "COLUMNS")
 """What the user's process keeps of root's environment."""
@@ -177,8 +178,11 @@ def _become(user: User, home: str) -> None:
     os.chdir(home)
 
 
-def require_usable(name: str, directories: list[Path]) -> None:
-    """For the user's process. Raises: SystemExit: it cannot run cryptfs, or not write in a directory."""
+def require_usable(name: str, directories: list[Path], *, mounts: bool) -> None:
+    """For the user's process. Raises: SystemExit: it cannot run cryptfs, write in a directory, or mount.
+
+    mounts: whether it has to.
+    """
     try:
         done = subprocess.run(
             [sys.executable, "-c", "import cryptfs.cli.main"], capture_output=True, check=False
@@ -194,3 +198,11 @@ def require_usable(name: str, directories: list[Path]) -> None:
     for directory in directories:
         if not os.access(directory, os.W_OK | os.X_OK):
             raise SystemExit(f"bench: {name} may not write in {directory}")
+    if mounts:
+        try:
+            os.close(os.open(FUSE_DEVICE, os.O_RDWR))
+        except OSError as error:
+            raise SystemExit(
+                f"bench: {name} cannot open {FUSE_DEVICE} ({error.strerror}), and so not mount: as root, "
+                f"chmod 666 {FUSE_DEVICE}"
+            ) from None

@@ -1,9 +1,15 @@
-"""scripts/soak: run the parts, show how they go, and what they found."""
+"""scripts/soak: run the parts, show how they go, and what they found.
+
+Ctrl-C ends the part that runs, waits until it has unmounted and removed what it made, and shows the table.
+"""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,7 +26,13 @@ from soaklib.parts import PARTS, Part
 FUZZ_SECONDS = 300
 ROUND_SECONDS = 60.0
 """Of one round of `outside` with one engine: a fresh vault now and then."""
+QUICK_FUZZ_SECONDS = 5
+QUICK_SECONDS = 10.0
+QUICK_EDITS = 150
+SIZES = "CRYPTFS_"
+"""How the settings begin that make a part larger than it is in scripts/test."""
 NOTHING_RAN = 5  # pytest's exit code
+INTERRUPTED = 130
 TAIL = 30
 
 
@@ -33,7 +45,15 @@ class Outcome:
     seconds: float = 0.0
     findings: int = 0
     skipped: bool = False
+    interrupted: bool = False
     said: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """For the table."""
+        if self.interrupted:
+            return "interrupted"
+        return "skipped" if self.skipped else str(self.findings)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -41,9 +61,18 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=60.0, help="for the parts that repeat, in all")
     parser.add_argument("--seconds", type=float, help="the same in seconds")
-    parser.add_argument("--engine", choices=("native", "fusepy", "both"), default="both", help="of `outside`")
+    parser.add_argument(
+        "--engine",
+        choices=("native", "fusepy", "both"),
+        default="both",
+        help="of parts that run on one",
+    )
     parser.add_argument("--kills", type=int, default=1000, help="of the daemon")
+    parser.add_argument("--edits", type=int, default=5000, help="in each run of `syncthing` on one engine")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the first run of each part")
+    parser.add_argument(
+        "--quick", action="store_true", help="each part once and as small as in scripts/test: do all work?"
+    )
     parser.add_argument(
         "--only", action="append", choices=[part.name for part in PARTS], help="may be given again"
     )
@@ -51,6 +80,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     chosen = parser.parse_args(arguments)
     if chosen.seconds is not None:
         chosen.minutes = chosen.seconds / 60
+    if chosen.quick:
+        chosen.minutes, chosen.edits = 0.0, min(chosen.edits, QUICK_EDITS)
     return chosen
 
 
@@ -58,25 +89,51 @@ def command_of(part: Part, chosen: argparse.Namespace) -> list[str]:
     """The words of a part's command."""
     engines = 2 if chosen.engine == "both" else 1
     values = {
-        "fuzz": FUZZ_SECONDS,
-        "seconds": min(ROUND_SECONDS, chosen.minutes * 60 / engines),
+        "fuzz": QUICK_FUZZ_SECONDS if chosen.quick else FUZZ_SECONDS,
+        "seconds": QUICK_SECONDS if chosen.quick else min(ROUND_SECONDS, chosen.minutes * 60 / engines),
         "engine": chosen.engine,
-        "minutes": chosen.minutes,
+        "edits": chosen.edits,
     }
     words = [word.format(**values) for word in part.command]
     return words if words[0].startswith("scripts/") else [sys.executable, *words]
 
 
+def settings_of(part: Part, chosen: argparse.Namespace, seed: int) -> dict[str, str]:
+    """What a run has in its environment. With --quick no sizes: then the tests are as in scripts/test."""
+    settings = {name: value.format(kills=chosen.kills) for name, value in part.settings.items()}
+    if chosen.quick:
+        settings = {name: value for name, value in settings.items() if not name.startswith(SIZES)}
+    return settings | {"CRYPTFS_CRASH_SEED": str(seed)}
+
+
 def run_once(part: Part, chosen: argparse.Namespace, settings: dict[str, str], log: Path) -> int:
-    """One run; returns its exit code. What it says goes to the log."""
+    """One run; returns its exit code. What it says goes to the log.
+
+    It has a process group of its own, so that Ctrl-C comes to it once, and we are there until it has ended.
+
+    Raises: KeyboardInterrupt: somebody has interrupted us, and the run has ended.
+    """
     with log.open("ab") as output:
-        return subprocess.run(
+        process = subprocess.Popen(
             command_of(part, chosen),
             env=os.environ | settings,
+            stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            check=False,
-        ).returncode
+            process_group=0,
+        )
+    interrupted = False
+    while True:
+        try:
+            code = process.wait()
+            break
+        except KeyboardInterrupt:
+            interrupted = True
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGINT)
+    if interrupted:
+        raise KeyboardInterrupt
+    return code
 
 
 def run(part: Part, chosen: argparse.Namespace, seconds: float, logs: Path, console: Console) -> Outcome:
@@ -85,14 +142,19 @@ def run(part: Part, chosen: argparse.Namespace, seconds: float, logs: Path, cons
     begin = time.monotonic()
     seed = chosen.seed
     while True:
-        settings = {name: value.format(kills=chosen.kills) for name, value in part.settings.items()}
-        settings["CRYPTFS_CRASH_SEED"] = str(seed)
+        settings = settings_of(part, chosen, seed)
         log = logs / f"{part.name}-{seed}.log"
-        code = run_once(part, chosen, settings, log)
+        code = INTERRUPTED
+        try:
+            code = run_once(part, chosen, settings, log)
+        except KeyboardInterrupt:
+            outcome.interrupted = True
         lines = log.read_text(errors="replace").splitlines() or [""]
         outcome.runs += 1
         outcome.seconds = time.monotonic() - begin
         outcome.said = lines[-1]
+        if outcome.interrupted:
+            return outcome
         outcome.skipped = code == NOTHING_RAN or (" skipped" in lines[-1] and " passed" not in lines[-1])
         if code not in (0, NOTHING_RAN):
             outcome.findings += 1
@@ -113,14 +175,15 @@ def table_of(outcomes: list[Outcome], seed: int) -> Table:
     for column in ("part", "runs", "minutes", "findings", "last line"):
         table.add_column(column, justify="left" if column in ("part", "last line") else "right")
     for outcome in outcomes:
-        found = "skipped" if outcome.skipped else str(outcome.findings)
         minutes = f"{outcome.seconds / 60:.1f}"
-        table.add_row(outcome.part.name, str(outcome.runs), minutes, found, outcome.said.strip("= "))
+        table.add_row(
+            outcome.part.name, str(outcome.runs), minutes, outcome.verdict, outcome.said.strip("= ")
+        )
     return table
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what was chosen; 1 if anything was found."""
+    """Run what was chosen; 1 if anything was found, 130 if somebody has interrupted it."""
     chosen = parse(arguments)
     console = Console(stderr=True)
     parts = [part for part in PARTS if not chosen.only or part.name in chosen.only]
@@ -128,15 +191,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for part in PARTS:
             print(f"{part.name:10}{part.what}")
         return 0
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts what is behind `&` with SIGINT ignored
+        signal.signal(number, signal.default_int_handler)
     logs = Path(tempfile.mkdtemp(prefix="cryptfs-soak-"))
     repeating = sum(part.repeats for part in parts)
-    outcomes = []
+    outcomes: list[Outcome] = []
     for part in parts:
         console.print(f"{time.strftime('%H:%M:%S')}  {part.name}: {part.what}", markup=False, highlight=False)
         share = chosen.minutes * 60 / repeating if repeating else 0.0
         outcomes.append(run(part, chosen, share, logs, console))
+        if outcomes[-1].interrupted:
+            break
     Console().print(table_of(outcomes, chosen.seed))
-    return int(any(outcome.findings for outcome in outcomes))
+    if outcomes and outcomes[-1].interrupted:
+        console.print(f"interrupted; the logs are kept: {logs}", markup=False, highlight=False)
+        return INTERRUPTED
+    if any(outcome.findings for outcome in outcomes):
+        return 1
+    shutil.rmtree(logs)
+    return 0
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 class Part:
     """One part. command: words after the interpreter, or a script of ours.
 
-              `{seconds}`, `{engine}`, `{minutes}` in it are what the command line says for them.
+              `{seconds}`, `{engine}`, `{edits}` in it are what the command line says for them.
     settings: of the environment. `{kills}` in them is what the command line says for it.
     repeats:  another seed gives other work: it is run again until its share of the time is over.
     """
@@ -96,8 +96,15 @@ PARTS = (
     ),
     Part(
         "syncthing",
-        "three machines that edit their mounted copies of one vault, synced by Syncthing",
-        ("-m", "soaklib.syncthing", "--minutes", "{minutes}"),
+        "three machines with mounted copies of one vault, synced by Syncthing: edits, partitions, git",
+        ("-m", "soaklib.syncthing", "--edits", "{edits}", "--engine", "{engine}"),
+        {"PYTHONPATH": "scripts:."},
+        repeats=True,
+    ),
+    Part(
+        "hazards",
+        "a directory, a long name and a git repository that two machines change apart, with Syncthing",
+        ("-m", "soaklib.syncthing.hazards", "--engine", "{engine}"),
         {"PYTHONPATH": "scripts:."},
     ),
     Part(

@@ -191,7 +191,7 @@ def test_a_vault_that_lost_its_config(vault: Path, tmp_path: Path, passfile: Pat
     lost = (
         f"{vault} looks like a vault, but its cryptfs.json is missing. Restore that file from a backup, "
         "or make it again from recovery words and a copy of the recovery record: cryptfs recovery "
-        f"restore-config {vault} --record FILE. Else nothing can open the vault. Do not run init here\n"
+        f"restore-config {vault} --record FILE. Otherwise nobody can open the vault. Do not run init here\n"
     )
     before = sorted(vault.iterdir())
     for words in (
@@ -212,7 +212,7 @@ def test_what_is_said_of_other_directories(vault: Path, tmp_path: Path, run: Run
     plain = tmp_path / "a plain one"
     plain.mkdir()
     told = run("info", plain)
-    assert f"{plain} is not a vault: it is empty. If it should hold one, see that its disk" in told.err
+    assert f"{plain} is not a vault: it is empty. If it should hold one, mount its disk" in told.err
     assert f"To make a new vault here: cryptfs init '{plain}'\n" in told.err
     (plain / "cryptfs.py").touch()
     told = run("info", plain)
@@ -421,7 +421,7 @@ def test_speed_warns_of_a_busy_machine(run: Run, monkeypatch: pytest.MonkeyPatch
 def test_completion(run: Run) -> None:
     told = run("completion")
     assert (told.code, told.out) == (1, "")
-    assert told.err.startswith("cryptfs: say for which shell: cryptfs completion bash|zsh|fish\n")
+    assert told.err.startswith("cryptfs: name a shell: cryptfs completion bash|zsh|fish\n")
     for shell in ("bash", "zsh", "fish"):
         assert "_CRYPTFS_COMPLETE" in run("completion", shell).out
 

@@ -250,13 +250,13 @@ def test_every_option_of_mount_has_a_place(file: Path) -> None:
         ("[mount]\npassfile = '/a'", "line 2: mount.passfile is unknown"),
         ("[unlock]\nread_only = true", "line 2: unlock.read_only is unknown"),
         ("[unlock]\npassfile = 'relative'", "line 2: unlock.passfile must begin with '/' or '~'"),
-        ("[unlock]\npassfile = '~nobody-of-this-name/a'", "names the home of nobody"),
+        ("[unlock]\npassfile = '~nobody-of-this-name/a'", "names the home directory of an unknown user"),
         ("[unlock]\npassfile = ''", "must begin with"),
-        ("[unlock]\npassfile = '/a'\naskpass = '/b'", "line 3: unlock.askpass cannot stand beside passfile"),
+        ("[unlock]\npassfile = '/a'\naskpass = '/b'", "line 3: unlock.askpass cannot be combined with"),
         ("[init]\nchunk_size = 'big'", "line 2: init.chunk_size is wrong: 'big' is not a size"),
         ("[init]\nlabel = 'me'", "line 2: init.label is unknown"),
         ("[vaults]\na = 3", "line 2: vaults.a must be a table"),
-        ("[vaults.a]\nmountpoint = '/b'", "line 1: vaults.a lacks the place of the vault"),
+        ("[vaults.a]\nmountpoint = '/b'", "line 1: vaults.a does not say where the vault is"),
         ("[vaults.a]\nvault = 3", "line 2: vaults.a.vault must be a path"),
         ("[vaults.'a/b']\nvault = '/a'", "line 1: vaults.a/b cannot be the name of a vault"),
         ("[vaults.'a:b']\nvault = '/a'", "cannot be the name of a vault"),
@@ -319,6 +319,10 @@ def test_what_is_no_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigFileError, match="is not a file"):
         load(COMMANDS)
     file.unlink()
+    file.mkdir()
+    with pytest.raises(ConfigFileError, match="is not a file"):
+        load(COMMANDS)
+    file.rmdir()
     assert load(COMMANDS).vaults == {}
     monkeypatch.setenv("CRYPTFS_CONFIG", str(file))
     with pytest.raises(ConfigFileError, match="does not exist"):

@@ -18,7 +18,10 @@ from cryptfs.cli.goflags import FlagError, duration_seconds, parse_flags
 from cryptfs.core.names.litter import FRONT_END_NAME
 from cryptfs.fsck.check import check_vault
 from cryptfs.vfs.vault import Vault
+from tests.cli.desktops import vault
 from tests.commands import Outcome, runner
+
+__all__ = ["vault"]
 
 Speak = Callable[..., Outcome]
 
@@ -37,13 +40,6 @@ def speak(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, t
         return Outcome(code, said.out, said.err)
 
     return run_with
-
-
-@pytest.fixture
-def vault(tmp_path: Path) -> Path:
-    made = tmp_path / "vault"
-    Vault.create(made, b"right", kdf_memory=64 << 20)
-    return made
 
 
 def words_of(line: str) -> list[str]:
@@ -352,7 +348,7 @@ def fill(tmp_path: Path) -> dict[str, Path]:
     full = tmp_path / "full"
     (full / "file").mkdir(parents=True)
     (tmp_path / "M").mkdir()
-    return {"V": tmp_path / "vault", "M": tmp_path / "M", "none": tmp_path / "none", "full": full}
+    return {"V": tmp_path / "letters", "M": tmp_path / "M", "none": tmp_path / "none", "full": full}
 
 
 def test_exit_codes(speak: Speak, vault: Path, tmp_path: Path) -> None:

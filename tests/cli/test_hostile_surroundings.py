@@ -41,6 +41,11 @@ def test_each_line_stays_a_line() -> None:
     assert fit_for_terminal("gr\u00fc\u00dfe 漢") == "gr\u00fc\u00dfe 漢"
 
 
+def _gone() -> int:
+    with subprocess.Popen(["true"]) as process:
+        return process.pid
+
+
 def test_a_path_with_escapes(tmp_path: Path, run: Run) -> None:
     """Every command, with a vault that is missing, is none, is one, or is in use by a mount elsewhere."""
     passfile = write_passfile(tmp_path / f"pass{ESCAPE}", "correct horse")
@@ -55,7 +60,8 @@ def test_a_path_with_escapes(tmp_path: Path, run: Run) -> None:
         said.append(run("mount", place, place, "--log-file", tmp_path / ESCAPE / "log"))
         said.append(run("verify", place, tmp_path / f"no{ESCAPE}"))
     for name in (LOCK_NAME, *(each for each in os.listdir(vault) if each.endswith(".lock"))):
-        (vault / name).write_text(json.dumps({"pid": 1, "mountpoint": f"/m{ESCAPE}; rm -rf ~"}))
+        # Of a process that is gone: others are waited for, if nothing is mounted any more (test_closing).
+        (vault / name).write_text(json.dumps({"pid": _gone(), "mountpoint": f"/m{ESCAPE}; rm -rf ~"}))
     with (vault / LOCK_NAME).open() as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         said.append(run("info", vault))

@@ -200,7 +200,8 @@ def test_it_prints_what_the_schema_says(name: str, place: Place) -> None:
 
 def test_every_command_is_tried() -> None:
     """Here, on a mount, or with the other tests of the command."""
-    elsewhere = (ROOT / "tests" / "e2e" / "test_status.py", ROOT / "tests" / "cli" / "test_open.py")
+    cli = ROOT / "tests" / "cli"
+    elsewhere = (ROOT / "tests" / "e2e" / "test_status.py", cli / "test_open.py", cli / "test_integrate.py")
     text = "".join(path.read_text() for path in (Path(__file__), *elsewhere))
     tried = set(re.findall(r'check_answer\(\s*"([a-z0-9 ]+)"', text))
     tried |= {"ls", "tree", "find", *(f"key add {kind}" for kind in ("keyfile", "recipient", "fido2"))}

@@ -215,7 +215,7 @@ def test_the_slot_that_was_opened_is_not_removed_without_force(keys: Keys) -> No
     keys.added(1)
     told = keys("remove", 1, *keys.passfile(1))
     assert told.code == 1
-    assert "key slot 1 is the one that you opened the vault by" in told.err
+    assert "you opened the vault with key slot 1 itself" in told.err
     assert keys.ids() == [0, 1]
     assert keys("remove", 1, "--force", *keys.passfile(1), "--json").code == 0
     assert keys.ids() == [0]
@@ -350,10 +350,20 @@ def test_a_passphrase_beside_a_file(keys: Keys, run: Run) -> None:
 
 def test_passwd_of_what_has_no_passphrase(keys: Keys, run: Run) -> None:
     keys("add keyfile", "--generate", keys.place / "key")
-    told = run("passwd", keys.vault, "--keyfile", keys.place / "key")
+    told = run("passwd", keys.vault, "--keyfile", keys.place / "key", "--change-slot", "1")
     assert (told.code, "key slot 1 (key-file) has no passphrase to change" in told.err) == (1, True)
     words = (*keys.passfile(0), "--new-passfile", keys.place / "p1", "--new-keyfile", keys.place / "key")
     assert "takes no key file" in run("passwd", keys.vault, *words).err
+
+
+def test_passwd_by_a_key_without_a_passphrase(keys: Keys, run: Run) -> None:
+    keys("add keyfile", "--generate", keys.place / "key")
+    words = ("passwd", keys.vault, "--keyfile", keys.place / "key", "--new-passfile")
+    assert run(*words, keys.place / "p1").code == 0
+    assert [keys.opens(*keys.passfile(number)) for number in range(2)] == [False, True]
+    assert keys.added(2, *keys.passfile(1)) == 2
+    told = run(*words, keys.place / "p0")
+    assert (told.code, "has 2 passphrases; say which one to change" in told.err) == (1, True)
 
 
 def test_a_measured_cost_never_lowers(keys: Keys, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -374,7 +384,7 @@ def test_a_measured_cost_never_lowers(keys: Keys, run: Run, monkeypatch: pytest.
     assert run(*words, "--kdf-memory", "64m", "--kdf-passes", "3").code == 0
     assert cost() == (64, 3)
     told = run(*words, "--calibrate", "1", "--kdf-passes", "3")
-    assert (told.code, "choose one of --calibrate" in told.err) == (1, True)
+    assert (told.code, "give either --calibrate" in told.err) == (1, True)
 
 
 @pytest.mark.parametrize("speed", [1e8, 1e9, 1e11])

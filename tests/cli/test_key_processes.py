@@ -146,7 +146,7 @@ def test_a_person_keeps_a_slot_that_a_change_of_the_masterkey_would_drop(vault: 
     assert added.returncode == 0
     before = (vault / "cryptfs.json").read_bytes()
     terminal = Terminal(["rekey", str(vault), "--passfile", passfile], {})
-    terminal.expect(b"Go on without them? [y/N]: ")
+    terminal.expect(b"Continue without them? [y/N]: ")
     terminal.type(b"\n")
     assert terminal.finish() == 11
     assert b"cryptfs: nothing was changed" in terminal.output

@@ -67,6 +67,21 @@ def test_numbers_out_of_bounds(words: tuple[str, ...], said: str, run: Run) -> N
     assert told.err.splitlines()[0].endswith(f": {said}")
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("mount", "--log-size", "1m"), "--log-size works only with --log-file"),
+        (("status", "--interval", "2"), "--interval works only with --watch"),
+    ],
+)
+def test_an_option_without_the_one_that_it_belongs_to(
+    vault: Path, tmp_path: Path, run: Run, words: tuple[str, ...], said: str
+) -> None:
+    command, *options = words
+    told = run(command, *options, *((vault, tmp_path) if command == "mount" else (vault,)))
+    assert (told.code, told.err.splitlines()[0]) == (1, f"cryptfs: {said}")
+
+
 def test_a_wrong_mount_option_has_one_hint(vault: Path, tmp_path: Path, run: Run) -> None:
     told = run("mount", vault, tmp_path, "-o", "bogus")
     assert (told.code, told.err) == (1, "cryptfs: unknown mount option 'bogus'\nTry: cryptfs mount --help\n")
@@ -120,7 +135,7 @@ def test_hints_name_the_vault(vault: Path, passfile: Path, tmp_path: Path, run: 
     assert f"cryptfs recovery export {word} FILE" in words.err
     again = run("recovery", "words", other, *offer(passfile), "--output", tmp_path / "words 2")
     assert "\nRecovery words " in again.err
-    assert f"To end that: cryptfs rekey {word}\n" in again.err
+    assert f"To prevent that: cryptfs rekey {word}\n" in again.err
     for told, hint in (
         (run("passwd", other, *offer(passfile, "--new-passfile", passfile)), f"cryptfs rekey {word}"),
         (
@@ -143,7 +158,7 @@ def test_hints_name_the_vault(vault: Path, passfile: Path, tmp_path: Path, run: 
         assert hint in told.err
     (other / "cryptfs.recovery").unlink()
     told = run("fsck", other, *offer(passfile))
-    assert f"; or cryptfs recovery words {word} makes new ones." in " ".join(told.out.split())
+    assert f", or make new words with cryptfs recovery words {word}." in " ".join(told.out.split())
 
 
 def test_a_warning_at_unlocking_looks_like_one_and_names_the_vault(
@@ -156,7 +171,7 @@ def test_a_warning_at_unlocking_looks_like_one_and_names_the_vault(
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stderr.splitlines()[0] == (
         "cryptfs: warning: cryptfs.recovery is missing: recovery words and shares open nothing. Put a copy "
-        f"of it back, or make new ones: cryptfs recovery words {vault}"
+        f"of it back, or make new words: cryptfs recovery words {vault}"
     )
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from cryptfs.cli import prompt as prompt_module
-from cryptfs.cli.mount import collect_options
 from cryptfs.cli.offers import OfferSource, mount_source
 from cryptfs.cli.prompt import PassphraseSource
 from cryptfs.cli.recoverywords import RecoverySource
 from cryptfs.cli.terminal import Terminal
+from cryptfs.cli.wishes import collect_options
 from cryptfs.mount import life
 from cryptfs.storage.userstate import recall
 from cryptfs.unlock.keyfile import generate_key_file, new_key_file, new_passphrase_key_file
@@ -130,7 +130,7 @@ def test_nobody_is_asked_for_what_no_slot_takes(place: Path, run: Run, asked: li
         told = run("key", "test", vault, *words)
         assert told.code == 12
         assert told.err == (
-            "cryptfs: nothing was offered that this vault takes: a key file (--keyfile FILE)\n"
+            "cryptfs: nothing was offered that this vault takes; it takes a key file (--keyfile FILE)\n"
         )
     assert asked == []
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,17 @@ from cryptfs.cli.exit_codes import ExitCode, NothingTypedError, NoWindowError
 from cryptfs.cli.knownvaults import KnownVault, found_vault, known_vaults, remember_vault
 from cryptfs.cli.main import cli
 from cryptfs.cli.open import place_for
+from cryptfs.cli.openwith import ENTRY
+from cryptfs.cli.params import shown
 from cryptfs.cli.prompt import PassphraseSource, read_passphrase, with_passphrase
 from cryptfs.errors import WrongPassphraseError
+from cryptfs.mount.mounts import wait_until
 from cryptfs.vfs.vault import Vault
+from tests.cli.desktops import desktop, program, said_to, vault
 from tests.commands import Run, runner
 from tests.schema import check_answer
+
+__all__ = ["desktop", "vault"]
 
 
 @pytest.fixture
@@ -36,40 +43,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     for name in ("DISPLAY", "WAYLAND_DISPLAY", "XDG_CURRENT_DESKTOP"):
         monkeypatch.delenv(name, raising=False)
-    return place
-
-
-@pytest.fixture
-def vault(tmp_path: Path) -> Path:
-    made = tmp_path / "letters"
-    Vault.create(made, b"right", kdf_memory=64 << 20)
-    return made
-
-
-def program(directory: Path, name: str, body: str) -> None:
-    """A program in Python that notes its words, and does something; `words` are they."""
-    directory.mkdir(exist_ok=True)
-    file = directory / name
-    log = directory / "log"
-    file.write_text(
-        f"#!{sys.executable}\nimport json, sys\nwords = sys.argv[1:]\n"
-        f"print(json.dumps([{name!r}, *words]), file=open({str(log)!r}, 'a'))\n{body}\n"
-    )
-    file.chmod(0o755)
-
-
-def said_to(directory: Path) -> list[list[str]]:
-    """The command lines of these programs."""
-    return [json.loads(line) for line in (directory / "log").read_text().splitlines()]
-
-
-@pytest.fixture
-def desktop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A display, and a directory for programs that is alone in PATH."""
-    place = tmp_path / "bin"
-    place.mkdir()
-    monkeypatch.setenv("DISPLAY", ":none")
-    monkeypatch.setenv("PATH", str(place))
     return place
 
 
@@ -119,7 +92,7 @@ def test_what_a_person_may_give(vault: Path, run: Run, tmp_path: Path) -> None:
 
 
 def test_list_and_forget(vault: Path, run: Run, tmp_path: Path) -> None:
-    assert "cryptfs open DIRECTORY" in run("open").err
+    assert "cryptfs open DIRECTORY. Make one with: cryptfs init DIRECTORY\n" in run("open").err
     remember_vault(tmp_path / "gone")
     remember_vault(vault)
     said = run("open", "--list")
@@ -134,6 +107,18 @@ def test_list_and_forget(vault: Path, run: Run, tmp_path: Path) -> None:
     assert run("open", "--forget", "gone").code == ExitCode.USAGE
     assert run("open", "--forget").code == ExitCode.USAGE
     assert run("open", "--json", vault).code == ExitCode.USAGE
+    assert "--list takes no VAULT" in run("open", "--list", vault).err
+
+
+def test_a_word_that_is_nothing(run: Run) -> None:
+    said = run("open", "nothing")
+    assert said.code == ExitCode.VAULT_DIR
+    assert said.err == (
+        "cryptfs: nothing is neither a directory here nor the name of a vault that was opened before; "
+        "`cryptfs open --list` shows those\n"
+    )
+    assert "./nothing" not in run("open", "./nothing").err
+    assert "nothing does not exist" in run("open", "./nothing").err
 
 
 def test_completion_proposes_known_vaults(vault: Path, tmp_path: Path) -> None:
@@ -196,7 +181,7 @@ def test_without_a_display_or_a_program(vault: Path, run: Run, monkeypatch: pyte
 @pytest.mark.parametrize("name", ["zenity", "kdialog"])
 def test_a_passphrase_from_a_window(name: str, desktop: Path) -> None:
     program(desktop, name, "print('right' if 'Wrong' in str(words) else 'wrong')")
-    window = Dialogs().passphrase(Path("/home/a_<b>\\n"))
+    window = Dialogs().secret(f"The vault {shown('/home/a_<b>' + chr(92) + 'n')}:")
     tried: list[bytes] = []
 
     def use(passphrase: bytes) -> int:
@@ -208,23 +193,25 @@ def test_a_passphrase_from_a_window(name: str, desktop: Path) -> None:
     assert with_passphrase(PassphraseSource(window=window), use) == 5
     assert tried == [b"wrong", b"right"]
     first, second = (" ".join(words) for words in said_to(desktop))
-    assert first.endswith(":\nPassphrase")
+    assert first.endswith(":\nPassphrase" if name == "zenity" else ":<br>Passphrase</qt>")
     assert "2 tries left" in second
-    assert ("/home/a__<b>\\\\\\\\n" if name == "zenity" else "/home/a_(b)\\\\n") in first
+    name_there = "a__<b>" if name == "zenity" else "a_&lt;b&gt;"  # of HTML
+    # Its own backslash is doubled by `shown`, and both again: the programs take one and n for a line break.
+    assert f"The vault /home/{name_there}{chr(92) * 4}n:" in first
 
 
 def test_a_window_that_is_closed(desktop: Path) -> None:
     program(desktop, "zenity", "sys.exit(1)")
     with pytest.raises(NothingTypedError):
-        read_passphrase(PassphraseSource(window=Dialogs().passphrase(Path("/v"))))
+        read_passphrase(PassphraseSource(window=Dialogs().secret("The vault:")))
 
 
 def test_kde_has_its_own(desktop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("zenity", "kdialog"):
         program(desktop, name, "")
-    assert Dialogs().passphrase(Path("/v"))[0] == "zenity"
+    assert Dialogs().secret("The vault:")[0] == "zenity"
     monkeypatch.setenv("XDG_CURRENT_DESKTOP", "KDE")
-    assert Dialogs().passphrase(Path("/v"))[0] == "kdialog"
+    assert Dialogs().secret("The vault:")[0] == "kdialog"
 
 
 @pytest.mark.parametrize("name", ["zenity", "kdialog"])
@@ -238,6 +225,17 @@ def test_an_error_is_shown(name: str, desktop: Path, vault: Path, run: Run) -> N
     assert "passphrase is wrong" in calls[-1][-1]
 
 
+def test_a_long_error_is_wrapped_for_zenity(desktop: Path) -> None:
+    """Its window is as wide as the longest line, up to the width of the screen."""
+    program(desktop, "zenity", "")
+    place = "/home/" + "long_name-" * 12
+    Dialogs().error(f"{place} is not a vault: it is empty. " + "Say what to do next. " * 9 + "\nThe end.")
+    *wrapped, end = said_to(desktop)[0][-1].removeprefix("--text=").split("\n")
+    assert wrapped[0] == place, "a path stays whole"
+    assert all(len(line) <= 80 for line in wrapped[1:])
+    assert (len(wrapped), end) == (4, "The end.")
+
+
 def test_a_closed_window_is_no_error_to_show(desktop: Path, vault: Path, run: Run) -> None:
     program(desktop, "zenity", "sys.exit(1)")
     assert run("open", "--window", vault).code == ExitCode.PASSPHRASE_UNREADABLE
@@ -248,23 +246,111 @@ def test_a_closed_window_is_no_error_to_show(desktop: Path, vault: Path, run: Ru
 def test_a_vault_is_chosen(name: str, desktop: Path, vault: Path, run: Run, tmp_path: Path) -> None:
     body = (
         "chooser = {'--list', '--menu'} & set(words)\n"
-        "print('0' if chooser else 'wrong') if '--error' not in words else None"
+        "print('0' if chooser else 'wrong') if '--error' not in words else None\n"
+        f"open({str(desktop / 'typed')!r}, 'a').write(sys.stdin.read()) if chooser else None"
     )
+    odd = tmp_path / "-a <b>"
+    odd.mkdir()
+    remember_vault(odd)
     program(desktop, name, body)
     remember_vault(tmp_path / "gone")
     remember_vault(vault)
     assert run("open", "--window").code == ExitCode.WRONG_PASSPHRASE
-    offered = said_to(desktop)[0]
-    assert str(vault) in offered
-    assert "Another vault ..." in offered
-    assert str(tmp_path / "gone") not in offered
+    words = said_to(desktop)[0]
+    cells = (desktop / "typed").read_text().splitlines()
+    if name == "zenity":  # a cell for each column; it takes `--` and words that begin with - for others
+        assert words[-1] == "--print-column=1"
+        assert cells == [
+            *("0", "letters", str(vault)),
+            *("1", "-a <b>", f"{tmp_path}/-a <b>"),
+            *("2", "Another vault ...", ""),
+        ]
+    else:
+        assert words[-6:] == ["0", str(vault), "1", f"{tmp_path}/-a <b>", "2", "Another vault ..."]
 
 
-def test_another_vault_is_chosen(desktop: Path, vault: Path, run: Run) -> None:
+def test_another_vault_is_chosen(desktop: Path, vault: Path, run: Run, home: Path) -> None:
     program(desktop, "zenity", f"print({str(vault.parent)!r} if '--directory' in words else '')")
     said = run("open", "--window")  # no vault is known: it asks for a directory at once
     assert said.code == ExitCode.VAULT_DIR
     assert "--error" in said_to(desktop)[-1]
+    assert f"--filename={home}/" in said_to(desktop)[0], (
+        "zenity begins with recent files if nobody says where"
+    )
+
+
+NO_DISPLAY = {
+    "zenity": "print('Gtk-WARNING **: cannot open display: :none', file=sys.stderr); sys.exit(1)",
+    "kdialog": "print('qt.qpa.xcb: could not connect to display :none', file=sys.stderr); sys.exit(2)",
+}
+"""As the programs of Debian 12 say it; kdialog then ends by SIGABRT."""
+
+
+@pytest.mark.parametrize("name", ["zenity", "kdialog"])
+def test_a_display_that_nobody_reaches_is_no_closed_window(
+    name: str, desktop: Path, vault: Path, run: Run
+) -> None:
+    program(desktop, name, NO_DISPLAY[name])
+    said = run("open", "--window", vault)
+    assert said.code == ExitCode.OTHER
+    assert "the display :none cannot be reached" in said.err
+    assert len(said_to(desktop)) == 1, "no window about it"
+    remember_vault(vault)
+    assert run("open", "--window").code == ExitCode.OTHER
+    cancelled: list[bool] = []
+    with Dialogs().notice("Touch it.", lambda: cancelled.append(True)):
+        assert wait_until(lambda: len(said_to(desktop)) == 3, 20)
+        time.sleep(0.3)  # until its end is noticed
+    assert not cancelled
+
+
+KILLED = """
+import sys
+from cryptfs.cli.dialogs import Dialogs
+from cryptfs.cli.prompt import PassphraseSource, read_passphrase
+dialogs = Dialogs()
+if sys.argv[1] == "asks":
+    read_passphrase(PassphraseSource(window=dialogs.secret("The vault:")))
+elif sys.argv[1] == "chooses":
+    dialogs.choose([], "Another")
+else:
+    with dialogs.notice("Touch it.", lambda: None):
+        sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("what", ["asks", "chooses", "notes"])
+def test_a_window_goes_with_a_cryptfs_that_is_killed(what: str, desktop: Path) -> None:
+    pid = desktop / "pid"
+    noting = f"open({str(pid)!r}, 'w').write(str(os.getpid()))"
+    program(desktop, "zenity", f"import os, time\n{noting}\ntime.sleep(60)")
+    with subprocess.Popen([sys.executable, "-c", KILLED, what], stdin=subprocess.PIPE) as running:
+        assert wait_until(lambda: pid.exists() and pid.read_text() != "", 30)
+        running.kill()
+    status = Path("/proc", pid.read_text(), "status")
+
+    def is_gone() -> bool:
+        try:
+            return "\nState:\tZ" in status.read_text()
+        except FileNotFoundError:
+            return True
+
+    assert wait_until(is_gone, 20)
+
+
+@pytest.mark.parametrize("name", ["notify-send", "xmessage"])
+def test_a_double_click_without_zenity_says_so(
+    name: str, desktop: Path, vault: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program(desktop, name, "")
+    monkeypatch.setattr("cryptfs.cli.open.has_terminal", lambda: False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(desktop))
+    used_last = desktop / "mimeapps.list"
+    used_last.write_text(f"[Added Associations]\ninode/directory={ENTRY};\n")
+    assert run("open", "--window", vault).code == ExitCode.OTHER
+    assert ENTRY not in used_last.read_text(), "else each directory would say so from now on"
+    assert wait_until((desktop / "log").exists, 20)
+    assert wait_until(lambda: "install zenity or kdialog" in (desktop / "log").read_text(), 20)
 
 
 def test_nothing_is_chosen(desktop: Path, vault: Path, run: Run) -> None:

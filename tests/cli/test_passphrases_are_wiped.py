@@ -217,7 +217,7 @@ def test_the_process_is_hardened_before(
 def test_what_was_typed_to_confirm(monkeypatch: pytest.MonkeyPatch, answers: tuple[str, str]) -> None:
     typed = [answer.encode() for answer in answers]
     waiting: Iterator[bytes] = iter(typed)
-    monkeypatch.setattr(prompt, "_ask", lambda *_: next(waiting))
+    monkeypatch.setattr(prompt, "ask_person", lambda *_: next(waiting))
     if len(set(answers)) == 1:
         assert prompt._from_person(PassphraseSource(), "", confirm=True) == b"first"
         assert typed == [b"first", bytes(5)]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cryptfs.cli.mount import collect_options
+from cryptfs.cli.wishes import collect_options
 from cryptfs.storage.pins import pinned
 from cryptfs.vfs.vault import Vault
 from tests.commands import Outcome, Run, runner
@@ -87,7 +87,7 @@ def test_what_commands_change_is_pinned_at_once(scene: Scene) -> None:
     assert seen.generation == 2
     assert seen.code == scene.code()
     assert (
-        f"identity:    {seen.code} (as this machine opened it last)\n"
+        f"identity:    {seen.code} (when this machine last opened it)\n"
         in scene.run_command("info", scene.vault).out
     )
     assert scene.check() == ""
@@ -108,7 +108,7 @@ def test_every_command_refuses_an_older_config(scene: Scene, command: str) -> No
     before = {path.name: path.read_bytes() for path in scene.vault.iterdir()}
     done = scene.run(command, *more.get(command, []))
     assert done.code == REFUSED, done
-    assert "is older than the one that this machine has seen (generation 1, before 2)" in done.err
+    assert "is older than the one that this machine has seen (generation 1 instead of 2)" in done.err
     assert "--accept" in done.err
     after = {path.name: path.read_bytes() for path in scene.vault.iterdir() if "lock" not in path.name}
     assert after == {name: content for name, content in before.items() if "lock" not in name}
@@ -129,8 +129,8 @@ def test_an_exchanged_vault_is_refused(scene: Scene) -> None:
     after = pinned(scene.base / "other")
     assert after is not None
     told = scene.check(code=REFUSED)
-    assert "is another vault than the one that this machine opened there before" in told
-    assert f"Its identity is {after.code}, before it was {before}." in told
+    assert "is not the vault that this machine opened there before" in told
+    assert f"Its identity is {after.code}; it was {before} before." in told
     assert scene.run_command("info", "--json", scene.vault).code == 0
     assert json.loads(scene.run_command("info", "--json", scene.vault).out)["identity"] is None
     scene.check("--accept")
@@ -228,13 +228,13 @@ def test_a_change_of_the_masterkey_elsewhere_is_shown_once(
     monkeypatch.setenv("XDG_STATE_HOME", str(scene.base / "state elsewhere"))
     told = scene.run("rekey")
     code = scene.code()
-    assert f"Its identity is {code} now" in told.err
+    assert f"The identity of the vault is {code} now" in told.err
     assert code != before
     monkeypatch.setenv("XDG_STATE_HOME", str(here))
     for _ in range(2):  # nothing is pinned by a refusal
         said = scene.check(code=REFUSED)
-        assert "has another masterkey than when this machine opened it before" in said
-        assert f"Its identity is {code}, before it was {before}" in said
+        assert "has a different masterkey than when this machine opened it before" in said
+        assert f"Its identity is {code}; it was {before} before" in said
     scene.check("--accept")
     assert scene.check() == ""
     assert scene.code() == code
@@ -264,7 +264,7 @@ def test_options_of_mount_reach_the_pin(scene: Scene) -> None:
         assert scene.run("mount", mountpoint, "-o", options).code == REFUSED
     assert scene.run("mount", mountpoint, "-o", "accept,no_pin").code == 1
     done = scene.run("mount", mountpoint, "--expect-identity", wrong, "-o", f"expect_identity={scene.code()}")
-    assert (done.code, "two different codes" in done.err) == (1, True)
+    assert (done.code, "two different identity codes" in done.err) == (1, True)
 
 
 def test_key_test_shows_the_code(scene: Scene) -> None:

@@ -109,7 +109,7 @@ def test_what_a_person_is_told(run: Run, vault: Path) -> None:
     first = make_words(run, vault)
     said = run("recovery", "words", vault, "--output", vault.parent / "w2", "--words-file", first)
     assert said.out == ""
-    assert "no longer open it. Older copies of the vault still open by them" in said.err
+    assert "no longer open it. They still open older copies of the vault" in said.err
     assert "cryptfs rekey" in said.err
     assert f"cryptfs recovery export {vault} FILE" in said.err
 
@@ -250,7 +250,7 @@ def test_names_that_do_not_belong_to_the_record(run: Run, vault: Path, tmp_path:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda words: words[:-1], "recovery words are 24; these are 23"),
+        (lambda words: words[:-1], "there are 24 recovery words, and these are 23"),
         (lambda words: [*words[:6], "secretword", *words[7:]], "word 7 is not in the list"),
         (lambda words: [words[1], words[0], *words[2:]], "checksum"),
     ],
@@ -276,6 +276,9 @@ def test_no_terminal(run: Run, vault: Path, monkeypatch: pytest.MonkeyPatch) -> 
         assert "stdout is not a terminal" in done.err and "--output" in done.err
     assert read_config(vault).recovery == []
     (vault / "cryptfs.json").rename(vault.parent / "config")
+    done = restore(run, vault)
+    assert (done.code, "--record FILE" in done.err) == (12, True)
+    (vault / "cryptfs.recovery").touch()
     done = restore(run, vault)
     assert (done.code, "--words-file" in done.err) == (9, True)
     done = restore(run, vault, "--shares")
@@ -325,7 +328,7 @@ def test_a_vault_of_version_0_1_and_its_upgrade(run: Run, vault: Path, tmp_path:
     said = run("upgrade", old, *by_passphrase(vault))
     assert said.code == 0
     (recovery_id,) = read_config(old).recovery
-    assert f"It opens by these as well: recovery words {recovery_id[:8]}." in said.err
+    assert f"These open it as well: recovery words {recovery_id[:8]}." in said.err
     assert f"recovery record: cryptfs recovery export {old} FILE" in said.err
     (old / "cryptfs.json").unlink()
     assert "restore-config" in run("info", old).err

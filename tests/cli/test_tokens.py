@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,12 +13,23 @@ import pytest
 from fido2.ctap import CtapDevice
 from fido2.hid import CtapHidDevice
 
-from cryptfs.cli.tokens import TerminalTokens
+from cryptfs.cli.dialogs import Dialogs
+from cryptfs.cli.exit_codes import NothingTypedError
+from cryptfs.cli.tokens import TerminalTokens, WindowTokens
+from cryptfs.core.slots.config import VaultConfig
 from cryptfs.errors import TokenError
+from cryptfs.mount.mounts import wait_until
 from cryptfs.unlock.carriers import ctap
+from cryptfs.unlock.offer import Offer
 from cryptfs.unlock.token import enrol_fido2
+from cryptfs.unlock.unlocking import open_vault
+from tests import softtoken
+from tests.cli.desktops import desktop, program, said_to
 from tests.cli.test_cli_processes import ENVIRONMENT, Terminal
 from tests.softtoken import GONE, Behaviour, SoftToken
+from tests.unit.token_slots import GIB, MASTERKEY, PIN, config_of, enrol, reset_counts
+
+__all__ = ["desktop"]
 
 pytestmark = pytest.mark.waits
 
@@ -99,6 +111,99 @@ def test_without_a_terminal(
     assert token.pins_sent == 0
     assert enrol_fido2(TerminalTokens(), uv=False).params["uv"] == 0
     assert "Touch the FIDO2 token 'Soft Key' now" in capsys.readouterr().err
+
+
+# ---- windows
+
+
+class Patient(SoftToken):
+    """A token that somebody touches once a file has something in it."""
+
+    sign = Path()
+
+    def _touch(self) -> None:
+        if self.sign != Path():
+            assert wait_until(lambda: self.sign.exists() and self.sign.read_text() != "", 30)
+        super()._touch()
+
+
+@pytest.fixture
+def token(monkeypatch: pytest.MonkeyPatch) -> Patient:
+    made = Patient("Blue_<b>")
+    monkeypatch.setattr(ctap, "list_devices", lambda: [made])
+    for name in ("WAYLAND_DISPLAY", "XDG_CURRENT_DESKTOP"):
+        monkeypatch.delenv(name, raising=False)
+    return made
+
+
+def opened(config: VaultConfig) -> bool:
+    return open_vault(config, Offer(tokens=WindowTokens(Dialogs())), GIB).masterkey == MASTERKEY
+
+
+@pytest.mark.parametrize("name", ["zenity", "kdialog"])
+def test_a_window_says_touch_for_as_long_as_the_token_waits(name: str, desktop: Path, token: Patient) -> None:
+    config = config_of(enrol(token))
+    token.sign = desktop / "pid"
+    noting = f"with open({str(token.sign)!r}, 'w') as file:\n    file.write(str(os.getpid()))"
+    program(desktop, name, f"import os, time\n{noting}\ntime.sleep(60)")
+    assert opened(config)
+    (words,) = said_to(desktop)
+    text = next(word for word in words if "Touch" in word)
+    shown = "'Blue_<b>'" if name == "zenity" else "'Blue_&lt;b&gt;'"
+    said = f"Touch the FIDO2 token {shown} now, to open the vault."
+    assert text == (f"--text={said}" if name == "zenity" else f"<qt>{said}</qt>")
+    assert ("--ok-label=Cancel" if name == "zenity" else "--warningcontinuecancel") in words
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(token.sign.read_text()), 0)
+    assert "cryptfs-notice" not in {thread.name for thread in threading.enumerate()}
+
+
+@pytest.mark.parametrize(("name", "code"), [("zenity", 0), ("zenity", 1), ("kdialog", 2)])
+def test_a_window_that_is_closed_ends_the_wait(
+    name: str, code: int, desktop: Path, token: Patient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(enrol(token))
+    token.behaviour.touch = "awaited"
+    monkeypatch.setattr(softtoken, "WAITS", 60.0)
+    program(desktop, name, f"sys.exit({code})")
+    with pytest.raises(NothingTypedError, match="before the token was touched"):
+        opened(config)
+    assert token.closed == 1
+
+
+@pytest.mark.parametrize(("name", "code"), [("zenity", 255), ("kdialog", 0), ("kdialog", 1)])
+def test_a_window_that_ends_otherwise_ends_nothing(
+    name: str, code: int, desktop: Path, token: Patient
+) -> None:
+    """It could not be shown, or the person pressed Continue."""
+    config = config_of(enrol(token))
+    token.sign = desktop / "log"
+    program(desktop, name, f"sys.exit({code})")
+    assert opened(config)
+
+
+@pytest.mark.parametrize("name", ["zenity", "kdialog"])
+def test_a_window_asks_for_the_pin(name: str, desktop: Path, token: Patient) -> None:
+    token.behaviour.pin = PIN
+    config = config_of(enrol(token, uv=True))
+    reset_counts(token)
+    token.pin_tries = 2
+    body = f"asks = {{'--hide-text', '--password'}} & set(words)\nprint({PIN.decode()!r}) if asks else None"
+    program(desktop, name, f"{body}\nimport time\ntime.sleep(0 if asks else 60)")
+    assert opened(config)
+    asked = " ".join(said_to(desktop)[0])
+    assert (
+        "2 tries left" in asked
+        and "blocks itself" in asked
+        and asked.endswith("\nPIN" if name == "zenity" else "<br>PIN</qt>")
+    )
+    program(desktop, name, "sys.exit(1)")
+    with pytest.raises(NothingTypedError):
+        opened(config)
+    program(desktop, name, "print('')")
+    with pytest.raises(TokenError, match="was not sent"):
+        opened(config)
+    assert token.pins_sent == 1
 
 
 # The report descriptor of a FIDO token by the CTAP specification, and that of a keyboard (its beginning).

@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "import": ("EMPTY", "VAULT:copy"),
     "info": ("VAULT",),
     "init": ("NEW", "--kdf-memory", "64m"),
+    "integrate": ("--list",),
     "key add fido2": ("VAULT",),
     "key add keyfile": ("VAULT", "NEW", "--generate"),
     "key add passphrase": ("VAULT", "--kdf-memory", "64m"),
@@ -63,9 +64,10 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "verify": ("VAULT", "MANIFEST"),
 }
 OTHER_CODES = {
-    **dict.fromkeys(("completion", "info", "key list", "recovery list", "speed"), ExitCode.OK),
+    **dict.fromkeys(("completion", "info", "integrate", "key list", "recovery list", "speed"), ExitCode.OK),
     **dict.fromkeys(("status", "umount"), ExitCode.MOUNTPOINT),
     "recovery export": ExitCode.OTHER,  # it has no record
+    "recovery restore-config": ExitCode.WRONG_PASSPHRASE,  # for the same reason
 }
 """Of commands that need no key; all others end with PASSPHRASE_UNREADABLE."""
 NEED_MORE = (

@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 import pytest
 
-from cryptfs.cli.mount import collect_options, mount
+from cryptfs.cli.mount import mount
+from cryptfs.cli.wishes import collect_options
 from tests.commands import Run, runner
 
 
@@ -46,9 +47,9 @@ def test_the_command_line_is_above_fstab() -> None:
     [
         (("--idle", "0"), "give a time from 1s to 30d"),
         (("--idle", "31d"), "give a time from 1s to 30d"),
-        (("--idle", "soon"), "'soon' is no time; write for example 90s, 10m or 1h30m"),
-        (("--unmount-on", ""), "give some of sleep, lock, logout, with commas between"),
-        (("--unmount-on", "lock,dinner"), "give some of sleep, lock, logout, with commas between"),
+        (("--idle", "soon"), "'soon' is not a time; write for example 90s, 10m or 1h30m"),
+        (("--unmount-on", ""), "give one or more of sleep, lock, logout, separated by commas"),
+        (("--unmount-on", "lock,dinner"), "give one or more of sleep, lock, logout, separated by commas"),
         (("--before-unmount", "a 'b"), "before_unmount: No closing quotation"),
         (("-o", "after_mount= "), "after_mount: the command is empty"),
     ],
@@ -61,7 +62,7 @@ def test_options_that_are_wrong(words: tuple[str, ...], why: str, tmp_path: Path
 
 def test_restore_needs_a_place(run: Run, tmp_path: Path) -> None:
     assert run("umount", "--restore").err == (
-        "cryptfs: say which directory: cryptfs umount --restore MOUNTPOINT\n"
+        "cryptfs: name a directory: cryptfs umount --restore MOUNTPOINT\n"
     )
     assert run("umount", "--all", tmp_path).code == 1
     assert run("umount", "--all", "--restore").code == 1

@@ -94,6 +94,7 @@ class RecordingDevice:
                 ],
                 cwd=PROJECT,
                 env=os.environ | {"PYTHONPATH": str(PROJECT)},
+                start_new_session=True,  # Ctrl-C is for the tests: the filesystem on the device goes first
             )
             stack.callback(server.wait, 30)
             stack.callback(detach, self._mountpoint)

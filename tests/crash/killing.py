@@ -24,7 +24,7 @@ from tests.e2e.mounting import PASSPHRASE, PROJECT, Mounted
 
 QUIET = {f"quiet {number}": random.Random(number).randbytes(number * 7000) for number in range(5)}
 WRITER_SECONDS = 60.0
-KNOWN_LINES = ("writer ended", "trimmed", "did not end by an unmount", "is ignored and removed")
+KNOWN_LINES = ("was interrupted", "bytes at its end", "did not end with an unmount", "ignored and removed")
 KEEP = Path(os.environ.get("CRYPTFS_CRASH_KEEP", "/tmp/cryptfs-findings"))
 
 

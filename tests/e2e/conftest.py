@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.mounting import Mounted, MountSpec, mounted
+from cryptfs.mount.mounts import wait_until
+from tests.e2e.desk import Desk, desk_at, furnish
+from tests.e2e.deskmounts import ENDS, Mounts
+from tests.e2e.mounting import Mounted, MountSpec, detach, mounted
 from tests.e2e.outside import Outside
 from tests.e2e.trace import Case, first_difference, known_limit, run_case, walk
 
@@ -191,3 +194,26 @@ def allow_other_for_everybody(tmp_path_factory: pytest.TempPathFactory) -> Itera
     subprocess.run(["mount", "--bind", str(ours), str(config)], check=True)
     yield
     subprocess.run(["umount", str(config)], check=True)
+
+
+@pytest.fixture(scope="session")
+def furnished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The vault that each desk has a copy of: making one costs a key derivation."""
+    place = tmp_path_factory.mktemp("furnished")
+    furnish(place)
+    return place
+
+
+@pytest.fixture
+def desk(tmp_path: Path, furnished: Path) -> Desk:
+    """A vault with a small tree, and the program as a process."""
+    return desk_at(tmp_path, furnished)
+
+
+@pytest.fixture(params=ENGINES)
+def mounts(desk: Desk, request: pytest.FixtureRequest) -> Iterator[Mounts]:
+    """Of its vault, by each engine; what is mounted goes afterwards."""
+    made = Mounts(desk, request.param)
+    yield made
+    detach(made.point)
+    assert wait_until(lambda: desk.info()["held_by"] is None, ENDS)

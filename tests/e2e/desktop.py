@@ -60,6 +60,9 @@ class Logind:
     def __init__(self, connection: DBusConnection) -> None:
         self.connection = connection
         self.state = "active"
+        self.is_service = False  # the client, which then is in no session
+        self.is_user_here = False  # so that a service has a session of its user to follow
+        self.has_polkit = True  # which says that ordinary users may delay the sleep
 
     def serve(self) -> None:
         """Until the bus is gone."""
@@ -72,10 +75,17 @@ class Logind:
     def _answer(self, message: Message) -> Message:
         fields, body = message.header.fields, message.body
         member = fields[HeaderFields.member]
-        if member in ("GetSessionByPID", "GetSession"):
+        if member in ("GetSessionByPID", "GetSession") and not self.is_service:
             return new_method_return(message, "o", (SESSION,))
+        if member == "GetUser":
+            return new_method_return(message, "o", (USER,))
+        if member == "Get" and fields[HeaderFields.path] == USER:
+            shown = (SESSION_ID, SESSION) if self.is_user_here else ("", "/")
+            return new_method_return(message, "v", (("(so)", shown),))
         if member == "Get" and fields[HeaderFields.path] == SESSION:
             return new_method_return(message, "v", (("s", {"State": self.state, "Id": SESSION_ID}[body[1]]),))
+        if member == "Inhibit" and not self.has_polkit:
+            return new_error(message, "org.freedesktop.DBus.Error.AccessDenied")
         if member == "Inhibit":
             assert (body[0], body[3]) == ("sleep", "delay"), body
             reader, writer = os.pipe()
@@ -102,7 +112,14 @@ class Logind:
             "removed": ("SessionRemoved", "so", SESSION_ID, SESSION),
             "removed other": ("SessionRemoved", "so", "8", f"{ROOT}/session/_38"),
         }
-        if what in manager:
+        if what in ("no session", "no polkit"):
+            self.is_service = what == "no session"
+            self.has_polkit = what != "no polkit"
+            say(what)
+        elif what == "login":
+            self.is_user_here = True
+            self.emit(ROOT, MANAGER, "SessionNew", "so", SESSION_ID, SESSION)
+        elif what in manager:
             self.emit(ROOT, MANAGER, *manager[what])
         elif what in ("Lock", "Unlock"):
             self.emit(SESSION, f"{LOGIN}.Session", what)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import select
@@ -11,7 +10,6 @@ import selectors
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -19,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptfs.vfs.vault import Vault
+from tests.e2e.forking import Daemon, start_daemon
 from tests.support import everything_below, needs_no_company
 
 PROJECT = Path(__file__).parents[2]
@@ -78,7 +77,7 @@ class Mounted:
     spec: MountSpec
     scratch: Path
     allowed: list[re.Pattern[str]] = field(default_factory=list)
-    _process: subprocess.Popen[bytes] | None = None
+    _process: Daemon | None = None
     _log_seen: int = 0
 
     @property
@@ -145,19 +144,11 @@ class Mounted:
             "gid": spec.gid,
             "constants": spec.constants,
         }
-        environment = os.environ | {"PYTHONPATH": str(PROJECT)}
         with self.log_path.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.e2e.daemon", json.dumps(order)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                cwd=PROJECT,
-                env=environment,
-            )
+            self._process = start_daemon(order, log.fileno(), os.environ)
 
     def _wait_until_ready(self) -> None:
-        assert self._process is not None and self._process.stdout is not None
+        assert self._process is not None
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)
             answered = selector.select(READY_SECONDS)
@@ -177,7 +168,7 @@ class Mounted:
 
     def nodes(self) -> int:
         """How many nodes the daemon keeps now; of the native engine."""
-        assert self._process is not None and self._process.stdout is not None
+        assert self._process is not None
         answers = self._process.stdout.fileno()
         while select.select([answers], [], [], 0)[0]:
             os.read(answers, 64)  # a second one to an earlier signal
@@ -204,8 +195,7 @@ class Mounted:
             process.wait()
             raise AssertionError(f"the daemon did not end; log:\n{self.log_path.read_text()}") from None
         finally:
-            if process.stdout is not None:
-                process.stdout.close()
+            process.stdout.close()
         assert code == 0, f"the daemon ended with {code}; log:\n{self.log_path.read_text()}"
 
     def remount(self) -> None:
@@ -219,8 +209,7 @@ class Mounted:
         process, self._process = self._process, None
         process.send_signal(signal.SIGKILL)
         process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
+        process.stdout.close()
         detach(self.mountpoint)
 
     def abandon(self) -> None:

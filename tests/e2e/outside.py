@@ -24,7 +24,7 @@ def text(word: str, size: int) -> bytes:
 
 OLD, NEW, SAME = text("old", 300_000), text("newer", 400_000), text("same", 300_000)
 SHORT = text("short", 9_000)
-KEPT = "deleted or replaced by somebody else while it was written to; kept as"
+KEPT = "somebody else deleted or replaced it while a program was writing to it; kept as"
 
 
 class Outside:

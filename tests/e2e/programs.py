@@ -20,6 +20,7 @@ PACKAGES = {
     "make": "make",
     "vim": "vim",
     "nano": "nano",
+    "emacs": "emacs-nox",
     "tmux": "tmux",
     "tar": "tar",
     "fio": "fio",
@@ -28,6 +29,12 @@ PACKAGES = {
     "getfattr": "attr",
     "inotifywait": "inotify-tools",
     "borg": "borgbackup",
+    "gio": "libglib2.0-bin",
+    "man": "man-db",
+    "systemd-analyze": "systemd",
+    "update-mime-database": "shared-mime-info",
+    "update-desktop-database": "desktop-file-utils",
+    "desktop-file-validate": "desktop-file-utils",
 }
 
 
@@ -82,6 +89,8 @@ def git(*arguments: str | Path, cwd: Path) -> str:
         "GIT_COMMITTER_EMAIL": "tester@localhost",
         "GIT_TERMINAL_PROMPT": "0",
     }
+    options = ("safe.directory=*", "init.defaultBranch=main", "gc.auto=0", "maintenance.auto=false")
+    # Without the last two, git may leave a process behind that uses the mount.
     return run(
-        "git", "-c", "safe.directory=*", "-c", "init.defaultBranch=main", *arguments, cwd=cwd, env=settings
+        "git", *(word for option in options for word in ("-c", option)), *arguments, cwd=cwd, env=settings
     )

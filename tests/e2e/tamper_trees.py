@@ -19,10 +19,12 @@ from cryptfs.core.names.dirrecord import RECORD_NAME
 from cryptfs.core.names.names import SIDECAR_SUFFIX, DirectoryNames, decode_text, encode_text, long_entry_name
 from cryptfs.vfs.tree.symlinks import LINKS_DIRECTORY
 from tests.e2e.test_tamper_mounted import flip
+from tests.outside.stage import until
 
 if TYPE_CHECKING:
     from tests.e2e.test_tamper_kinds import Scene
 
+BACK_SECONDS = 8.0
 LONG, OTHER_LONG = "l" * 200, "m" * 200
 LONG_TARGETS = {"far link": "/" + "far/" * 900, "far link 2": "/" + "other/" * 600}
 NAMES = (
@@ -93,7 +95,7 @@ def other_spelling(entry_name: str) -> str:
 def impossible_name(find: Backing, name: bytes) -> Path:
     """An entry with a sealed name that no entry can have, as a faulty program would make it."""
     names, padded = find.names, name + bytes(-len(name) % 16)
-    siv = names._siv(name, padded)
+    siv = names._siv(name)
     return find("victim").with_name(encode_text(siv + names._cipher.apply_stream(siv, padded)))
 
 
@@ -177,6 +179,23 @@ def lost(*names: str) -> Check:
         assert everything == {path.name for path in find("bystander").parent.iterdir()}
 
     return check
+
+
+def lost_sidecar(scene: Scene, place: Path, find: Backing) -> None:
+    """A mount that knows the name makes it again."""
+    if not scene.live:
+        lost(LONG)(scene, place, find)
+        return
+    assert until(lambda: set(os.listdir(place)) == set(NAMES) and sidecar(find(LONG)).exists(), BACK_SECONDS)
+
+
+def lost_record(scene: Scene, place: Path, find: Backing) -> None:
+    """A mount that has the directory open makes it again."""
+    if not scene.live:
+        eio_directory(scene, place, find)
+        return
+    record = record_of(find, "directory")
+    assert until(lambda: os.listdir(place / "directory") == ["inside"] and record.exists(), BACK_SECONDS)
 
 
 def eio_directory(scene: Scene, place: Path, find: Backing) -> None:
@@ -282,7 +301,7 @@ TREE_ATTACKS: dict[str, tuple[Attack, Check]] = {
     ),
     "name of the parent": (lambda find: impossible_name(find, b"..").write_bytes(b""), lost()),
     "name with a slash": (lambda find: impossible_name(find, b"a/b").write_bytes(b""), lost()),
-    "sidecar missing": (lambda find: sidecar(find(LONG)).unlink(), lost(LONG)),
+    "sidecar missing": (lambda find: sidecar(find(LONG)).unlink(), lost_sidecar),
     "sidecar flipped": (lambda find: flip(sidecar(find(LONG)), 30), lost(LONG)),
     "sidecar cut": (lambda find: os.truncate(sidecar(find(LONG)), 300), lost(LONG)),
     "sidecar of another": (
@@ -295,7 +314,7 @@ TREE_ATTACKS: dict[str, tuple[Attack, Check]] = {
     ),
     "sidecar for a short name": (pose_as_long, lost()),
     "record flipped": (lambda find: flip(record_of(find, "directory"), 20), eio_directory),
-    "record missing": (lambda find: record_of(find, "directory").unlink(), eio_directory),
+    "record missing": (lambda find: record_of(find, "directory").unlink(), lost_record),
     "records exchanged": (
         lambda find: exchange_files(record_of(find, "directory"), record_of(find, "directory 2")),
         eio_directories("directory", "directory 2"),

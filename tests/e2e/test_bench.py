@@ -84,6 +84,7 @@ def test_what_the_daemon_writes_for_a_byte(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
+@pytest.mark.usefixtures("fuse_for_everybody")
 def test_root_measures_as_an_ordinary_user() -> None:
     """Daemons, vaults and work are the user's; the file is root's."""
     with tempfile.TemporaryDirectory(dir="/var/tmp") as base:

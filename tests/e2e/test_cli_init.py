@@ -50,7 +50,7 @@ def test_at_the_top_of_a_fresh_ext4(place: Place, tmp_path: Path) -> None:
             on_disk.mount("--engine", engine, "--log-file", place.log_file)
             assert os.listdir(place.mountpoint) == ([] if engine == ENGINES[0] else ["lost+found"])
             (place.mountpoint / "lost+found").mkdir(exist_ok=True)  # of the vault, as fsck makes it
-            assert on_disk.cryptfs("status", place.mountpoint).stdout.count("Nothing was found") == 1
+            assert on_disk.cryptfs("status", place.mountpoint).stdout.count("No problems were found") == 1
             on_disk.umount()
         checked = on_disk.cryptfs("fsck", "--json", disk, "--passfile", place.passfile)
         assert json.loads(checked.stdout)["findings"] == []

@@ -130,7 +130,7 @@ COMMAND_LINE = {
         "offers",
         "output",
     ),
-    *("params", "pinning", "prompt", "recoverywords", "terminal", "tokens", "vaults"),
+    *("params", "pinning", "prompt", "recoverywords", "terminal", "tokens", "vaults", "wishes"),
 }
 
 

@@ -55,7 +55,7 @@ def test_no_mount_one_and_two(place: Place, run: Run, tmp_path: Path) -> None:
         for command in ("umount", "status"):
             told = run(command)
             assert told.code == 1
-            assert "say which mount:" in told.err
+            assert "name one of these mounts:" in told.err
             assert f"cryptfs {command} '{place.mountpoint}'    ({place.vault})" in told.err
             assert f"cryptfs {command} {other.mountpoint}    ({other.vault})" in told.err
         listed = json.loads(run("info", "--json").out)["mounts"]

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import shlex
+import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from cryptfs.mount.mounts import mount_at, wait_until
+from cryptfs.vfs.vault import Vault
 from tests.e2e.conftest import ENGINES
 from tests.e2e.test_cli_mount import ENVIRONMENT, PROGRAM, Place, place
 
@@ -202,6 +205,50 @@ def test_an_encoding_without_the_letter(tmp_path: Path) -> None:
             )
             assert done.returncode == 6, done.stderr
             assert b"does not exist" in done.stderr
+
+
+def as_user_with_device(device: Path, uid: int, *words: object) -> subprocess.CompletedProcess[str]:
+    """A command of an ordinary user where another file is /dev/fuse."""
+    become = f"setpriv --reuid {uid} --regid {uid} --clear-groups"
+    script = f'mount --bind {device} /dev/fuse && exec {become} "$@"'
+    command = ["unshare", "-m", "--propagation", "private", "sh", "-ec", script, "sh", *PROGRAM]
+    return subprocess.run(
+        [*command, *map(str, words)],
+        env=ENVIRONMENT | {"XDG_STATE_HOME": "/nonexistent"},
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd="/",
+    )
+
+
+@pytest.mark.parametrize(
+    ("mode", "group", "says"),
+    [
+        (0o600, 0, ("shows crw-------; it should be crw-rw-rw-", 'KERNEL=="fuse", MODE="0666"')),
+        (0o660, 44, ("shows crw-rw----", "or you should be in its group. As root: adduser 64001 video, and")),
+    ],
+)
+def test_a_device_that_the_user_may_not_open(
+    engine: str, mode: int, group: int, says: tuple[str, ...]
+) -> None:
+    """It is said before the passphrase is asked for."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as made:
+        base = Path(made)
+        base.chmod(0o755)
+        Vault.create(base / "vault", b"right", kdf_memory=64 << 20)
+        (base / "m").mkdir()
+        for path in (base / "m", base / "vault", *(base / "vault").iterdir()):
+            os.chown(path, 64001, 64001)
+        device = base / "fuse"
+        os.mknod(device, stat.S_IFCHR, os.makedev(10, 229))
+        device.chmod(mode)
+        os.chown(device, 0, group)
+        words = ("mount", base / "vault", base / "m", "--engine", engine, "--passfile", base / "none")
+        done = as_user_with_device(device, 64001, *words)
+    assert (done.returncode, done.stdout) == (10, ""), done.stderr
+    assert done.stderr.startswith("cryptfs: /dev/fuse cannot be opened: Permission denied. ls -l /dev/fuse ")
+    assert all(text in done.stderr for text in says), done.stderr
 
 
 def test_a_log_file_that_cannot_be_written(place: Place, tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def test_another_mount_namespace(scene: Scene) -> None:
         program("unshare", "-m", "--propagation", "private", "sleep", "60") as other,
         umount(scene) as running,
     ):
-        line = f"process {other.pid} (sleep) has it on {place.mountpoint}, in another mount namespace"
+        line = f"process {other.pid} (sleep) has it mounted on {place.mountpoint}, in another mount namespace"
         if not running.says(line):
             pytest.fail(running.said)
         assert "Ctrl-C" in running.said
@@ -146,7 +146,7 @@ def test_a_bind_mount(scene: Scene, tmp_path: Path) -> None:
     subprocess.run(["mount", "--bind", scene.place.mountpoint, bound], check=True)
     try:
         with umount(scene) as running:
-            line = f"{bound} is a bind mount of it; take it away with: umount '{bound}'"
+            line = f"{bound} is a bind mount of it; remove it with: umount '{bound}'"
             assert running.says(line), running.said
             assert line in refused(scene)
             subprocess.run(["umount", bound], check=True)

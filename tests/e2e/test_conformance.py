@@ -257,7 +257,7 @@ def test_sticky(case: Callable[[Trace], None], users_pair: Pair) -> None:
 
 
 def test_a_vault_on_a_full_disk_can_be_unmounted_and_mounted(full_mount: Mounted) -> None:
-    full_mount.allow_log("the journal stays, for the next mount: No space left", "did not end by an unmount")
+    full_mount.allow_log("the session could not be ended: No space left", "did not end with an unmount")
     top = full_mount.mountpoint
     (top / "kept").write_bytes(b"content")
     assert fill_inodes(top) > 100

@@ -26,6 +26,7 @@ from tests.e2e.mounting import PROJECT
 from tests.e2e.test_cli_mount import ENVIRONMENT, Place
 from tests.e2e.test_unmounting import noting
 from tests.e2e.unmounting import Scene, scene_of, vault
+from tests.schema import check_answer
 
 __all__ = ["vault"]
 
@@ -122,7 +123,7 @@ on_both = pytest.mark.parametrize("scene", ENGINES, indirect=True)
 def test_the_machine_waits_until_the_vault_is_closed(scene: Scene, desktop: StandIn, tmp_path: Path) -> None:
     out = tmp_path / "out"
     scene.mount("--unmount-on", "sleep", "--before-unmount", noting(out, 1))
-    scene.place.allowed.append("sh failed with exit code 1; unmounting all the same")
+    scene.place.allowed.append("sh failed with exit code 1; unmounting anyway")
     desktop.says("inhibited")  # by the look before the passphrase
     desktop.says("released")
     desktop.says("inhibited")
@@ -146,12 +147,14 @@ def test_a_busy_vault_does_not_keep_the_machine_awake(scene: Scene, desktop: Sta
         desktop.happen("sleep")
         desktop.says("released")
         assert scene.place.is_mounted()
+        told = check_answer("status", scene.run("status", "--json", scene.mountpoint).out)["unmounts"]
+        assert (told["on"], told["waiting"]) == (["sleep", "lock"], ["sleep"])
         desktop.happen("wake")
         desktop.says("inhibited")  # for the next time
         file.write("kept")
     log = scene.log()
     assert "the machine goes to sleep, but " in log
-    assert "it stays mounted until they let go" in log
+    assert "It stays mounted until no program uses it" in log
     desktop.happen("Lock")
     desktop.says("released")
     assert scene.is_closed()
@@ -200,8 +203,17 @@ def test_without_buses_the_mount_is_refused(
         "cryptfs: --unmount-on sleep needs logind, which does not answer here (system bus: "
     )
     told = vault.cryptfs(*words, "-o", "unmount_on=lock:logout", code=10).stderr
-    assert "neither logind nor a session bus says here when that happens" in told
+    assert "neither logind nor a session bus reports that here" in told
     assert not (tmp_path / "m").exists()
+
+
+def test_without_polkit_it_says_what_to_install(desktop: StandIn) -> None:
+    """logind asks it whether an ordinary user may delay the sleep; a small server has none."""
+    desktop.happen("no polkit")
+    desktop.says("no polkit")
+    with pytest.raises(MountError, match=r"does not let this user .*AccessDenied.*apt-get install polkitd"):
+        Desktop(("sleep",), lambda *_: None)
+    Desktop(("lock",), lambda *_: None).close()
 
 
 # ---- without a mount
@@ -248,6 +260,24 @@ def test_every_signal(listener: Listener, desktop: StandIn) -> None:
     desktop.happen("closing")
     listener.hears(("logout", True))
     assert listener.told.empty()
+
+
+def test_a_service_follows_a_session_that_begins_later(desktop: StandIn) -> None:
+    """A service of a user who lingers starts before its user comes."""
+    desktop.happen("no session")
+    desktop.says("no session")
+    listener = Listener("lock", "logout")
+    try:
+        desktop.happen("Lock")
+        desktop.happen("login")
+        desktop.happen("Unlock")
+        desktop.happen("Lock")
+        listener.hears(("lock", False), ("lock", True))
+        desktop.happen("removed")
+        listener.hears(("logout", True))
+        assert listener.told.empty()
+    finally:
+        listener.desktop.close()
 
 
 def test_only_logind_itself_counts(listener: Listener, desktop: StandIn) -> None:
@@ -302,7 +332,7 @@ def test_a_lost_system_bus_is_found_again(
         desktop.says("released")
     finally:
         listener.desktop.close()
-    assert "the system bus is gone" in caplog.text
+    assert "lost the connection to the system bus" in caplog.text
 
 
 def test_without_jeepney_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

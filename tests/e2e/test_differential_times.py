@@ -11,7 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from cryptfs.storage.libc import AT_FDCWD, UTIME_NOW, UTIME_OMIT, futimens, utimensat
+from cryptfs.storage.libc import (
+    AT_FDCWD,
+    FALLOC_KEEP_SIZE,
+    FALLOC_PUNCH_HOLE,
+    UTIME_NOW,
+    UTIME_OMIT,
+    fallocate,
+    futimens,
+    utimensat,
+)
 from tests.e2e.conftest import Pair
 from tests.e2e.mounting import Mounted
 from tests.e2e.trace import Case, Cases, Trace
@@ -141,6 +150,31 @@ def what_moves_mtime(t: Trace) -> None:
     )
     for label, action in in_directory:
         t.note(label, moved(action, "dir"))
+
+
+@CASES.add
+def allocating_while_an_overwrite_waits(t: Trace) -> None:
+    """Content of an overwrite reaches its place later, and fallocate its own at once."""
+    for mode, offset, length in (
+        (0, 10_000, 20_000),
+        (0, 90_000, 40_000),
+        (FALLOC_KEEP_SIZE, 10_000, 20_000),
+        (FALLOC_KEEP_SIZE, 200_000, 10_000),
+        (FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE, 20_000, 40_000),
+        (FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE, 20_000, 100),
+    ):
+        Path("file").write_bytes(b"content" * 15_000)
+        fd = os.open("file", os.O_RDWR)
+        os.pwrite(fd, b"x" * 5000, 3000)
+        before = times_of(fd)[1]
+        time.sleep(0.02)
+        t.do(f"fallocate {mode} {offset} {length}", fallocate, fd, mode, offset, length)
+        after = times_of(fd)[1]
+        t.note("moves mtime", after > before)
+        t.note("to now", abs(after - time.time_ns()) < 10**9)
+        os.close(fd)
+        t.note("mtime stays after the close", times_of("file")[1] == after)
+        os.unlink("file")
 
 
 @CASES.add

@@ -1,4 +1,4 @@
-"""With --exclusive the kernel lists a directory again without a request, and right after each change."""
+"""A directory is listed again: with --exclusive by the kernel alone, else from what was decrypted before."""
 
 from __future__ import annotations
 
@@ -29,9 +29,22 @@ def mounted(directory: Path, *, exclusive: bool) -> Iterator[MountedVault]:
 
 
 @pytest.fixture(scope="module")
-def mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedVault]:
+def exclusive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedVault]:
     with mounted(tmp_path_factory.mktemp("exclusive"), exclusive=True) as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedVault]:
+    with mounted(tmp_path_factory.mktemp("shared"), exclusive=False) as made:
+        yield made
+
+
+@pytest.fixture(params=["exclusive", "shared"])
+def mount(request: pytest.FixtureRequest) -> MountedVault:
+    made = request.getfixturevalue(request.param)
+    assert isinstance(made, MountedVault)
+    return made
 
 
 def listings(mount: MountedVault) -> int:
@@ -51,25 +64,24 @@ def filled(mount: MountedVault, name: str, count: int = 300) -> Path:
     return directory
 
 
-def test_the_second_listing_asks_nothing(mount: MountedVault) -> None:
-    directory = filled(mount, "twice")
+def test_the_second_listing_asks_nothing(exclusive: MountedVault) -> None:
+    directory = filled(exclusive, "twice")
     first = sorted(os.listdir(directory))
     asked = []
     for _ in range(5):  # the kernel may drop pages at any time
-        before = listings(mount)
+        before = listings(exclusive)
         assert sorted(os.listdir(directory)) == first
         assert sorted(entry.name for entry in os.scandir(directory) if entry.stat().st_size == 0) == first
-        asked.append(listings(mount) - before)
+        asked.append(listings(exclusive) - before)
     assert 0 in asked, asked
 
 
-def test_where_others_may_change_the_vault_each_listing_asks(tmp_path: Path) -> None:
-    with mounted(tmp_path, exclusive=False) as mount:
-        directory = filled(mount, "twice")
-        for _ in range(5):
-            before = listings(mount)
-            os.listdir(directory)
-            assert listings(mount) > before
+def test_where_others_may_change_the_vault_each_listing_asks(shared: MountedVault) -> None:
+    directory = filled(shared, "twice")
+    for _ in range(5):
+        before = listings(shared)
+        os.listdir(directory)
+        assert listings(shared) > before
 
 
 CHANGES: dict[str, Callable[[Path, str], object]] = {

@@ -75,4 +75,4 @@ def test_many_damaged_files(own_mount: Mounted) -> None:
     assert failed == damaged
     lines = log_lines(own_mount)
     assert len(lines) == MOST_LINES
-    assert "`cryptfs fsck --deep` names everything that is damaged" in lines[-1]
+    assert "`cryptfs fsck --deep` names all damage" in lines[-1]

@@ -210,7 +210,7 @@ def test_a_directory_without_the_right_to_search_after_a_remount(private: Mounte
     as_user(NOBODY, lambda: (place / "below").mkdir(parents=True))
     as_user(NOBODY, lambda: place.chmod(0o400))
     private.remount()
-    private.allow_log("its record cannot be read: it needs the right to search")
+    private.allow_log("its record cannot be read: the directory needs the permission to search")
 
     def listing() -> object:
         t = Trace()

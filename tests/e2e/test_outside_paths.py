@@ -326,7 +326,7 @@ def test_surplus_bytes_are_never_zeros(engine: str, options: str) -> None:
     spec = MountSpec(engine, options=options)
     require_fuse(spec)
     with mounted(spec) as mount:
-        mount.allow_log("do not belong to it", "trimmed")
+        mount.allow_log("do not belong to it", "bytes at its end")
         outside = Outside(mount)
         outside.make("doc", b"100 bytes" * 11)
         with outside.backing("doc").open("ab") as file:

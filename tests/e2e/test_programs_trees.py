@@ -21,7 +21,7 @@ MIB = 1 << 20
 def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bounded part of /usr/share/doc: links, small and large files, odd names."""
     target = tmp_path_factory.mktemp("trees") / "doc"
-    part_of(Path("/usr/share/doc"), target, 12 * MIB)
+    part_of(Path("/usr/share/doc"), target, 6 * MIB)
     return target
 
 

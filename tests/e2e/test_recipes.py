@@ -107,7 +107,7 @@ PROMISES: dict[str, tuple[str, ...]] = {
     "cloud-sync": ("Milk, bread, tea", "Everything is in order"),
     "several-people": ("ana", "Everything is in order"),
     "servers": ("key-file, server", "nothing was offered that this vault takes"),
-    "recovery": ("Everything is in order", "cryptfs: they are not those of this vault"),
+    "recovery": ("Everything is in order", "cryptfs: these words or shares are not those of this vault"),
     "moving": ("from-gocryptfs/photos/2025/sea.raw", "from-encfs/letter.txt", "from-cryfs/letter.txt"),
 }
 """What the terminal shows of what a recipe is for."""

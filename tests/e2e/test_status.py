@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -134,6 +136,58 @@ def test_watching_ends_with_the_mount(mounted: MountedVault) -> None:
     assert looks == sorted(looks) and looks[0] < looks[2]
 
 
+def watching(mounted: MountedVault, *options: str) -> subprocess.Popen[bytes]:
+    """`status --watch` into a pipe."""
+    words = [sys.executable, "-m", "cryptfs", "status", str(mounted.mountpoint), "--watch"]
+    return subprocess.Popen(
+        [*words, "--interval", "0.1", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=ENVIRONMENT,
+    )
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_a_watch_into_a_pipe_has_whole_lines(mounted: MountedVault, options: tuple[str, ...]) -> None:
+    """However it ends. It shows each look, one below the other."""
+    begins = b'{"schema"' if options else b"mounted on:"
+    with watching(mounted, *options) as watcher:
+        assert watcher.stdout is not None and watcher.stderr is not None
+        shown = b""
+        while shown.count(begins) < 3:
+            shown += watcher.stdout.readline()
+        watcher.send_signal(signal.SIGINT)
+        shown += watcher.stdout.read()
+        assert (watcher.wait(30), watcher.stderr.read()) == (0, b"")
+    assert shown.endswith(b"\n") and b"\x1b" not in shown
+    assert len([line for line in shown.splitlines() if line.startswith(begins)]) >= 3
+    with watching(mounted, *options) as watcher:
+        assert watcher.stdout is not None and watcher.stderr is not None
+        watcher.stdout.readline()
+        watcher.stdout.close()
+        assert (watcher.wait(30), watcher.stderr.read()) == (141, b"")
+
+
+def test_it_shows_when_the_vault_goes_by_itself(mounted: MountedVault) -> None:
+    options = cryptfs.MountOptions(engine=engine_of(mounted), idle=600)
+    nothing = {"idle_seconds": None, "idle_left_seconds": None}
+    assert check_answer("status", status(mounted, "--json").stdout)["unmounts"].items() >= nothing.items()
+    assert "unmounts:" not in status(mounted).stdout
+    mounted.unmount()
+    with cryptfs.mount_vault(mounted.vault_dir, mounted.mountpoint, b"tests only", options) as again:
+        (again.mountpoint / "file").touch()
+        lefts = [
+            check_answer("status", status(again, "--json").stdout)["unmounts"]["idle_left_seconds"]
+            for _ in range(2)
+        ]
+        assert 500 < lefts[1] <= lefts[0] <= 600
+        assert re.search(r"after 10 min without use: in (10 min|9 min \d+ s)\n", status(again).stdout)
+        with (again.mountpoint / "file").open("rb"):
+            told = check_answer("status", status(again, "--json").stdout)["unmounts"]
+            assert (told["idle_seconds"], told["idle_left_seconds"]) == (600, None)
+            assert "after 10 min without use; something is open now" in status(again).stdout
+
+
 def damage(path: Path) -> None:
     """A bit in the last byte: the tag of the last chunk."""
     content = bytearray(path.read_bytes())
@@ -153,7 +207,7 @@ def test_it_keeps_what_was_found_to_be_wrong(mounted: MountedVault) -> None:
     planted.touch()
     again = cryptfs.mount_vault(mounted.vault_dir, mounted.mountpoint, b"tests only", options)
     assert json.loads(status(again, "--json").stdout)["findings"] == []
-    assert "Nothing was found to be wrong." in status(again).stdout
+    assert "No problems were found." in status(again).stdout
     before = time.time() - 1
     for _ in range(3):
         with pytest.raises(OSError, match="Input/output error"):

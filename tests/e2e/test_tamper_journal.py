@@ -29,7 +29,8 @@ pytestmark = [
 CHUNK = 16 * KIB
 SIZE = 20 * CHUNK
 EXPECTED = (
-    r"WARNING .*(did not end by an unmount|writer ended|trimmed|closed shortly|unfinished session)",
+    r"WARNING .*(did not end with an unmount|was interrupted|bytes at its end|closed shortly)",
+    r"WARNING .*unfinished session",
     r"WARNING .*(journal|list of sessions|sessions)",
     r"ERROR .*(journal|list of sessions|sessions)",
 )

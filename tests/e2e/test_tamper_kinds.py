@@ -270,11 +270,11 @@ def evict(path: Path) -> None:
 
 def surplus_is_cut_off(scene: Scene, path: Path, backing: Path) -> None:
     """What stands behind the end is no part of the file: a warning says so, and the next writer cuts it."""
-    scene.assert_one_line("WARNING", f"{backing.name}: 7 bytes after the end do not belong to it")
+    scene.assert_one_line("WARNING", f"{backing.name}: 7 bytes after its end do not belong to it")
     assert path.stat().st_size == SIZE
     append(path)
     assert path.read_bytes() == CONTENT + b"more"
-    scene.assert_one_line("WARNING", f"{backing.name}: 7 bytes trimmed")
+    scene.assert_one_line("WARNING", f"{backing.name}: removed 7 bytes at its end")
     assert scene.sealer.content(backing.read_bytes())[:SIZE] == CONTENT
 
 

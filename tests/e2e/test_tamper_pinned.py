@@ -46,7 +46,7 @@ def test_another_vault_in_its_place(place: Place, engine: str) -> None:
     place.vault.rename(aside)
     other.rename(place.vault)
     told = place.mount("-o", engine, code=REFUSED).stderr
-    assert "is another vault than the one that this machine opened there before" in told
+    assert "is not the vault that this machine opened there before" in told
     assert right in told
     assert not place.is_mounted()
     for options in ("accept", "no_pin"):
@@ -73,7 +73,7 @@ def test_an_older_config(place: Place, engine: str) -> None:
     assert place.info()["generation"] == 2
     config.write_bytes(old)
     told = place.mount("-o", engine, code=REFUSED).stderr
-    assert "is older than the one that this machine has seen (generation 1, before 2)" in told
+    assert "is older than the one that this machine has seen (generation 1 instead of 2)" in told
     assert not place.is_mounted()
     place.mount("-o", f"{engine},no_pin")
     assert (place.mountpoint / "file").read_text() == "content"

@@ -57,9 +57,7 @@ def test_the_root_keeps_its_time(own_mount: Mounted) -> None:
     with (root / "file").open("r+b") as file:
         file.write(b"again")
         os.fsync(file.fileno())
-    own_mount.allow_log(
-        "the last session did not end by an unmount", "was being written when its writer ended"
-    )
+    own_mount.allow_log("the last session did not end with an unmount", "writing to it was interrupted")
     own_mount.kill()
     own_mount.start()
     assert root.stat().st_mtime_ns == OLD_NS, "after a replay"

@@ -96,7 +96,7 @@ def test_use_keeps_it(scene: Scene) -> None:
 
 def noting(out: Path, code: int = 0) -> str:
     """A command that notes what it was told."""
-    script = f'printf "%s|" "$CRYPTFS_REASON" "$CRYPTFS_VAULT" "$CRYPTFS_MOUNTPOINT" >> "$0"; exit {code}'
+    script = f'printf "%s|" "$CRYPTFS_EVENT" "$CRYPTFS_VAULT" "$CRYPTFS_MOUNTPOINT" >> "$0"; exit {code}'
     return f"sh -c '{script}' '{out}'"
 
 
@@ -121,7 +121,7 @@ def test_a_command_before_the_unmount_that_fails_keeps_the_mount(native: Scene, 
     out = tmp_path / "out"
     native.mount("--before-unmount", noting(out, 3))
     told = native.umount(code=10)
-    assert "stays mounted: the command of --before-unmount: sh failed with exit code 3" in told
+    assert "stays mounted, because of --before-unmount: sh failed with exit code 3" in told
     assert f"cryptfs umount --no-hook '{native.mountpoint}'" in told
     assert native.place.is_mounted()
     native.umount("--no-hook")
@@ -131,7 +131,7 @@ def test_a_command_before_the_unmount_that_fails_keeps_the_mount(native: Scene, 
 def test_a_command_after_the_mount_that_fails_leaves_it_mounted(native: Scene) -> None:
     told = native.mount("--after-mount", "sh -c 'exit 3'", code=11)
     assert told.endswith(
-        "the vault is mounted, but the command of --after-mount: sh failed with exit code 3\n"
+        "the vault is mounted, but there was a problem with --after-mount: sh failed with exit code 3\n"
     )
     assert native.place.is_mounted()
 
@@ -148,8 +148,8 @@ def test_no_command_runs_while_a_program_uses_the_mount(native: Scene, tmp_path:
 
 def test_a_command_before_an_idle_mount_goes(native: Scene, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    native.place.allowed.append("stays mounted: --before-unmount: sh failed with exit code 1")
-    script = f'echo "$CRYPTFS_REASON" >> "$0"; [ $(wc -l < "$0") -ge 2 ]'  # noqa: F541
+    native.place.allowed.append("stays mounted, because of --before-unmount: sh failed with exit code 1")
+    script = f'echo "$CRYPTFS_EVENT" >> "$0"; [ $(wc -l < "$0") -ge 2 ]'  # noqa: F541
     native.mount("--idle", "1s", "--before-unmount", f"sh -c '{script}' '{out}'")
     assert native.closes()
     assert out.read_text() == "idle\nidle\n"
@@ -158,7 +158,7 @@ def test_a_command_before_an_idle_mount_goes(native: Scene, tmp_path: Path) -> N
 
 def test_a_command_before_sigterm_takes_it_away(native: Scene, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    native.place.allowed.append("unmounting all the same")
+    native.place.allowed.append("unmounting anyway")
     native.mount("--before-unmount", noting(out, 1))
     native.kill(signal.SIGTERM)
     assert native.closes()
@@ -242,7 +242,8 @@ def test_a_mountpoint_that_cryptfs_made_is_not_written_to(scene: Scene) -> None:
     scene.umount()
     told = scene.umount("--restore")
     assert told == (
-        f"{scene.mountpoint} is an ordinary directory now: what programs write there is NOT encrypted.\n"
+        f"{scene.mountpoint} is an ordinary directory now: "
+        "files that programs write there are NOT encrypted.\n"
     )
     (scene.mountpoint / "note").touch()
     (scene.mountpoint / "note").unlink()

@@ -270,7 +270,7 @@ def test_an_older_manifest_survives(place: Place, tmp_path: Path) -> None:
     before = sorted(tmp_path.iterdir())
     done = subprocess.run(limited, capture_output=True, check=False, env=child_environment(), timeout=60)
     assert done.returncode == 11
-    why = "cannot be written: File too large; the former file is as it was"
+    why = "cannot be written: File too large; the old file is unchanged"
     assert done.stderr.decode() == f"cryptfs: {place.manifest}: {why}\n"
     assert place.manifest.read_bytes() == older
     assert sorted(tmp_path.iterdir()) == before

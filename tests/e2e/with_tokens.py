@@ -25,7 +25,8 @@ def save_tokens(place: Path, tokens: Sequence[SoftToken]) -> Path:
             for credential_id, each in token.credentials.items()
         }
         pin = token.behaviour.pin
-        found.append({"name": token.product_name, "pin": pin and pin.decode(), "credentials": made})
+        about = {"name": token.product_name, "pin": pin and pin.decode(), "touch": token.behaviour.touch}
+        found.append({**about, "credentials": made})
     place.write_text(json.dumps(found, indent=1) + "\n")
     return place
 
@@ -35,7 +36,8 @@ def read_tokens(place: Path) -> list[SoftToken]:
     found = []
     for each in json.loads(place.read_text()):
         pin = each["pin"]
-        token = SoftToken(each["name"], Behaviour(pin=None if pin is None else pin.encode()))
+        ways = Behaviour(pin=None if pin is None else pin.encode(), touch=each.get("touch", "yes"))
+        token = SoftToken(each["name"], ways)
         for credential_id, keys in each["credentials"].items():
             token.credentials[bytes.fromhex(credential_id)] = Credential(*map(bytes.fromhex, keys))
         found.append(token)

@@ -89,7 +89,7 @@ def test_errors_are_told_and_nothing_is_written(place: Place, run: Run) -> None:
     assert "3 errors. Nothing was changed." in told.out
     assert "[directory-record]" in told.out
     assert SECRET.decode() in told.out
-    assert "To repair what can be repaired: cryptfs fsck --repair --deep" in told.out
+    assert "To repair as much as possible: cryptfs fsck --repair --deep" in told.out
     assert snapshot(place.vault_dir) == state
 
 

@@ -8,11 +8,22 @@ from pathlib import Path
 
 import pytest
 
+from cryptfs.core.format.header import NO_FLAGS
 from cryptfs.fsck.findings import DESCRIPTIONS, FindingKind, Severity, State
 from cryptfs.vfs.content.context import FileContext
 from cryptfs.vfs.content.redo import Durability
 from tests.crash.striking import Strike
-from tests.fsck.cases import CASES, DEEP, DOCS, GONE, UNREPAIRED, Case, spoil_chunks, spoil_xattr
+from tests.fsck.cases import (
+    CASES,
+    DEEP,
+    DOCS,
+    GONE,
+    UNREPAIRED,
+    Case,
+    rewrite_header,
+    spoil_chunks,
+    spoil_xattr,
+)
 from tests.fsck.scene import (
     CHUNK,
     CONTENT,
@@ -154,6 +165,18 @@ def test_a_repair_moves_no_times(vault: BareVault) -> None:
     repair(vault)
     after = path.stat()
     assert (after.st_mtime_ns, after.st_size, after.st_ino) == (10**18, before.st_size, before.st_ino)
+
+
+def test_what_a_repair_settles_has_another_time(vault: BareVault) -> None:
+    """So that a sync client, which knows length and time, carries the new header to other machines."""
+    path = path_of(vault, b"file")
+    rewrite_header(vault, flags=NO_FLAGS, size=100, size_min=100)
+    os.utime(path, ns=(10**18, 10**18))
+    before = path.stat()
+    repair(vault)
+    after = path.stat()
+    assert after.st_size == before.st_size
+    assert after.st_mtime_ns // 10**9 > before.st_mtime_ns // 10**9
 
 
 def test_the_report_says_what_was_lost(vault: BareVault) -> None:

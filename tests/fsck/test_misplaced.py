@@ -108,7 +108,7 @@ def test_the_finding_says_where_it_belongs(vault: BareVault) -> None:
     deep.rename(vault.vault_dir.parent / "aside")
     c.rename(deep)
     details = misplaced(vault)
-    assert details == {b"docs/deep": "it belongs into another directory"}
+    assert details == {b"docs/deep": "it belongs in another directory"}
     record_of(vault, b"pair a").unlink()
     b.rename(c)
     details = misplaced(vault)

@@ -160,8 +160,9 @@ def request_target() -> Target:
     def run(data: bytes) -> None:
         if len(data) < 2:
             return
-        handler = requests.handlers.get(OPCODES[data[0] % len(OPCODES)])
-        if handler is None:
+        opcode = OPCODES[data[0] % len(OPCODES)]
+        handler = requests.handlers.get(opcode)
+        if handler is None or (opcode == Op.FALLOCATE and _fills_the_disk(data[2:])):
             return
         request.nodeid = (structs.ROOT_ID, 2, 3, 0, 2**64 - 1)[data[1] % 5]
         request.body = memoryview(data)[2:]
@@ -179,6 +180,15 @@ def request_target() -> Target:
     return Target("request", run, samples, close_all)
 
 
+def _fills_the_disk(body: bytes) -> bool:
+    """Whether a FALLOCATE takes more than 1 GiB, but no more than some filesystem tries to give."""
+    if len(body) < structs.FALLOCATE_IN.size:
+        return False
+    _, offset, length, *_ = structs.FALLOCATE_IN.unpack_from(body)
+    end: int = offset + length
+    return 1 << 30 < end < 1 << 63
+
+
 def _request_samples() -> Iterator[bytes]:
     bodies = {
         Op.LOOKUP: b"file\0",
@@ -189,10 +199,12 @@ def _request_samples() -> Iterator[bytes]:
         Op.WRITE: structs.WRITE_IN.pack(1, 0, 4, 0, 0, 0, 0) + b"data",
         Op.SETXATTR: structs.SETXATTR_IN_EXT.pack(5, 0, 0, 0) + b"user.name\0value",
         Op.GETXATTR: structs.GETXATTR_IN.pack(100, 0) + b"user.name\0",
+        Op.LINK: structs.LINK_IN.pack(structs.ROOT_ID) + b"link\0",
         Op.SYMLINK: b"name\0target\0",
         Op.MKNOD: structs.MKNOD_IN.pack(stat.S_IFIFO | 0o600, 0, 0, 0) + b"node\0",
         Op.UNLINK: b"file\0",
         Op.GETATTR: bytes(16),
+        Op.FALLOCATE: structs.FALLOCATE_IN.pack(1, 0, 20_000, 0, 0),
     }
     for opcode, body in bodies.items():
         yield bytes((OPCODES.index(opcode), 0)) + body

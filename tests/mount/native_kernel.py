@@ -88,13 +88,16 @@ class FakeKernel:
     vault: BareVault
     session: Connection
     notifications: list[tuple[int, bytes]] = field(default_factory=list)
+    thread: int = 1  # who asks
     _unique: int = 1
 
     def send(self, opcode: int, nodeid: int = ROOT, body: bytes = b"", *, length: int | None = None) -> int:
         """A request with a header. length: said in it, when it is to be wrong. Returns its number."""
         self._unique += 2
         size = structs.IN_HEADER.size + len(body) if length is None else length
-        header = structs.IN_HEADER.pack(size, opcode, self._unique, nodeid, os.getuid(), os.getgid(), 1, 0, 0)
+        header = structs.IN_HEADER.pack(
+            size, opcode, self._unique, nodeid, os.getuid(), os.getgid(), self.thread, 0, 0
+        )
         self.connection.sendall(header + body)
         return self._unique
 

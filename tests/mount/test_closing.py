@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,9 +16,18 @@ from cryptfs.core.printable import shell_word, shown
 from cryptfs.errors import MountError
 from cryptfs.mount import closing as closing_module
 from cryptfs.mount import mounts
-from cryptfs.mount.closing import Closing, Elsewhere, Keepers, find_keepers, wait_closed
+from cryptfs.mount.closing import (
+    SAY_AFTER,
+    Closing,
+    Elsewhere,
+    Keepers,
+    find_keepers,
+    wait_closed,
+    wait_while_closing,
+)
 from cryptfs.mount.holders import Holder, device_behind, find_users
 from cryptfs.mount.mounts import Mount, cryptfs_mount_at, unmount
+from cryptfs.storage.vaultdir import LOCK_NAME, LockHolder, VaultLock
 
 MOUNT = Mount("0:1", "/m", (), "fuse.cryptfs", "/v")
 
@@ -92,13 +104,118 @@ def test_lines_for_a_person() -> None:
         (Holder(12, "evil\x1b[2J", "root directory"), Holder(13, "vim", "open file")),
     )
     assert found.lines() == [
-        "/bind mount is a bind mount of it; take it away with: umount '/bind mount'",
-        r"process 12 (evil\x1b[2J) has it on /a\nb, in another mount namespace (a container or a service)",
+        "/bind mount is a bind mount of it; remove it with: umount '/bind mount'",
+        r"process 12 (evil\x1b[2J) has it mounted on /a\nb, in another mount namespace "
+        "(a container or a service)",
         "process 13 (vim) uses it: open file",
     ]
     many = Keepers(users=tuple(Holder(pid, "cat", "open file") for pid in range(20)))
     assert len(many.lines()) == 9
     assert many.lines()[-1] == "and 12 more"
+
+
+# ---- a vault that is being closed
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> Iterator[VaultLock]:
+    """The lock of a vault in tmp_path, whose holder says that it is mounted where nothing is."""
+    vault_fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    lock = VaultLock(vault_fd, tmp_path, shared=False)
+    lock.announce(str(tmp_path / "gone"))
+    yield lock
+    lock.release()
+    os.close(vault_fd)
+
+
+TIMEOUT = 20.0
+
+
+def waited(vault_dir: Path, timeout: float = TIMEOUT) -> tuple[LockHolder | None, list[str], float]:
+    """Who has the vault after the waiting, what was said, and how long it took."""
+    said: list[str] = []
+    started = time.monotonic()
+    holder = wait_while_closing(vault_dir, said.append, timeout)
+    return holder, said, time.monotonic() - started
+
+
+def test_a_vault_that_nobody_has_is_not_waited_for(tmp_path: Path) -> None:
+    assert waited(tmp_path)[:2] == (None, [])
+
+
+@pytest.mark.parametrize(("seconds", "say_after"), [(0.1, 20), (0.6, 20), (1.0, 0.2)])
+def test_it_waits_until_the_vault_is_closed(
+    tmp_path: Path, held: VaultLock, seconds: float, say_after: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(closing_module, "SAY_AFTER", say_after)
+    lines = int(say_after < seconds)
+    timer = threading.Timer(seconds, held.release)
+    timer.start()
+    holder, said, _ = waited(tmp_path)
+    timer.join()
+    assert holder is None
+    assert (
+        said
+        == [f"The vault {tmp_path} is still being closed after its unmount. Waiting for that ..."] * lines
+    )
+
+
+def test_the_waiting_has_an_end(tmp_path: Path, held: VaultLock) -> None:
+    holder, said, seconds = waited(tmp_path, timeout=0.5)
+    assert holder == LockHolder(os.getpid(), str(tmp_path / "gone"))
+    assert len(said) == 1
+    assert SAY_AFTER + 0.5 <= seconds < 20
+    told = str(closing_module.locked(tmp_path, holder))
+    assert told == f"{tmp_path} is in use by process {os.getpid()}, at {tmp_path}/gone; try again later"
+
+
+def test_a_command_in_the_vault_is_not_waited_for(tmp_path: Path, held: VaultLock) -> None:
+    held.announce("")
+    holder, said, seconds = waited(tmp_path)
+    assert (holder, said) == (LockHolder(os.getpid(), ""), [])
+    assert seconds < TIMEOUT / 2
+
+
+def test_the_text_of_a_killed_daemon_is_not_believed(tmp_path: Path, held: VaultLock) -> None:
+    """The next holder, here this process, replaces it when it is mounted or ends."""
+    with subprocess.Popen(["true"]) as gone:
+        pass
+    text = json.dumps({"pid": gone.pid, "mountpoint": str(tmp_path / "gone")})
+    (tmp_path / LOCK_NAME).write_text(text)
+    holder, said, seconds = waited(tmp_path)
+    assert (holder, said) == (LockHolder(gone.pid, str(tmp_path / "gone")), [])
+    assert seconds < TIMEOUT / 2
+
+
+def test_a_mount_is_not_waited_for(tmp_path: Path, held: VaultLock, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_mounts(monkeypatch, tmp_path, f"5 1 0:5 / {tmp_path}/gone rw - fuse.cryptfs {tmp_path} rw")
+    sleeps: list[float] = []
+    monkeypatch.setattr(time, "sleep", sleeps.append)
+    assert waited(tmp_path)[:2] == (LockHolder(os.getpid(), str(tmp_path / "gone")), [])
+    assert sleeps == []
+
+
+def test_what_is_kept_is_not_waited_for(
+    tmp_path: Path, held: VaultLock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a lazy unmount, for example: only a person knows when vim ends."""
+    monkeypatch.setattr(closing_module, "device_served_by", {os.getpid(): "0:5"}.get)
+    monkeypatch.setattr(closing_module, "find_keepers", {"0:5": keepers("vim")}.get)
+    holder, said, seconds = waited(tmp_path)
+    assert holder is not None
+    assert said == []
+    assert seconds < TIMEOUT / 2
+
+
+def test_another_filesystem_with_its_device_number_keeps_nothing(
+    tmp_path: Path, held: VaultLock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_mounts(monkeypatch, tmp_path, "5 1 0:5 / /elsewhere rw - tmpfs tmpfs rw")
+    monkeypatch.setattr(closing_module, "device_served_by", {os.getpid(): "0:5"}.get)
+    monkeypatch.setattr(closing_module, "find_keepers", {"0:5": keepers("vim")}.get)
+    holder, said, _ = waited(tmp_path, timeout=0.1)
+    assert holder is not None
+    assert len(said) == 1
 
 
 def a_proc(tmp_path: Path, mountinfos: dict[int, str]) -> Path:

@@ -135,10 +135,10 @@ def test_a_spinner_counts_at_the_lowest_priority_and_stops_with_the_burst(spinne
 
 def test_a_spinner_is_not_in_the_way_of_several_threads(spinner: WakeLatency) -> None:
     (pid,) = children()
-    spinner.tick(MANY, alone=False)
+    spinner.tick(MANY, None)
     assert not is_held(spinner)
     wait_until(lambda: fields_of(pid)[0] == "T")
-    spinner.tick(MANY, alone=False)
+    spinner.tick(MANY, None)
     assert not is_held(spinner)
     spinner.tick(MANY)
     assert is_held(spinner)
@@ -162,6 +162,129 @@ def test_a_spinner_rests_where_others_want_the_processor(
             each.wait()
 
 
+SPINS = "import os, sys; print(os.getpid(), flush=True)\nwhile True: pass"
+
+
+@pytest.fixture
+def server_and_caller() -> Iterator[tuple[int, int]]:
+    """Two programs that compute, on different processors."""
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.fail("this test needs two processors")
+    programs = [subprocess.Popen([sys.executable, "-c", SPINS], stdout=subprocess.PIPE) for _ in range(2)]
+    try:
+        for program, processor in zip(programs, sorted(os.sched_getaffinity(0)), strict=False):
+            assert program.stdout is not None
+            program.stdout.readline()
+            os.sched_setaffinity(program.pid, {processor})
+        yield programs[0].pid, programs[1].pid
+    finally:
+        for program in programs:
+            program.kill()
+            program.wait()
+            assert program.stdout is not None
+            program.stdout.close()
+
+
+def test_the_server_goes_to_where_the_program_is(
+    spinner: WakeLatency, server_and_caller: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both may run everywhere before and after; nothing is moved where they are together, or unknown."""
+    server, caller = server_and_caller
+    (pid,) = children()
+    moved: list[tuple[int, set[int]]] = []
+    set_affinity = os.sched_setaffinity
+
+    def spy(thread: int, processors: set[int]) -> None:
+        moved.append((thread, set(processors)))
+        set_affinity(thread, processors)
+
+    here, there = (latency._processor_of(each) for each in (server, caller))
+    assert here != there
+    monkeypatch.setattr(os, "sched_setaffinity", spy)
+    (means,) = spinner._means
+    assert means.bring_together(server, caller)
+    assert moved[0] == (server, {there})
+    assert (pid, {here}) in moved
+    assert latency._processor_of(server) in {there, here}  # its own mask has one processor: it had to go back
+    for pair in ((0, caller), (server, 0), (caller, caller), (server, 2**22 + 5)):
+        moved.clear()
+        assert not means.bring_together(*pair)
+        assert moved == []
+
+
+class Scheduler:
+    """Stands in for a machine. apart: whether it has moved one of the two away when somebody looks.
+
+    idle: whether the spinner gets its processor.   looks: at where the two are.
+    """
+
+    def __init__(self, spinner: WakeLatency, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.apart = False
+        self.idle = False
+        self.looks: list[tuple[int, int]] = []
+        self.now = time.monotonic()
+        self._spinner = spinner
+        (means,) = spinner._means
+        monkeypatch.setattr(means, "has_idle_processor", lambda: self.idle)
+        monkeypatch.setattr(means, "bring_together", self._bring_together)
+        monkeypatch.setattr("cryptfs.mount.latency.time.monotonic", lambda: self.now)
+
+    def _bring_together(self, server: int, caller: int) -> bool:
+        self.looks.append((server, caller))
+        return self.apart
+
+    def ticks_until_it_rests(self) -> int:
+        self._spinner.tick(MANY, (3, 4))
+        assert is_held(self._spinner)
+        for number in range(1, 10 * latency._LOOK_TICKS):
+            self._spinner.tick(MANY, (3, 4))
+            if not is_held(self._spinner):
+                return number
+        raise AssertionError("it never rests")
+
+
+@pytest.fixture
+def scheduler(spinner: WakeLatency, monkeypatch: pytest.MonkeyPatch) -> Scheduler:
+    spinner.release()
+    return Scheduler(spinner, monkeypatch)
+
+
+def test_it_rests_longer_each_time_that_others_want_the_processor(
+    spinner: WakeLatency, scheduler: Scheduler
+) -> None:
+    rests = []
+    for _ in range(5):
+        assert scheduler.ticks_until_it_rests() == latency._LOOK_TICKS
+        rests.append(spinner._not_before - scheduler.now)
+        scheduler.now = spinner._not_before
+    assert rests == [1, 2, 4, 8, 8]
+    assert set(scheduler.looks) == {(3, 4)}
+    scheduler.idle = True
+    for _ in range(3 * latency._LOOK_TICKS):
+        spinner.tick(MANY, (3, 4))
+    assert is_held(spinner)
+    assert spinner._rest == 1
+
+
+def test_two_that_come_apart_are_brought_together_again(spinner: WakeLatency, scheduler: Scheduler) -> None:
+    """At once, and then often; only if that does not help, others want the processor."""
+    scheduler.apart = True
+    spinner.tick(MANY, (3, 4))
+    assert scheduler.looks == [(3, 4)]
+    for _ in range(latency._LOOK_TICKS - 1):
+        spinner.tick(MANY, (3, 4))
+    assert len(scheduler.looks) == latency._LOOK_TICKS // latency._PLACE_TICKS
+    spinner.release()
+    assert scheduler.ticks_until_it_rests() == (latency._TRIES + 1) * latency._LOOK_TICKS
+    scheduler.now, scheduler.idle = spinner._not_before, True
+    for _ in range(9 * latency._LOOK_TICKS):
+        spinner.tick(MANY, (3, 4))
+    assert is_held(spinner)  # it pays, however often they come apart
+    scheduler.apart = scheduler.idle = False
+    spinner.release()
+    assert scheduler.ticks_until_it_rests() == latency._LOOK_TICKS
+
+
 def test_a_spinner_that_somebody_ends_is_left_alone(spinner: WakeLatency) -> None:
     (pid,) = children()
     spinner.release()
@@ -174,6 +297,15 @@ def test_a_spinner_that_somebody_ends_is_left_alone(spinner: WakeLatency) -> Non
     assert children() == []
 
 
+def open_in(pid: int) -> set[str]:
+    """What a process has open."""
+    found = set()
+    for each in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed just now
+            found.add(os.readlink(each))
+    return found
+
+
 def test_a_spinner_has_no_descriptor_of_ours(spinner: WakeLatency, tmp_path: Path) -> None:
     spinner.close()
     with (tmp_path / "file").open("w") as file:
@@ -181,8 +313,7 @@ def test_a_spinner_has_no_descriptor_of_ours(spinner: WakeLatency, tmp_path: Pat
         spinner.tick(MANY)
         (pid,) = children()
         wait_until(lambda: Path(f"/proc/{pid}/comm").read_text() != Path("/proc/self/comm").read_text())
-        found = {os.readlink(each) for each in Path(f"/proc/{pid}/fd").iterdir()}
-    assert found == {"/dev/null"}
+        wait_until(lambda: open_in(pid) == {"/dev/null"})  # it opens its libraries first
     assert os.readlink(f"/proc/{pid}/cwd") == "/"
 
 

@@ -196,7 +196,7 @@ def hook(*words: str) -> Hook:
 def test_a_command_is_told_by_its_environment(tmp_path: Path) -> None:
     out = tmp_path / "out"
     script = (
-        f'exec > \'{out}\'; umask; printf "%s|" "$CRYPTFS_VAULT" "$CRYPTFS_MOUNTPOINT" $CRYPTFS_REASON "$@"'
+        f'exec > \'{out}\'; umask; printf "%s|" "$CRYPTFS_VAULT" "$CRYPTFS_MOUNTPOINT" $CRYPTFS_EVENT "$@"'
     )
     assert hook("sh", "-c", script, "name", "$HOME", "a b").run("idle", 10) == ""
     assert out.read_text() == "0027\n/v/$(touch x)|/m/`id`; rm 'y'|idle|$HOME|a b|"
@@ -252,7 +252,7 @@ def test_umount_has_the_daemon_run_the_command() -> None:
         assert ask_to_prepare(device, os.geteuid(), 10, lazily=False) == ""
         assert ask_to_prepare(device, os.geteuid(), 10, lazily=True) == "it failed"
         assert asked == [False, True]
-        assert "somebody else answers" in ask_to_prepare(device, os.geteuid() + 1, 10, lazily=True)
+        assert "another user answers" in ask_to_prepare(device, os.geteuid() + 1, 10, lazily=True)
     finally:
         server.close()
     assert ask_to_prepare(device, os.geteuid(), 10, lazily=False) == ""  # a mount without such a command

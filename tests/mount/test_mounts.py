@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -145,3 +147,23 @@ def test_waiting() -> None:
     answers = iter([False, False, True])
     assert wait_until(lambda: next(answers), 5)
     assert not wait_until(lambda: False, 0.02)
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        (errno.ENOENT, "is missing. Load the kernel module, as root: modprobe fuse. In a container"),
+        (errno.ENODEV, "modprobe fuse"),
+        (errno.EPERM, "Operation not permitted. In a container, pass the device in: docker run --device"),
+        (errno.EMFILE, "cannot be opened: Too many open files"),
+    ],
+)
+def test_why_the_device_cannot_be_opened(code: int, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That a user may not is tried with a real one, in tests/e2e/test_cli_surroundings.py."""
+
+    def refuse(*_: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(MountError, match=re.escape(says)):
+        mounts.require_fuse_device()

@@ -121,7 +121,7 @@ def test_over_the_largest_request(kernel: FakeKernel) -> None:
 def test_shorter_than_a_header(kernel: FakeKernel, size: int, caplog: pytest.LogCaptureFixture) -> None:
     kernel.connection.sendall(bytes(size))
     kernel.sync()
-    assert f"a request of {size} bytes is too short" in caplog.text
+    assert f"a request has only {size} bytes, which is too short" in caplog.text
 
 
 @pytest.mark.parametrize("opcode", ON_NODES, ids=lambda op: op.name)
@@ -238,3 +238,8 @@ def test_one_flipped_byte(kernel: FakeKernel, opcode: Op) -> None:
             flipped[place] ^= change
             kernel.send(opcode, ROOT, bytes(flipped))
     fuzzer.check()
+
+
+def test_a_link_to_the_root_is_refused(kernel: FakeKernel) -> None:
+    """Linux refuses it itself."""
+    assert kernel.ask(Op.LINK, ROOT, structs.LINK_IN.pack(ROOT) + b"new\0").code == errno.EPERM

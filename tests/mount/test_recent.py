@@ -40,11 +40,11 @@ def test_the_same_thing_is_kept_once_and_counted(findings: RecentFindings) -> No
         errno_of(ChunkError("does not authenticate", cipher_path="a/b", chunk_index=7))
     errno_of(HeaderError("was cut", cipher_path="c"))
     errno_of(ChunkError("does not authenticate", cipher_path="a/b", chunk_index=7))
-    vfs_log.warning("%s: %d bytes trimmed (%s)", "d", 12, "torn")
+    vfs_log.warning("%s: removed %d bytes at its end (%s)", "d", 12, "torn")
     vfs_log.warning("the list of sessions does not authenticate")
     assert kept(findings) == [
         {"path": None, "chunk": None, "reason": "the list of sessions does not authenticate", "count": 1},
-        {"path": "d", "chunk": None, "reason": "12 bytes trimmed (torn)", "count": 1},
+        {"path": "d", "chunk": None, "reason": "removed 12 bytes at its end (torn)", "count": 1},
         {"path": "a/b", "chunk": 7, "reason": "does not authenticate", "count": 4},
         {"path": "c", "chunk": None, "reason": "was cut", "count": 1},
     ]
@@ -62,7 +62,7 @@ def test_an_unforeseen_error_is_kept_without_its_text(findings: RecentFindings) 
         raise KeyError("a plaintext name")
     except KeyError as error:
         errno_of(error)
-    assert [each["reason"] for each in kept(findings)] == ["unforeseen error in a request: KeyError"]
+    assert [each["reason"] for each in kept(findings)] == ["unexpected error in a request: KeyError"]
 
 
 def test_it_keeps_so_many_and_says_how_many_more(findings: RecentFindings) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -11,12 +13,14 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 import cryptfs
 from cryptfs.errors import ChunkError
+from cryptfs.mount.mounts import read_mounts
 from cryptfs.mount.service import journal
 from cryptfs.mount.service.journal import JournalHandler, journal_listens, packed, stderr_is_journal
 from cryptfs.mount.service.logfile import KEPT, LogFile
@@ -79,44 +83,87 @@ def test_a_socket_without_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
         assert opened.recv(4096) == b"READY=1"
 
 
+@dataclass
+class Service:
+    """What the unit starts: a vault of the config file, with its passphrase from a credential."""
+
+    process: subprocess.Popen[bytes]
+    environment: dict[str, str]
+    mountpoint: Path
+
+
+@contextlib.contextmanager
+def service_of(place: Path) -> Iterator[Service]:
+    """Started; it tells place/socket that it is ready."""
+    cryptfs.Vault.create(place / "vault", b"five random words", kdf_memory=64 << 20)
+    with cryptfs.Vault.unlock(place / "vault", b"five random words") as vault:
+        vault.open("file", "wb").close()
+    for directory in ("credentials", "mountpoint", "bin"):
+        (place / directory).mkdir()
+    (place / "credentials" / "cryptfs.passphrase").write_text("five random words")
+    (place / "credentials" / "cryptfs.passphrase").chmod(0o600)
+    mountpoint = place / "mountpoint"
+    (place / "config.toml").write_text(
+        f'[vaults.photos]\nvault = "{place}/vault"\nmountpoint = "{mountpoint}"\n'
+    )
+    (place / "bin" / "cryptfs").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m cryptfs "$@"\n')
+    (place / "bin" / "cryptfs").chmod(0o755)
+    environment = os.environ | {
+        "NOTIFY_SOCKET": str(place / "socket"),
+        "CREDENTIALS_DIRECTORY": str(place / "credentials"),
+        "CRYPTFS_CONFIG": str(place / "config.toml"),
+        "PYTHONPATH": str(PROJECT),
+        "PATH": f"{place}/bin:{os.environ['PATH']}",
+    }
+    with subprocess.Popen(
+        words_of_unit("ExecStart"), env=environment, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as process:
+        try:
+            yield Service(process, environment, mountpoint)
+        finally:
+            subprocess.run(["umount", "-l", mountpoint], check=False, stderr=subprocess.DEVNULL)
+            process.kill()
+    assert not os.path.ismount(mountpoint)
+
+
+def words_of_unit(name: str) -> list[str]:
+    """A command of the unit for the vault photos, as systemd runs it."""
+    (line,) = (each for each in UNIT.read_text().splitlines() if each.startswith(f"{name}="))
+    words = shlex.split(line.removeprefix(f"{name}="))
+    return [word.replace("%I", "photos").replace("$$", "$") for word in words]
+
+
 @pytest.mark.waits
 def test_a_service_is_ready_when_the_files_are_there(listening: socket.socket, tmp_path: Path) -> None:
     """With its passphrase from a credential, as a unit gives it; SIGTERM unmounts."""
-    cryptfs.Vault.create(tmp_path / "vault", b"five random words", kdf_memory=64 << 20)
-    with cryptfs.Vault.unlock(tmp_path / "vault", b"five random words") as vault:
-        vault.open("file", "wb").close()
-    (tmp_path / "credentials").mkdir()
-    (tmp_path / "credentials" / "cryptfs.passphrase").write_text("five random words")
-    (tmp_path / "credentials" / "cryptfs.passphrase").chmod(0o600)
-    mountpoint = tmp_path / "mountpoint"
-    mountpoint.mkdir()
-    config = tmp_path / "config.toml"
-    config.write_text(f'[vaults.photos]\nvault = "{tmp_path}/vault"\nmountpoint = "{mountpoint}"\n')
-    environment = os.environ | {
-        "NOTIFY_SOCKET": str(tmp_path / "socket"),
-        "CREDENTIALS_DIRECTORY": str(tmp_path / "credentials"),
-        "CRYPTFS_CONFIG": str(config),
-        "PYTHONPATH": str(PROJECT),
-    }
-    words = [sys.executable, "-m", "cryptfs", "mount", "--quiet", "--foreground", "photos"]
-    with subprocess.Popen(
-        words, env=environment, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
-    ) as service:
-        try:
-            told = listening.recv(4096).decode().splitlines()
-            assert told == [
-                "READY=1",
-                f"STATUS={tmp_path}/vault is mounted on {mountpoint}",
-                f"MAINPID={service.pid}",
-            ]
-            assert os.listdir(mountpoint) == ["file"]
-            service.send_signal(signal.SIGTERM)
-            assert listening.recv(4096) == b"STOPPING=1"
-            assert service.wait(30) == 0
-        finally:
-            subprocess.run(["umount", "-l", mountpoint], check=False, stderr=subprocess.DEVNULL)
-            service.kill()
-    assert not os.path.ismount(mountpoint)
+    with service_of(tmp_path) as service:
+        told = listening.recv(4096).decode().splitlines()
+        assert told == [
+            "READY=1",
+            f"STATUS={tmp_path}/vault is mounted on {service.mountpoint}",
+            f"MAINPID={service.process.pid}",
+        ]
+        assert os.listdir(service.mountpoint) == ["file"]
+        service.process.send_signal(signal.SIGTERM)
+        assert listening.recv(4096) == b"STOPPING=1"
+        assert service.process.wait(30) == 0
+
+
+@pytest.mark.waits
+def test_after_a_kill_the_unit_leaves_no_dead_mount(listening: socket.socket, tmp_path: Path) -> None:
+    """Else the service could not start again. Only after a kill: the command is for nothing else."""
+    with service_of(tmp_path) as service:
+        listening.recv(4096)
+        for result, is_mounted in (("success", True), ("exit-code", True), ("signal", False)):
+            if result == "signal":
+                service.process.kill()
+                service.process.wait(30)
+            environment = service.environment | {"SERVICE_RESULT": result}
+            done = subprocess.run(
+                words_of_unit("ExecStopPost"), env=environment, capture_output=True, text=True, check=True
+            )
+            assert (done.stdout, done.stderr) == ("", "")
+            assert any(each.mountpoint == str(service.mountpoint) for each in read_mounts()) == is_mounted
 
 
 def test_the_unit_is_right(tmp_path: Path) -> None:

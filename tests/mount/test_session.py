@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -81,12 +82,28 @@ def test_the_parent_returns_when_the_mount_answers(vault: FakeVault, place: Path
         assert vault.lines() == [f"announce {pid} {place}", "start"]
         assert vault.handed_over_by == [os.getpid()]
         assert Path(f"/proc/{pid}/cwd").readlink() == Path("/")
-        assert os.getsid(pid) not in (os.getsid(0), pid)  # its own session, and not the leader
+        assert os.getsid(pid) == pid  # a session of its own
         assert {str(Path(f"/proc/{pid}/fd/{fd}").readlink()) for fd in (0, 1, 2)} == {"/dev/null"}
         limits = Path(f"/proc/{pid}/limits").read_text()
         assert "Max core file size        0                    0 " in limits
         status = Path(f"/proc/{pid}/status").read_text()
         assert "Umask:\t0000" in status
+    finally:
+        (vault.vault_dir / "stop").touch()
+    assert wait_until(lambda: vault.lines()[-1] == "close", 10)
+
+
+def test_until_it_is_ready_the_daemon_is_in_the_group_of_its_parent(vault: FakeVault, place: Path) -> None:
+    """Nobody else reaches a mountpoint for which an automount waits."""
+
+    def notes(*arguments: Any) -> None:
+        (vault.vault_dir / "group").write_text(str(os.getpgrp()))
+        serves_until_told(*arguments)
+
+    pid = run_in_background(vault, place, notes)
+    try:
+        assert (vault.vault_dir / "group").read_text() == str(os.getpgrp())
+        assert os.getpgid(pid) == pid
     finally:
         (vault.vault_dir / "stop").touch()
     assert wait_until(lambda: vault.lines()[-1] == "close", 10)
@@ -208,7 +225,7 @@ def test_mountpoints_that_will_not(
     (vault_dir / "inside").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "access", lambda *_: False)
-        with pytest.raises(MountError, match="does not exist, and you may not make it"):
+        with pytest.raises(MountError, match="does not exist, and you cannot make it"):
             check_mountpoint(vault_dir, tmp_path / "missing")
     (tmp_path / "file").touch()
     for mountpoint, words in (

@@ -25,6 +25,7 @@ from cryptfs.mount.fusepy.operations import CryptOperations
 from cryptfs.mount.mounts import Mount
 from cryptfs.mount.opcodes import Op
 from cryptfs.mount.options import MountOptions
+from cryptfs.mount.service import localsocket
 from cryptfs.mount.statistics import Statistics, StatusServer, ask_status
 from tests.mount.native_kernel import kernel_for
 from tests.support import BareVault
@@ -105,21 +106,14 @@ def test_the_daemon_answers_its_own_user(served: Statistics) -> None:
 
 def test_the_daemon_tells_others_nothing(served: Statistics, monkeypatch: pytest.MonkeyPatch) -> None:
     ask_status(a_mount())
-    monkeypatch.setattr(
-        statistics, "peer_of", lambda connection: (1, 4711 if is_server_side(connection) else os.geteuid())
-    )
+    monkeypatch.setattr(localsocket, "peer_of", lambda _: (1, 4711))  # the server's; the command has its own
     with pytest.raises(MountError, match="only root and the user who mounted it"):
         ask_status(a_mount())
 
 
-def is_server_side(connection: socket.socket) -> bool:
-    """The accepted end has the address of the listening socket, the other end none."""
-    return bool(connection.getsockname())
-
-
 def test_an_impostor_is_not_believed(served: Statistics) -> None:
     """Somebody else may have bound the name first: whoever serves must be who mounted."""
-    with pytest.raises(MountError, match="somebody else answers"):
+    with pytest.raises(MountError, match="another user answers"):
         ask_status(a_mount(owner=os.geteuid() + 1))
 
 
@@ -162,6 +156,7 @@ def answering(answer: Callable[[socket.socket], object]) -> contextlib.ExitStack
         {"operations": {"x": "y"}}, {"directory_cache": {"hits": 1}}, {"open": [1]},
         {"memory": {"resident": -1}}, {"uptime_seconds": 1e300}, {"errors": {"E": 10**400}},
         {"findings": [{"path": "p", "chunk": 0, "reason": "r", "count": 1}]}, {"python": "3.13"},
+        {"unmounts": {"on": 3}}, {"unmounts": {"idle_seconds": "soon"}},
     ],
 )  # fmt: skip
 def test_an_answer_that_makes_no_sense(numbers: Statistics, change: object) -> None:
@@ -174,7 +169,7 @@ def test_an_answer_that_makes_no_sense(numbers: Statistics, change: object) -> N
         raw = change.encode()
     with (
         answering(lambda connection: connection.sendall(raw)),
-        pytest.raises(MountError, match="an answer that makes no sense"),
+        pytest.raises(MountError, match="gave an invalid answer"),
     ):
         ask_status(a_mount())
     with answering(lambda connection: connection.sendall(json.dumps(answer).encode())):
@@ -212,8 +207,11 @@ def test_the_fallback_engine_counts_too(vault: BareVault) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.9, "0 s"), (59, "59 s"), (185, "3 min 5 s"), (7800, "2 h 10 min"), (349_200, "4 d 1 h")],
-)
+    [
+        (0.9, "0 s"), (59, "59 s"), (185, "3 min 5 s"), (600, "10 min"), (7800, "2 h 10 min"),
+        (86_400, "1 d"), (349_200, "4 d 1 h"),
+    ],
+)  # fmt: skip
 def test_durations(seconds: float, text: str) -> None:
     assert duration_text(seconds) == text
 
@@ -257,3 +255,31 @@ def test_a_person_sees_that_the_python_is_slow(pgo: bool, line: str, numbers: St
     with console.capture() as captured:
         console.print(render(head | numbers.snapshot() | {"python": python}))
     assert line in [" ".join(each.split()) for each in captured.get().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        ({"idle_seconds": 600.0, "idle_left_seconds": 312.5}, "after 10 min without use: in 5 min 12 s"),
+        ({"idle_seconds": 600.0}, "after 10 min without use; something is open now"),
+        ({"on": ["sleep", "lock"]}, "on sleep, lock"),
+        ({"on": ["lock"], "detach_busy": True}, "on lock, even if programs use it"),
+        (
+            {"idle_seconds": 90.0, "idle_left_seconds": 90.0, "on": ["logout"]},
+            "after 1 min 30 s without use: in 1 min 30 s; on logout",
+        ),
+        ({"on": ["lock"], "waiting": ["lock"]}, "on lock: as soon as no program uses it"),
+    ],
+)
+def test_a_person_sees_when_it_goes_by_itself(said: dict[str, Any], line: str, numbers: Statistics) -> None:
+    head: dict[str, Any] = {"mountpoint": "/m", "vault": "/v", "read_only": False, "pid": 7, "version": "1"}
+    nothing: dict[str, Any] = {
+        "idle_seconds": None, "idle_left_seconds": None, "on": [], "detach_busy": False, "waiting": []
+    }  # fmt: skip
+    console = Console(width=100)
+    with console.capture() as captured:
+        console.print(render(head | numbers.snapshot() | {"unmounts": nothing | said}))
+        console.print(render(head | numbers.snapshot() | {"unmounts": nothing}))
+        console.print(render(head | numbers.snapshot()))
+    lines = [" ".join(each.split()) for each in captured.get().splitlines()]
+    assert [each for each in lines if each.startswith("unmounts:")] == [f"unmounts: {line}"]

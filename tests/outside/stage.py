@@ -21,14 +21,14 @@ CONFLICT = re.compile("conflict")
 
 # What the log may say of changes from outside: a module that makes them has these, by name, in its ALLOWED.
 SETTLED = (
-    r"WARNING .*: was being written when its writer ended",
-    r"WARNING .* bytes after the end do not belong to it",
-    r"WARNING .* bytes trimmed \(",
+    r"WARNING .*: writing to it was interrupted",
+    r"WARNING .* bytes after its end do not belong to it",
+    r"WARNING .* removed \d+ bytes at its end \(",
 )
-KEPT = (r"WARNING .*: deleted or replaced by somebody else while it was written to; kept as",)
+KEPT = (r"WARNING .*: somebody else deleted or replaced it while a program was writing to it; kept as",)
 IN_PLACE = (
     r"ERROR .*: somebody else has changed the file in place while it was open",
-    r"ERROR .*: what was written here and waited in the journal is lost",
+    r"ERROR .*: data that was only in the journal is lost",
 )
 CUT = (
     r"ERROR cryptfs\.mount\.errno_map: .*: the file was cut",

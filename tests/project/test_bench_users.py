@@ -156,9 +156,9 @@ def test_a_user_who_cannot_work_is_told_why(
 ) -> None:
     tmp_path.chmod(0o700)
 
-    def tried(directory: Path) -> str:
+    def tried(directory: Path, *, mounts: bool = False) -> str:
         def work(_: Rights) -> bytes:
-            require_usable("somebody", [directory])
+            require_usable("somebody", [directory], mounts=mounts)
             return b""
 
         with pytest.raises(SystemExit):
@@ -175,6 +175,12 @@ def test_a_user_who_cannot_work_is_told_why(
     with monkeypatch.context() as patched:
         patched.setattr(sys, "executable", "/bin/true")
         assert tried(tmp_path) == f"bench: somebody may not write in {tmp_path}\n"
+        device = place / "fuse"
+        device.touch(mode=0o600)
+        patched.setattr(users, "FUSE_DEVICE", device)
+        told = tried(place, mounts=True)
+        assert told.startswith(f"bench: somebody cannot open {device} (Permission denied), and so not mount")
+        assert told.endswith(f"chmod 666 {device}\n")
 
 
 def test_users_are_found_by_name_and_number(monkeypatch: pytest.MonkeyPatch) -> None:

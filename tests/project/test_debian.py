@@ -47,6 +47,16 @@ def test_the_package_has_the_version_of_the_program() -> None:
     assert re.match(rf"cryptfs \({re.escape(VERSION)}-\d+\) ", first)
 
 
+def test_nobody_else_gets_the_mail_of_the_project() -> None:
+    """It has no address; README.source says why there is one in the package."""
+    field = re.search(r"^Maintainer: (.*)$", (ROOT / "debian" / "control").read_text(), re.MULTILINE)
+    assert field is not None
+    assert re.fullmatch(r"[\w ]+ <no-reply@\w+\.example>", field[1])
+    signed = re.findall(r"^ -- (.*)  ", (ROOT / "debian" / "changelog").read_text(), re.MULTILINE)
+    assert set(signed) == {field[1]}
+    assert "RFC 2606" in (ROOT / "debian" / "README.source").read_text()
+
+
 def test_each_override_has_a_reason() -> None:
     lines = (ROOT / "debian" / "cryptfs.lintian-overrides").read_text().splitlines()
     reasons = [above for above, line in zip(["", *lines], lines, strict=False) if not line.startswith("#")]

@@ -241,13 +241,19 @@ def _content(file: Any, size: int) -> list[tuple[int, bytes]]:
     return pieces
 
 
+def begin_change(vault_dir: Path, *offers: Offer | bytes) -> None:
+    """The beginning of a change, up to the new config."""
+    given = [Offer(passphrase=each) if isinstance(each, bytes) else each for each in offers]
+    with Vault.unlock(vault_dir, given[0], durability=Durability.OFF) as vault:
+        plan = plan_slots(vault.config, given)
+        begin(vault, plan)
+
+
 def change_masterkey(
     vault_dir: Path, offers: Sequence[Offer] = (Offer(passphrase=PASSPHRASE),), report: Report | None = None
 ) -> VaultConfig:
     """All of a change, or the rest of one that has begun."""
-    with Vault.unlock(vault_dir, offers[0], durability=Durability.OFF) as vault:
-        plan = plan_slots(vault.config, offers)
-        begin(vault, plan)
+    begin_change(vault_dir, *offers)
     return go_on(vault_dir, offers[0], report or Report(), workers=2)
 
 

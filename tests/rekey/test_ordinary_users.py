@@ -155,7 +155,7 @@ def test_files_of_others_in_closed_directories(place: Path) -> None:
     given = given_away(vault_dir, closed=True)
 
     def refused() -> None:
-        with pytest.raises(VaultError, match=r"cannot be read or written.*run this again as a user who may"):
+        with pytest.raises(VaultError, match=r"cannot be read or written.*Run this again as a user who may"):
             change_masterkey(vault_dir)
 
     def of_others() -> list[Path]:

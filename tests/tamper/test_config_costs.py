@@ -57,15 +57,15 @@ def derivations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_hostile_costs_are_refused_at_once(
     vault_dir: Path, derivations: list[int], field: str, value: int
 ) -> None:
-    """Before any derivation, within a second, and without taking the memory."""
+    """Before any derivation, within a second of the processor, and without taking the memory."""
     config = load(vault_dir)
     cost_in(config)[field] = value
     store(vault_dir, config)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    begin = time.monotonic()
+    begin = time.process_time()
     with pytest.raises(VaultConfigError):
         unlock(vault_dir)
-    assert time.monotonic() - begin < 1.0
+    assert time.process_time() - begin < 1.0
     assert derivations == []
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 32 * 1024  # KiB
 

@@ -345,7 +345,7 @@ def test_surplus_is_no_part_of_the_file_and_trimmed_by_a_writer(
     with caplog.at_level(logging.WARNING):
         assert scene.read() == pattern(SIZE, 1)
     assert [record.getMessage() for record in caplog.records] == [
-        f"{scene.path}: {len(added)} bytes after the end do not belong to it"
+        f"{scene.path}: {len(added)} bytes after its end do not belong to it"
     ]
     assert scene.backing.read_bytes() == scene.original + added
     caplog.clear()
@@ -353,7 +353,7 @@ def test_surplus_is_no_part_of_the_file_and_trimmed_by_a_writer(
         assert file.read(0, 10) == pattern(SIZE, 1)[:10]
         assert scene.backing.read_bytes() == scene.original + added
         file.write(0, pattern(SIZE, 1)[:10])
-    assert f"{scene.path}: {len(added)} bytes trimmed (surplus)" in caplog.text
+    assert f"{scene.path}: removed {len(added)} bytes at its end (surplus)" in caplog.text
     assert scene.backing.stat().st_size == len(scene.original)
     assert scene.read() == pattern(SIZE, 1)
     scene.assert_contained()

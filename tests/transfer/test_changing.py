@@ -87,7 +87,7 @@ def test_cp(vault: Path, tmp_path: Path, run: Run) -> None:
     copied += [f"{LONG}/{each}" for each in ("a", "a/b", "a/b/three", "a/one", "a/two", "top")]
     assert names(vault) == sorted(ALL + copied)
     for words, text in (
-        (["a", "x"], "a: it is a directory: -r copies it"),
+        (["a", "x"], "a: it is a directory; to copy it, give -r"),
         (["-r", "a", "a/b"], "a: a directory cannot be copied into itself"),
         (["-r", "a", "a"], "a: a directory cannot be copied into itself"),
         (["-r", "/", "a"], "/: a directory cannot be copied into itself"),
@@ -116,7 +116,7 @@ def test_rm(vault: Path, run: Run) -> None:
     assert told.err.splitlines() == [
         "cryptfs: no: No such file or directory",
         "cryptfs: a: Is a directory",
-        "cryptfs: /: the root of a vault stays",
+        "cryptfs: /: the root of a vault cannot be removed",
     ]
     assert names(vault) == [each for each in ALL if each not in ("top", "link")]
     assert run("rm", vault, "-f", "no").code == 0

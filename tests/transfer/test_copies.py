@@ -21,8 +21,10 @@ from typing import Any
 import pytest
 
 import cryptfs
-from cryptfs.transfer.copying import PART_PREFIX, Copied, TreeCopy
+from cryptfs.transfer.copying import TreeCopy
+from cryptfs.transfer.entrycopy import Copied
 from cryptfs.transfer.plainside import PlainDirectory, PlainSide
+from cryptfs.transfer.sides import PART_PREFIX
 from cryptfs.transfer.vaultside import VaultSide
 from tests.commands import Run
 from tests.support import child_environment, crash_in, everything_below, pattern
@@ -281,7 +283,7 @@ def test_what_a_kill_leaves_is_cleared(source: Path, opened: cryptfs.Vault, tmp_
         )
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(VaultSide, "finish", _raise)
+        patch.setattr(VaultSide, "put_small", _put_and_raise)
         patch.setattr(VaultSide, "unlink", lambda *_: None)  # a killed process clears nothing
         with pytest.raises(CutShort):
             copy()
@@ -301,7 +303,7 @@ def test_a_full_disk_ends_it_at_once(
     if direction == "export":
         assert run("import", source, vault_dir).code == 0
     side: Any = VaultSide if direction == "import" else PlainSide
-    create, made = side.create, []
+    create, made = side.put_small, []
 
     def create_a_few(*arguments: Any) -> Any:
         made.append(arguments)
@@ -309,7 +311,7 @@ def test_a_full_disk_ends_it_at_once(
             raise OSError(errno.ENOSPC, "No space left on device", "cipher name")
         return create(*arguments)
 
-    monkeypatch.setattr(side, "create", create_a_few)
+    monkeypatch.setattr(side, "put_small", create_a_few)
     words = (
         ["import", source, vault_dir] if direction == "import" else ["export", vault_dir, tmp_path / "out"]
     )
@@ -322,7 +324,11 @@ def test_a_full_disk_ends_it_at_once(
     assert run(*words).code == 0
 
 
-def _raise(*_: object) -> None:
+_put = VaultSide.put_small
+
+
+def _put_and_raise(*arguments: Any) -> None:
+    _put(*arguments)
     raise CutShort
 
 

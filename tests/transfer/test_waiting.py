@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import cryptfs
-from cryptfs.transfer.copying import Copied, TreeCopy
+from cryptfs.transfer.copying import TreeCopy
+from cryptfs.transfer.entrycopy import Copied
 from cryptfs.transfer.plainside import PlainDirectory, PlainSide
 from cryptfs.transfer.vaultside import VaultSide
 from cryptfs.transfer.waiting import PROBE, TURN, DiskWaits, waits_of_this_thread

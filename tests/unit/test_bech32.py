@@ -42,9 +42,9 @@ def test_texts_of_bip_173(text: bytes, prefix: bytes, data: bytes) -> None:
         (b"x1b4n0q5v", b"x", "never has"),
         (b"li1dgmt3", b"li", "checksum"),  # too short for one
         (b"de1lg7wt\xff", b"de", "never has"),
-        (b"a12uel5l", b"b", "begins"),
-        (b"a", b"a", "begins"),
-        (b"", b"a", "begins"),
+        (b"a12uel5l", b"b", "begin"),
+        (b"a", b"a", "begin"),
+        (b"", b"a", "begin"),
         (b"a1", b"a", "checksum"),
         (b"A12uel5l", b"a", "small and capital"),
         (b"a12uel5l ", b"a", "never has"),

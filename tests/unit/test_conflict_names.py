@@ -32,6 +32,17 @@ SUFFIXES = {
     "_conflict-20261129-131011": b"report_conflict-20261129-131011.odt",
     "-LAPTOP-7": b"report (conflict copy of LAPTOP-7).odt",
     " (1)": b"report (conflict copy 1).odt",
+    ".conflict1": b"report.conflict1.odt",
+    "..path2": b"report (conflict copy from path2).odt",
+    " (SFConflict bob@example.org 2026-11-29-13-10-11)": (
+        b"report (SFConflict bob@example.org 2026-11-29-13-10-11).odt"
+    ),
+    " (SFConflict 2026-11-29-13-10-11)": b"report (SFConflict 2026-11-29-13-10-11).odt",
+    " (In Konflikt stehende Kopie von HOST 2026-11-29)": (
+        b"report (conflict copy: In Konflikt stehende Kopie von HOST 2026-11-29).odt"
+    ),
+    "-laptop-safeBackup-0001": b"report (conflict copy of laptop-safeBackup-0001).odt",
+    " 2": b"report (conflict copy number 2).odt",
 }
 HASH = "cryptfs.long." + "h" * 43
 
@@ -95,6 +106,13 @@ def test_random_names_mean_themselves(name: bytes) -> None:
         b"a (conflict copy of ).txt",
         b"a (conflict copy 1000).txt",
         b"a (bob\xc3\xb6's conflicted copy 2026-11-29)",
+        b"a.conflict",
+        b"a.conflict1000.txt",
+        b"a (conflict copy from path3).txt",
+        b"a (conflict copy number 1).txt",
+        b"a (conflict copy: 2026-11-29).txt",
+        b"a (SFConflict bob 2026-11-29).txt",
+        b"a..path1",
     ],
 )
 def test_names_that_only_look_alike(name: bytes) -> None:
@@ -114,6 +132,14 @@ def test_names_that_only_look_alike(name: bytes) -> None:
         "A" * 43 + "-",
         "A" * 43 + "-" + "x" * 64,
         "A" * 43 + " (1000)",
+        "A" * 43 + ".conflict",
+        "A" * 43 + "..path3",
+        "A" * 43 + " 1",
+        "A" * 43 + " 02",
+        "A" * 43 + " (2026-11-29)",
+        "A" * 43 + " (copy)",
+        "A" * 43 + "~",
+        "A" * 43 + ".part",
         HASH + ".name",
         HASH,
         "cryptfs.dir (1)",
@@ -129,6 +155,15 @@ def test_a_long_name_has_its_suffix_before_the_hash_or_behind() -> None:
         assert set(entries_of_copy(HASH, suffix)) == {before, behind}
         assert long_original(before) == long_original(behind) == HASH
     assert long_original(HASH) == HASH
+
+
+@pytest.mark.parametrize(("size", "letters"), [(128, 192), (129, 214), (144, 214), (145, 235), (160, 235)])
+def test_a_suffix_has_room_behind_the_names_that_the_documents_say(size: int, letters: int) -> None:
+    """With more letters than 255 there is no such name, so docs/SYNC.md says from which length on."""
+    entry_name = NameCipher(Subkeys.from_masterkey(bytes(32))).in_directory(bytes(16)).seal(b"n" * size)
+    suffix = ".sync-conflict-20261129-131011-ABCDEFG"
+    assert (len(entry_name), len(suffix)) == (letters, 38)
+    assert bool(entries_of_copy(entry_name, suffix)) == (size < 145)
 
 
 @given(st.binary(min_size=235, max_size=255), suffixes)

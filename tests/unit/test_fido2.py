@@ -57,6 +57,30 @@ def test_user_verification_is_in_the_slot_since_the_secret_differs(uv: bool) -> 
     assert "does not open key slot 0" in refusal(config, Person([token], [PIN]))
 
 
+@pytest.mark.parametrize("modern", [True, False])
+@pytest.mark.parametrize("uv", [True, False])
+def test_a_person_who_gives_up_ends_the_wait(uv: bool, modern: bool) -> None:
+    token = SoftToken(behaviour=Behaviour(pin=PIN, modern=modern))
+    config = config_of(enrol(token, uv=uv))
+    reset_counts(token)
+    token.behaviour.touch = "awaited"
+    person = Person([token], [PIN] * uv, gives_up=True)
+    assert "was interrupted" in refusal(config, person)
+    assert (token.touches, token.closed, person.is_asked) == (0, 1, False)
+    with pytest.raises(TokenError, match="was interrupted"):
+        new_fido2(token, Person([token], [PIN], gives_up=True), uv=uv)
+
+
+def test_nobody_is_asked_any_longer_once_it_has_answered() -> None:
+    token = SoftToken()
+    person = Person([token])
+    config = config_of(new_fido2(token, person, uv=False))
+    assert (len(person.touched), person.is_asked) == (3, False)
+    token.behaviour.touch = "refused"
+    assert "was not allowed to answer" in refusal(config, person)
+    assert (len(person.touched), person.is_asked) == (4, False)
+
+
 def slot_of(unlocked: Unlocked) -> KeySlot:
     assert unlocked.slot is not None
     return unlocked.slot
@@ -165,7 +189,7 @@ def test_no_token_belongs_to_the_vault() -> None:
 
 @pytest.mark.parametrize(
     ("behaviour", "said"),
-    [(Behaviour(capabilities=8), "U2F alone"), (Behaviour(extensions=["credProtect"]), "hmac-secret")],
+    [(Behaviour(capabilities=8), "only U2F"), (Behaviour(extensions=["credProtect"]), "hmac-secret")],
 )
 def test_a_token_that_cannot_serve(behaviour: Behaviour, said: str) -> None:
     token, poor = SoftToken(), SoftToken("Poor", behaviour)
@@ -205,7 +229,7 @@ def test_a_token_that_verifies_otherwise_than_it_was_asked(uv: bool, said: str) 
     token = SoftToken(behaviour=Behaviour(pin=PIN))
     config = config_of(enrol(token, uv=uv))
     token.behaviour.verifies = not uv
-    assert f"{said}, which makes another secret" in refusal(config, Person([token], [PIN]))
+    assert f"{said}, so its secret is not the one" in refusal(config, Person([token], [PIN]))
     with pytest.raises(TokenError, match=said):
         enrol(token, uv=uv)
 

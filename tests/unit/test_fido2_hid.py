@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import struct
+import threading
+import time
 from collections import deque
+from collections.abc import Iterator
 
 import pytest
+from fido2.ctap import CtapError
 from fido2.hid import CtapHidDevice
 from fido2.hid.base import CtapHidConnection, HidDescriptor
 
 from cryptfs.errors import TokenError
 from cryptfs.unlock.carriers.ctap import Token
 from cryptfs.unlock.token import new_fido2
-from tests.softtoken import Person, SoftToken
+from tests.softtoken import GET_ASSERTION, Person, SoftToken
 
 SIZE = 64
 INIT, CBOR, CANCEL, KEEPALIVE = 0x86, 0x90, 0x91, 0xBB
@@ -73,6 +78,25 @@ class Cable(CtapHidConnection):
         self.closed = True
 
 
+class PatientCable(Cable):
+    """Once it waits, its token answers a request for a secret only when the program cancels it."""
+
+    waits = False
+
+    def _answer(self, channel: bytes) -> None:
+        if self._command == CANCEL:
+            self._send(channel, CBOR, bytes((CtapError.ERR.KEEPALIVE_CANCEL,)))
+        elif not (self.waits and self._command == CBOR and self._request[0] == GET_ASSERTION):
+            super()._answer(channel)
+
+    def read_packet(self) -> bytes:
+        """A packet for the program: there is always one."""
+        if not self.to_read:
+            time.sleep(0.01)
+            self._send(struct.pack(">I", CHANNEL), KEEPALIVE, b"\x02")
+        return super().read_packet()
+
+
 @pytest.fixture
 def cable() -> Cable:
     return Cable(SoftToken())
@@ -92,8 +116,33 @@ def test_a_secret_through_frames(cable: Cable) -> None:
     token = Token(device)
     assert token.has(credential_id)
     assert not token.has(b"another")
-    secrets = {token.secret(credential_id, bytes(32), None, lambda: None, uv=False) for _ in range(3)}
-    assert len(secrets) == 1
+
+    def ask() -> bytes:
+        return token.secret(credential_id, bytes(32), None, lambda _: contextlib.nullcontext(), uv=False)
+
+    assert len({ask() for _ in range(3)}) == 1
+
+
+def test_a_person_who_gives_up_is_told_to_the_token() -> None:
+    cable = PatientCable(SoftToken())
+    device = device_on(cable)
+    new = new_fido2(device, Person([device]), uv=False)
+    token = Token(device)
+    cable.waits = True
+
+    @contextlib.contextmanager
+    def for_a_moment(cancel: threading.Event) -> Iterator[None]:
+        timer = threading.Timer(0.1, cancel.set)
+        timer.start()
+        yield
+        timer.join()
+
+    credential_id = bytes.fromhex(str(new.params["credential"]))
+    with pytest.raises(TokenError, match="was interrupted"):
+        token.secret(credential_id, bytes(32), None, for_a_moment, uv=False)
+    assert CANCEL in cable.commands
+    cable.waits = False
+    assert token.has(credential_id), "it is of use afterwards"
 
 
 @pytest.mark.parametrize("code", [errno.ENODEV, errno.EIO])
@@ -107,7 +156,7 @@ def test_the_node_goes(cable: Cable, code: int) -> None:
 def test_a_node_that_is_at_its_end(cable: Cable) -> None:
     token = Token(device_on(cable))
     cable.read_packet = lambda: b""  # type: ignore[method-assign]
-    with pytest.raises(TokenError, match="makes no sense"):
+    with pytest.raises(TokenError, match="invalid answer"):
         token.has(b"one")
 
 

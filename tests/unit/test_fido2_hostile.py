@@ -96,7 +96,7 @@ def test_answers_that_make_no_sense(monkeypatch: pytest.MonkeyPatch, answer: byt
         return answer if data[0] == 2 and not is_silent else honest(cmd, data)
 
     monkeypatch.setattr(token, "call", call)
-    assert "makes no sense" in refusal(config, Person([token]))
+    assert "invalid answer" in refusal(config, Person([token]))
 
 
 def garbage(number: int, honest: bytes) -> bytes:

@@ -128,7 +128,7 @@ def test_beside_a_passphrase_either_opens() -> None:
     neither = Offer(passphrase=b"wrong", identities=seeds(2))
     with pytest.raises(WrongPassphraseError, match="passphrase and age identity open no key slot"):
         open_vault(config, neither, MIN_KDF_MEMORY)
-    with pytest.raises(NoKeyError, match="takes: an age identity"):
+    with pytest.raises(NoKeyError, match="it takes an age identity"):
         open_vault(with_slots(FIRST), b"horse", MIN_KDF_MEMORY)
 
 
@@ -209,7 +209,7 @@ def test_renewal_keeps_recipient_and_place() -> None:
         ({}, "cannot derive its key"),
         ({"enc": ""}, "cannot derive its key"),
         ({"recipient": FIRST, "enc": "AA", "ciphertext": "AA"}, "enc is not 1120 bytes"),
-        ({"recipient": "", "enc": "AA", "ciphertext": "AA"}, "1959 small letters"),
+        ({"recipient": "", "enc": "AA", "ciphertext": "AA"}, "1959 lower-case letters"),
         ({"recipient": FIRST, "enc": "A" * 8000, "ciphertext": "AA"}, "enc is not 1120 bytes"),
         ({"recipient": 7, "enc": 8, "ciphertext": 9}, "cannot derive its key"),
     ],

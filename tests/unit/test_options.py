@@ -70,10 +70,10 @@ def test_options_are_laid_over_others() -> None:
         ("ro=1", "'ro' takes no value"),
         ("fsname", "'fsname' needs a value"),
         ("attr_timeout=soon", "attr_timeout needs a number"),
-        ("attr_timeout=nan", "attr_timeout is 0 to"),
-        ("entry_timeout=-1", "entry_timeout is 0 to"),
+        ("attr_timeout=nan", "attr_timeout must be from 0 to"),
+        ("entry_timeout=-1", "entry_timeout must be from 0 to"),
         ("max_threads=2.5", "max_threads needs a whole number"),
-        ("max_threads=0", "max_threads is 1 to"),
+        ("max_threads=0", "max_threads must be from 1 to"),
         ("engine=steam", "no engine 'steam'"),
         ("ro,\\", "lone backslash"),
         ("=5", "no name"),
@@ -134,7 +134,7 @@ def test_durations(text: str, seconds: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "m", "10 m", "1m1h", "-5s", "1.5m", "ten", "1e3", "٣m", "nan", "inf"])
 def test_no_durations(text: str) -> None:
-    with pytest.raises(ValueError, match="is no time; write for example"):
+    with pytest.raises(ValueError, match="is not a time; write for example"):
         duration(text)
 
 
@@ -142,10 +142,10 @@ def test_reasons_to_unmount() -> None:
     assert parse_options(r"unmount_on=sleep:lock,detach_busy").unmount_on == ("sleep", "lock")
     assert parse_options(r"unmount_on=lock\,Logout\,lock").unmount_on == ("lock", "logout")
     for text, why in (
-        ("unmount_on=lunch", "unmount_on is some of sleep, lock, logout, not 'lunch'"),
+        ("unmount_on=lunch", "unmount_on takes sleep, lock, logout, not 'lunch'"),
         ("unmount_on=:", "not ''"),
-        ("idle=0s", "idle is 1 second to 30 days"),
-        ("idle=31d", "idle is 1 second to 30 days"),
+        ("idle=0s", "idle must be from 1 second to 30 days"),
+        ("idle=31d", "idle must be from 1 second to 30 days"),
         ("after_mount='", "after_mount: No closing quotation"),
         ("before_unmount= ", "before_unmount: the command is empty"),
         ("before_unmount", "needs a value"),

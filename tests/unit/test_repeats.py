@@ -56,7 +56,7 @@ def test_it_is_said_again_later_with_the_number_of_those_between(clock: Clock) -
     clock.now += repeats.REPEAT_SECONDS
     again = record("x: %s", "damage")
     assert repeat.filter(again)
-    assert again.getMessage() == "x: damage (and 17 times more since the last such line)"
+    assert again.getMessage() == "x: damage (and 17 more times since the last such line)"
     clock.now += repeats.REPEAT_SECONDS
     alone = record("x: %s", "damage")
     assert repeat.filter(alone)
@@ -86,7 +86,7 @@ def test_a_flood_of_different_lines_is_bounded(clock: Clock) -> None:
     passed = [line for line in lines if repeat.filter(line)]
     assert len(passed) == 5
     assert passed[3].getMessage() == "file 3: damaged"
-    assert passed[4].getMessage().startswith("file 4: damaged; no more such lines for a minute: ")
+    assert passed[4].getMessage().startswith("file 4: damaged; further warnings are left out for a minute. ")
     assert repeat.filter(record("unmounted", level=logging.INFO))  # what is no damage is said all the same
     traceback = record("unforeseen")
     traceback.exc_info = (ValueError, ValueError(), None)
@@ -94,7 +94,5 @@ def test_a_flood_of_different_lines_is_bounded(clock: Clock) -> None:
     clock.now += repeats.REPEAT_SECONDS
     after = record("file 1000: damaged")
     assert repeat.filter(after)
-    assert after.getMessage() == (
-        "file 1000: damaged (and 996 lines about other things were left out before it)"
-    )
+    assert after.getMessage() == ("file 1000: damaged (996 other lines were left out before this one)")
     assert repeat.filter(record("file 1001: damaged"))

@@ -19,6 +19,7 @@ from cryptfs.errors import (
     WrongPassphraseError,
 )
 from cryptfs.unlock import recovering
+from cryptfs.unlock.keyfile import new_passphrase_key_file
 from cryptfs.unlock.offer import Offer
 from cryptfs.unlock.recovering import HeldSecret, draw_secret, opened_recovery
 from cryptfs.unlock.table import changing_slots
@@ -80,7 +81,7 @@ def test_a_vault_that_cannot_be_made_leaves_no_record(
 
 
 def test_what_was_not_offered_is_named(vault_dir: Path) -> None:
-    with pytest.raises(NoKeyError, match="takes: a passphrase, or recovery words or shares"):
+    with pytest.raises(NoKeyError, match="takes; it takes a passphrase, or recovery words or shares"):
         content(vault_dir, Offer())
 
 
@@ -155,6 +156,22 @@ def test_of_several_passphrases_one_has_to_be_named(vault_dir: Path, words: Held
     assert change_passphrase(vault_dir, words_offer(words), b"a new one", slot_id=1) == 1
     for passphrase in (PASSPHRASE, b"a new one"):
         assert content(vault_dir, passphrase) == CONTENT
+
+
+def test_a_slot_with_a_file_keeps_needing_it(vault_dir: Path) -> None:
+    """A passphrase in its place would open the vault alone."""
+
+    def both() -> Offer:
+        return Offer(passphrase=b"beside it", key_file=b"a photo" * 20)
+
+    with changing_slots(vault_dir, PASSPHRASE) as table:
+        table.add(new_passphrase_key_file(both(), 64 << 20))
+        table.save()
+    before = read_config(vault_dir)
+    for slot_id in (None, 1):
+        with pytest.raises(VaultError, match="key slot 1 takes a key file beside its passphrase"):
+            change_passphrase(vault_dir, both(), b"a new one", slot_id=slot_id)
+    assert read_config(vault_dir) == before
 
 
 def test_other_words_and_words_without_a_record(vault_dir: Path, words: HeldSecret) -> None:

@@ -215,7 +215,7 @@ def test_an_empty_vault(tmp_path: Path, words: HeldSecret) -> None:
     Vault.create(vault_dir, PASSPHRASE, kdf_memory=64 * MIB, recovery=words)
     raw = (vault_dir / CONFIG_NAME).read_bytes()
     (vault_dir / CONFIG_NAME).write_bytes(raw.replace(b'"generation": 1', b'"generation": 3'))
-    with pytest.raises(VaultError, match="nothing in the vault says which"):
+    with pytest.raises(VaultError, match="nothing in the vault shows which"):
         restore(vault_dir, words_offer(words))
     lose(vault_dir)
     restore(vault_dir, words_offer(words))

@@ -8,9 +8,11 @@ import os
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from shamir_mnemonic import Share
 
 from cryptfs.errors import MistypedWordsError
-from cryptfs.unlock.carriers.shares import WORDS_OF_SHARE, combine, split
+from cryptfs.storage.libc import wipe_text
+from cryptfs.unlock.carriers.shares import WORDS_OF_SHARE, combine, parse_share, split
 from cryptfs.unlock.carriers.words import MAX_TEXT_SIZE, WORD_COUNT, secret_of_words, words_of
 from tests.vectors.scenarios_recovery import SHARES, SHARES_SECRET, WORDS, WORDS_SECRET
 
@@ -148,3 +150,28 @@ def test_a_mistyped_share_is_told_by_its_number() -> None:
     with pytest.raises(MistypedWordsError, match=r"share 2: word 11 is not in the list") as raised:
         combine([SHARES[0].encode(), typed.encode()])
     assert raised.value.hint.endswith("perhaps it is 'cylinder'.")
+
+
+def test_the_text_of_a_share_is_wiped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is put together for the package, and what was decoded before that, is overwritten afterwards."""
+    text = split(bytes(range(32)), 2, 3)[0]
+    seen: list[str] = []
+    real = Share.from_mnemonic
+
+    def spy(mnemonic: str) -> Share:
+        seen.append(mnemonic)
+        return real(mnemonic)
+
+    monkeypatch.setattr(Share, "from_mnemonic", spy)
+    parse_share(text.encode())
+    with pytest.raises(MistypedWordsError):
+        parse_share(" ".join(reversed(text.split())).encode())
+    assert [set(each) for each in seen] == [{"\0"}, {"\0"}]
+
+
+def test_wipe_text() -> None:
+    """One letter, of which Python has only one, and texts that are not ASCII stay."""
+    for text in ("two words", "x", "", "not only ASCII: \xe4"):
+        made = "".join([text[:1], text[1:]])
+        wipe_text(made)
+        assert made == ("\0" * 9 if text == "two words" else text)

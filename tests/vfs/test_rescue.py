@@ -54,7 +54,7 @@ def test_replaced(vault: BareVault, caplog: pytest.LogCaptureFixture) -> None:
     assert vault.get(name) == MINE
     assert vault.tree.xattrs.get(vault.root, name, b"user.note") == b"note"
     assert vault.tree.stat(vault.root, name).st.st_mode & 0o777 == 0o604
-    assert "replaced by somebody else" in caplog.text and vault.entry(name) in caplog.text
+    assert "somebody else deleted or replaced it" in caplog.text and vault.entry(name) in caplog.text
     vault.reopen()
     assert vault.get(name) == MINE
 
@@ -238,7 +238,7 @@ def test_a_failure_is_told(
         file.write(0, b"mine")
         with pytest.raises(OSError, match="No space"):
             vault.tree.sync_file(file, data_only=False)
-    assert "removed by somebody else, and not kept" in caplog.text
+    assert "and it could not be kept" in caplog.text
     assert kept(vault) == []
 
 

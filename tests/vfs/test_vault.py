@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -22,7 +23,7 @@ from cryptfs.errors import (
     WrongPassphraseError,
 )
 from cryptfs.storage.libc import wipe
-from cryptfs.storage.vaultdir import LOCK_NAME, VaultLock, lock_holder, open_vault_dir
+from cryptfs.storage.vaultdir import LOCK_NAME, LOOK_SECONDS, VaultLock, lock_holder, open_vault_dir
 from cryptfs.vfs.vault import Vault, change_passphrase, read_config
 from tests.support import KIB, BareVault, child_environment, open_descriptors
 
@@ -174,6 +175,16 @@ def test_readers_share_the_lock_and_keep_writers_out(vault_dir: Path) -> None:
             Vault.unlock(vault_dir, PASSPHRASE)
     assert (vault_dir / LOCK_NAME).read_bytes() == b""
     Vault.unlock(vault_dir, PASSPHRASE).close()
+
+
+def test_who_only_looks_keeps_nobody_out(vault_dir: Path) -> None:
+    """`cryptfs info` and others ask for the lock, and have it for a moment."""
+    looking = os.open(vault_dir / LOCK_NAME, os.O_RDONLY | os.O_CREAT)
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    timer = threading.Timer(LOOK_SECONDS / 4, os.close, (looking,))
+    timer.start()
+    Vault.unlock(vault_dir, PASSPHRASE).close()
+    timer.join()
 
 
 HOLD = """

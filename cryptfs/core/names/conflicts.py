@@ -48,6 +48,8 @@ _AS_IT_IS = (
     rf" \({_WHO}'s conflicted copy(?: {_DATE})?(?: \([0-9]{{1,3}}\))?\)",  # Dropbox
     rf" \(conflicted copy (?:{_WHO} )?{_DATE}(?: [0-9]{{6}})?\)",  # Nextcloud
     rf"_conflict-(?:[A-Za-z0-9.@]{{1,64}}-)?{_STAMP}",  # ownCloud
+    r"\.conflict[0-9]{1,3}",  # rclone bisync, from 1.66
+    rf" \(SFConflict (?:{_WHO} )?{_DATE}-[0-9]{{2}}-[0-9]{{2}}-[0-9]{{2}}\)",  # Seafile
 )
 
 
@@ -64,6 +66,9 @@ class _Words(NamedTuple):
 _IN_OTHER_WORDS = (
     _Words("-", r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?", "", " (conflict copy of "),  # OneDrive
     _Words(" (", r"[0-9]{1,3}", ")", " (conflict copy "),  # Google Drive and many others
+    _Words("..path", r"[12]", "", " (conflict copy from path"),  # rclone bisync, before 1.66
+    _Words(" (", rf"{_WHO} {_DATE}", ")", " (conflict copy: "),  # Dropbox in other languages
+    _Words(" ", r"[2-9]|[1-9][0-9]{1,2}", "", " (conflict copy number "),  # iCloud
 )
 
 _SUFFIX = re.compile("|".join(_AS_IT_IS))

@@ -36,7 +36,10 @@ XATTR_CONTEXT = b"cryptfs:xattrs\0\0"  # in place of dir_id, for the names of xa
 _STREAM_BLOCK = 64
 _TO_URL = bytes.maketrans(b"+/", b"-_")
 _FROM_URL = bytes.maketrans(b"-_", b"+/")
+_PADDING = (b"", b"===", b"==", b"=")  # behind a text of this many letters, modulo 4
+_LAST = ("", "", "AQgw", "AEIMQUYcgkosw048")  # its last letter then; 1 cannot be
 _ZEROS = bytes(PAD_STEP)
+_LENGTHS = tuple(bytes((size,)) for size in range(MAX_NAME_SIZE + 1))
 _FIRST_BLOCK = bytes(4)
 
 
@@ -47,12 +50,16 @@ def encode_text(data: bytes) -> str:
 
 def decode_text(text: str) -> bytes | None:
     """Strict inverse of encode_text: None for a text that encode_text would spell differently."""
+    rest = len(text) % 4
     try:
-        raw = text.encode("ascii").translate(_FROM_URL) + b"=" * (-len(text) % 4)
+        raw = text.encode("ascii").translate(_FROM_URL) + _PADDING[rest]
         data = binascii.a2b_base64(raw, strict_mode=True)
     except ValueError:
         return None
-    return data if encode_text(data) == text else None
+    # In another alphabet, with padding, or with bits at its end that mean nothing?
+    if "+" in text or "/" in text or "=" in text or (rest and text[-1] not in _LAST[rest]):
+        return None
+    return data
 
 
 def could_be_cipher_name(text: str) -> bool:
@@ -91,16 +98,15 @@ class NameCipher:
     def apply_stream(self, siv: bytes, data: bytes) -> bytes:
         """XOR `data` with the keystream of `siv`."""
         size = len(data)
-        stream = self._stream_block(siv + _FIRST_BLOCK)
+        block = self._stream.copy()
+        block.update(siv + _FIRST_BLOCK)
+        stream = block.digest()
         for counter in range(1, -(-size // _STREAM_BLOCK)):
-            stream += self._stream_block(siv + counter.to_bytes(4, "little"))
+            block = self._stream.copy()
+            block.update(siv + counter.to_bytes(4, "little"))
+            stream += block.digest()
         mixed = int.from_bytes(data, "little") ^ int.from_bytes(stream[:size], "little")
         return mixed.to_bytes(size, "little")
-
-    def _stream_block(self, siv_and_counter: bytes) -> bytes:
-        block = self._stream.copy()
-        block.update(siv_and_counter)
-        return block.digest()
 
     def open_unverified(self, cipher_name: str) -> tuple[bytes, bytes]:
         """Decrypt without a dir_id, as a repair must: (name, siv).
@@ -114,9 +120,8 @@ class NameCipher:
         if not PAD_STEP <= padded_size <= MAX_PADDED_SIZE or padded_size % PAD_STEP:
             raise NameError_("the cipher name has an impossible length", cipher_path=cipher_name)
         siv = data[:SIV_SIZE]
-        padded = self.apply_stream(siv, data[SIV_SIZE:])
-        name = padded.rstrip(b"\0")
-        if not 0 < len(name) <= MAX_NAME_SIZE or len(name) + (-len(name) % PAD_STEP) != padded_size:
+        name = self.apply_stream(siv, data[SIV_SIZE:]).rstrip(b"\0")
+        if not padded_size - PAD_STEP < len(name) <= MAX_NAME_SIZE or not name:
             raise NameError_("the cipher name does not decrypt to a name", cipher_path=cipher_name)
         return name, siv
 
@@ -146,9 +151,10 @@ class DirectoryNames:
             return False
         return not self._path_parts or (b"/" not in name and name not in (b".", b".."))
 
-    def _siv(self, name: bytes, padded: bytes) -> bytes:
+    def _siv(self, name: bytes) -> bytes:
+        size = len(name)
         state = self._state.copy()
-        state.update(bytes((len(name),)) + padded)
+        state.update(_LENGTHS[size] + name + _ZEROS[: -size % PAD_STEP])
         return state.digest()
 
     def seal(self, name: bytes) -> str:
@@ -161,9 +167,8 @@ class DirectoryNames:
             raise ValueError("not a name of a directory entry or xattr")
         if len(name) > MAX_NAME_SIZE:
             raise NameTooLongError(f"a name of {len(name)} bytes is over the limit of {MAX_NAME_SIZE}")
-        padded = name + _ZEROS[: -len(name) % PAD_STEP]
-        siv = self._siv(name, padded)
-        return encode_text(siv + self._cipher.apply_stream(siv, padded))
+        siv = self._siv(name)
+        return encode_text(siv + self._cipher.apply_stream(siv, name + _ZEROS[: -len(name) % PAD_STEP]))
 
     def open(self, cipher_name: str) -> bytes:
         """Decrypt and verify a full cipher name.
@@ -171,8 +176,7 @@ class DirectoryNames:
         Raises: NameError_: not canonical, forged, or of another directory.
         """
         name, siv = self._cipher.open_unverified(cipher_name)
-        padded = name + _ZEROS[: -len(name) % PAD_STEP]
-        if not hmac.compare_digest(self._siv(name, padded), siv):
+        if not hmac.compare_digest(self._siv(name), siv):
             raise NameError_("the cipher name does not belong to this directory", cipher_path=cipher_name)
         if not self._is_name(name):
             raise NameError_("the cipher name decrypts to no valid name", cipher_path=cipher_name)

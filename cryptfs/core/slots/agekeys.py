@@ -48,7 +48,7 @@ def recipient_of(text: str) -> str:
 def recipient_bytes(recipient: str) -> bytes:
     """The 1216 bytes of a hybrid public key. Raises: ValueError: it is not a recipient, letter for letter."""
     if len(recipient) != _RECIPIENT_LETTERS or not recipient.isascii() or recipient != recipient.lower():
-        raise ValueError("the recipient has a mistake: it is not 1959 small letters and digits")
+        raise ValueError("the recipient has a mistake: it does not have 1959 lower-case letters and digits")
     try:
         return bytes(decode_bech32(bytearray(recipient.encode()), _RECIPIENT))
     except ValueError as error:

@@ -46,14 +46,14 @@ def decode_bech32(text: bytearray, prefix: bytes) -> bytearray:
     """
     start = len(prefix) + 1
     if bytes(text[:start]).lower() != prefix + b"1":
-        raise ValueError("it begins in another way than it should")
+        raise ValueError("it does not begin as it should")
     if not (text.islower() or text.isupper()):
         raise ValueError("it has small and capital letters")
     values = text.translate(_VALUES)
     del values[:start]
     try:
         if _NONE in values:
-            raise ValueError("it has a letter or a sign that such a key never has")
+            raise ValueError("it has a character that such a key never has")
         spread = [letter >> 5 for letter in prefix] + [0] + [letter & 31 for letter in prefix]
         if len(values) < _CHECKSUM_LETTERS or _register(itertools.chain(spread, values)) != 1:
             raise ValueError("its checksum does not fit: a letter is wrong or missing")
@@ -75,7 +75,7 @@ def _regrouped(values: bytearray, count: int) -> bytearray:
             size += 1
     if bits >= 5 or waiting & (1 << bits) - 1:
         overwrite(data)
-        raise ValueError("it has a length or an end that no key has")
+        raise ValueError("its length or its end is wrong")
     return data
 
 

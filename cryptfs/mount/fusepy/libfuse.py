@@ -16,9 +16,7 @@ CAP_ASYNC_DIO = 1 << 15
 
 
 def _unusable(why: object) -> MountError:
-    return MountError(
-        f"libfuse 3 cannot be used ({why}). Install it: apt-get install fuse3 (Fedora, Arch: fuse3 too)"
-    )
+    return MountError(f"libfuse 3 cannot be used ({why}). Install the package fuse3: apt-get install fuse3")
 
 
 os.environ["FUSE_LIBRARY_NAME"] = "fuse3"  # mfusepy looks nowhere else

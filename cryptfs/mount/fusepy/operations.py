@@ -430,8 +430,8 @@ class CryptOperations(mfusepy.Operations):  # type: ignore[misc]
     def fallocate(self, path: str | None, mode: int, offset: int, length: int, fi: Any) -> int:
         """Reserve room, or punch a hole."""
         file = self._handles[fi.fh]
-        self.privileges.before_allocate(file.state)
-        ranges.allocate(file, mode, offset, length)
+        moves_time = self.privileges.allocate_moves_time(file.state)
+        ranges.allocate(file, mode, offset, length, moves_time=moves_time)
         return 0
 
     @translated

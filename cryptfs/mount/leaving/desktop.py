@@ -2,7 +2,7 @@
 
     system bus    org.freedesktop.login1 (logind): PrepareForSleep, PrepareForShutdown, SessionRemoved; Lock,
                   Unlock and LockedHint of the session. A delay lock keeps the machine awake until the
-                  vault is closed
+                  vault is closed. A service is in no session: it follows one of its user, also a later one
     session bus   ActiveChanged of org.freedesktop.ScreenSaver and those of desktops; its end is a logout
 
 Of the system bus only messages of logind itself count: anybody may send others. Source:
@@ -42,6 +42,8 @@ _REPLY_SECONDS = 5.0
 _LOOK = 30.0  # seconds between two looks whether the session is closing: logind sends no signal for that
 _RECONNECT = 10.0
 _CLOSING = "closing"
+_ERROR = "org.freedesktop.DBus.Error"
+_REFUSALS = (f"{_ERROR}.AccessDenied", f"{_ERROR}.InteractiveAuthorizationRequired")
 
 Tell = Callable[[str, bool], None]
 """Called with a reason, and whether it begins or ends; from threads of the desktop."""
@@ -49,6 +51,10 @@ Tell = Callable[[str, bool], None]
 
 class BusError(Exception):
     """A bus answered with an error, or not at all."""
+
+
+class RefusedError(BusError):
+    """This user may not do that."""
 
 
 class _Bus:
@@ -86,7 +92,8 @@ class _Bus:
         except (OSError, EOFError, ValueError) as error:
             raise BusError(f"{member}: {error or type(error).__name__}") from None
         if found.header.message_type is MessageType.error:
-            raise BusError(f"{member}: {found.header.fields.get(HeaderFields.error_name)}")
+            name = found.header.fields.get(HeaderFields.error_name)
+            raise (RefusedError if name in _REFUSALS else BusError)(f"{member}: {name}")
         return found.body
 
     def bus(self, member: str, signature: str, *body: object) -> Any:
@@ -200,7 +207,7 @@ class _Watch:
         """The bus is gone."""
         if self.bus is not None:
             self.bus.close()
-        log.warning("the %s bus is gone (%s); cryptfs tries to reach it again", self.kind.lower(), why)
+        log.warning("lost the connection to the %s bus (%s); trying to connect again", self.kind.lower(), why)
 
 
 class _Logind(_Watch):
@@ -213,6 +220,7 @@ class _Logind(_Watch):
         self._owner = ""
         self._session = ""
         self._session_id = ""
+        self._is_own = False  # this process is in that session, and not in a service of the user
         self._inhibitor: Any = None
         self._lock = threading.Lock()  # of the inhibitor
 
@@ -249,11 +257,12 @@ class _Logind(_Watch):
             ),
         )
         self._session = self._session_id = ""
-        for way in ways:
+        for number, way in enumerate(ways):
             with contextlib.suppress(BusError, ValueError, TypeError, IndexError):
                 found = way()
                 self._session_id = str(self._property(found, _SESSION, "Id"))
                 self._session = found
+                self._is_own = number < len(ways) - 1
                 return
 
     def _inhibit(self) -> None:
@@ -289,6 +298,9 @@ class _Logind(_Watch):
                 self._inhibit()
         elif (interface, member) == (_MANAGER, "PrepareForShutdown"):
             self.tell(LOGOUT, bool(body[0]))
+        elif (interface, member) == (_MANAGER, "SessionNew"):
+            if not (self._session and self._is_own):
+                self._find_session()
         elif (interface, member) == (_MANAGER, "SessionRemoved"):
             if self._session and body[0] == self._session_id:
                 self.tell(LOGOUT, True)
@@ -354,6 +366,13 @@ class Desktop:
                     continue
                 try:
                     watch.connect()
+                except RefusedError as error:
+                    watch.close()
+                    raise MountError(
+                        f"--unmount-on sleep: logind does not let this user delay the sleep ({error}). "
+                        "It asks polkit about every user but root: install polkit (apt-get install "
+                        "polkitd), or mount without sleep"
+                    ) from None
                 except BusError as error:
                     problems.append(f"{watch.kind.lower()} bus: {error}")
                     watch.close()
@@ -367,7 +386,7 @@ class Desktop:
             ):
                 raise MountError(
                     f"--unmount-on {','.join(sorted(wanted - {SLEEP}))}: neither logind nor a session bus "
-                    f"says here when that happens{why}. Mount from within the desktop"
+                    f"reports that here{why}. Mount the vault from a desktop session"
                 )
         except BaseException:
             self.close()

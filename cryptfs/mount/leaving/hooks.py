@@ -1,6 +1,6 @@
 """Commands of the user's that run after a mount and before an unmount.
 
-No shell reads them. The vault, the mountpoint and the reason are in their environment, so a name is never a
+No shell reads them. The vault, the mountpoint and the event are in their environment, so a name is never a
 part of a command.
 """
 
@@ -43,16 +43,16 @@ class Hook:
     mountpoint: str
     umask: int
 
-    def run(self, reason: str, seconds: float | None) -> str:
+    def run(self, event: str, seconds: float | None) -> str:
         """Run the command and wait for it; returns what went wrong, or ''.
 
-        Args: reason: of the mount or unmount, for the command.
+        Args: event: the mount, or the reason of the unmount, for the command.
               seconds: after which the command and its children are ended; None is never.
         """
         environment = os.environ | {
             "CRYPTFS_VAULT": self.vault,
             "CRYPTFS_MOUNTPOINT": self.mountpoint,
-            "CRYPTFS_REASON": reason,
+            "CRYPTFS_EVENT": event,
         }
         name = shown(self.words[0])
         try:

@@ -43,3 +43,11 @@ class IdleClock:
         if self._is_open() or self._requests() != self._seen:
             self.restart()
         return self._clock() - self._last_use >= self.seconds
+
+    def left(self) -> float | None:
+        """From any thread: seconds until it is idle, if nobody uses it; None while something is open."""
+        if self._is_open():
+            return None
+        if self._requests() != self._seen:  # since the last look
+            return self.seconds
+        return max(0.0, self.seconds - (self._clock() - self._last_use))

@@ -84,6 +84,11 @@ class Leaver:
         """From any thread: the reason is gone."""
         self._events.put((reason, False))
 
+    @property
+    def waiting(self) -> tuple[str, ...]:
+        """From any thread: reasons that last, and for which the mount has not gone yet."""
+        return tuple(self._wants)
+
     def stop(self) -> None:
         """Wait no longer. An attempt that runs goes on."""
         self._events.put(None)

@@ -20,7 +20,7 @@ from typing import Protocol
 
 from cryptfs.errors import MountError
 from cryptfs.mount.errno_map import errno_of
-from cryptfs.mount.latency import WakeLatency
+from cryptfs.mount.latency import Pair, WakeLatency
 from cryptfs.mount.native import structs
 from cryptfs.mount.native.directio import PageDropper
 from cryptfs.mount.native.nodes import NodeTable
@@ -92,7 +92,7 @@ class _Worker:
         self._make_way = make_way
         self._channel = channel
         self.take_buffers()
-        self.served = 0
+        self.served = self.thread_id = 0
         self.reading = False  # the device, or about to
         self.busy = False
         self.large = False  # its request moves LARGE bytes or more
@@ -111,10 +111,10 @@ class _Worker:
         self.buffer = memoryview(b"")
         self.request = Request(self.buffer, self.make_way, self._channel)
 
-    def has_one_caller(self) -> bool:
-        """Whether one program has asked, since the last call."""
+    def lone_pair(self) -> Pair | None:
+        """This thread and the program that asks; None if several have asked since the last call."""
         switches, self.switches = self.switches, 0
-        return switches <= 1
+        return (self.thread_id, self.caller) if switches <= 1 else None
 
     def make_way(self) -> None:
         """For the handlers: a large request follows."""
@@ -224,7 +224,7 @@ class Connection:
                 if not self._threads:
                     raise
                 self._max_workers = len(self._threads)
-                log.warning("no room for more than %d threads", self._max_workers)
+                log.warning("cannot start more than %d threads", self._max_workers)
 
     def _start_worker(self) -> None:
         worker = _Worker(self._make_way, self)
@@ -242,6 +242,7 @@ class Connection:
 
     def _loop(self, worker: _Worker) -> None:
         worker.parked.acquire()
+        worker.thread_id = threading.get_native_id()
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
         worker.poll = poll.poll
@@ -348,8 +349,8 @@ class Connection:
                     self._add_worker()
                 before = now
                 served_before, served = served, sum(worker.served for worker in self._workers)
-                alone = len(now) == 1 and now[0][0].has_one_caller()
-                self._wake_latency.tick(served - served_before, alone=alone)
+                pair = now[0][0].lone_pair() if len(now) == 1 else None
+                self._wake_latency.tick(served - served_before, pair)
             self._wake_latency.release()
             self._watching = False
             if any(worker.busy for worker in self._workers):
@@ -369,7 +370,7 @@ class Connection:
 
     def _answer(self, worker: _Worker, view: memoryview) -> None:
         if len(view) < _HEADER_SIZE:
-            log.error("a request of %d bytes is too short to be one", len(view))
+            log.error("a request has only %d bytes, which is too short", len(view))
             return
         request = worker.request
         length, opcode, unique, request.nodeid, request.uid, request.gid, request.pid, _, _ = _unpack(view)
@@ -378,7 +379,7 @@ class Connection:
             worker.caller = request.pid
             worker.switches += 1
         if length != len(view):
-            log.error("a request of %d bytes says that it has %d", len(view), length)
+            log.error("a request of %d bytes claims to have %d", len(view), length)
             self._reply(unique, errno.EIO, b"")
             return
         if length >= LARGE:

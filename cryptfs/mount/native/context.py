@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import stat
+import sys
+from collections import OrderedDict
 from typing import TypeVar
 
 from cryptfs.mount.native import structs
@@ -40,6 +43,46 @@ class Handles(dict[int, Handle]):
         return handle
 
 
+_THREADS = 64  # whose demand is remembered
+_YES = 4
+
+
+class Demand:
+    """Which threads want the attributes of what they list.
+
+    Linux begins each listing with READDIRPLUS, whether the program will look at the files or only at their
+    names, and attributes cost much more than names. So a listing may get none, or all but one: what Linux was
+    not told, it looks up, and that shows whether somebody wants them. Then the thread that listed gets them
+    for _YES listings, even if another thread looked. Lookups of directories show nothing.
+    """
+
+    def __init__(self) -> None:
+        self._listings: OrderedDict[int, int] = OrderedDict()  # how many will still get them, by thread
+        self._watched: OrderedDict[int, int] = OrderedDict()  # the thread of a listing, by nodeid
+
+    def withheld(self, thread: int) -> int:
+        """Of how many entries a listing that begins now gets no attributes. thread: 0: unknown."""
+        left = self._listings.get(thread, 1) if thread else _YES
+        if left > 1 and thread:
+            self._listings[thread] = left - 1
+        return (sys.maxsize, 1)[left] if left < 2 else 0
+
+    def watch(self, thread: int, nodeid: int) -> None:
+        """Attributes were withheld. Until somebody looks at an entry of that directory the answer is `no`."""
+        for table, key, value in ((self._listings, thread, 0), (self._watched, nodeid, thread)):
+            table.pop(key, None)
+            table[key] = value  # as the last one
+            if len(table) > _THREADS:
+                table.popitem(last=False)
+
+    def looked_up(self, nodeid: int, payload: bytes) -> None:
+        """The kernel has looked up an entry of a directory. payload: the reply."""
+        if nodeid in self._watched and not stat.S_ISDIR(structs.mode_in_entry(payload)):
+            thread = self._watched.pop(nodeid, None)
+            if thread is not None:
+                self._listings[thread] = _YES
+
+
 class MountContext:
     """The things that the handlers of one mount share.
 
@@ -50,6 +93,7 @@ class MountContext:
     acls:        None without xattrs. The kernel enforces them if it checks permissions.
     has_long_setxattr: the kernel sends SETXATTR_IN_EXT.
     replies:     make the parts of a reply that describe a node.
+    demand:      for attributes in listings.
     """
 
     def __init__(self, tree: VaultTree, options: MountOptions) -> None:
@@ -67,6 +111,7 @@ class MountContext:
         self.privileges = Privileges(tree, self.acls, xattrs=options.xattrs)
         self.privileges.kernel_owns_times = options.writeback
         self.replies = Replies(tree, self.nodes, options)
+        self.demand = Demand()
 
     def caller(self, request: Request) -> Caller | None:
         """The owner of a new entry of this request; None if only one user asks."""

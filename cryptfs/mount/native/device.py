@@ -10,11 +10,10 @@ import stat
 from pathlib import Path
 
 from cryptfs.errors import MountError
-from cryptfs.mount.mounts import FUSE_TYPE
+from cryptfs.mount.mounts import FUSE_DEVICE, FUSE_TYPE
 from cryptfs.mount.options import UNKNOWN_TO_LIBFUSE, MountOptions, escape_value
 from cryptfs.storage.libc import mount
 
-DEVICE = Path("/dev/fuse")
 _FLAGS = {
     "ro": 1, "nosuid": 2, "nodev": 4, "noexec": 8, "sync": 16, "dirsync": 128, "nosymfollow": 256,
     "noatime": 1024, "nodiratime": 2048,
@@ -55,9 +54,9 @@ def _mount_directly(source: str, mountpoint: Path, options: MountOptions) -> int
     if rootmode != stat.S_IFDIR:
         raise MountError(f"{mountpoint}: {os.strerror(errno.ENOTDIR)}")
     try:
-        fd = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
-    except OSError as error:
-        raise MountError(f"{DEVICE} cannot be opened: {error.strerror}; try: modprobe fuse") from None
+        fd = os.open(FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:  # just now it could be opened; see load_engine
+        raise MountError(f"{FUSE_DEVICE} cannot be opened: {error.strerror}") from None
     data = f"fd={fd},rootmode={rootmode:o},user_id=0,group_id=0"
     if options.allow_other:
         data += ",allow_other"

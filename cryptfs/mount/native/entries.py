@@ -41,7 +41,9 @@ class EntryHandlers:
             return self._by_handle(request.nodeid, name)
         parent = self._nodes.get(request.nodeid)
         try:
-            return self._replies.look(parent, name)
+            payload = self._replies.look(parent, name)
+            self._context.demand.looked_up(request.nodeid, payload)
+            return payload
         except FileNotFoundError:
             # If others have removed the directory, the kernel remembers nothing, and looks again.
             return self._replies.no_entry if parent.is_present() else errno.ENOENT
@@ -139,9 +141,10 @@ class EntryHandlers:
         if node.held is not None:
             self._tree.link_open(node.held.fd, directory, name)
         else:
+            if node.parent is None:  # the root; Linux asks for a link to no directory
+                return errno.EPERM
             source = self._nodes.place(node)
             found, old = self._nodes.hold(*source)
-            assert node.parent is not None  # the root cannot be linked: it is a directory
             if found is not node:
                 raise os_error(errno.ESTALE)
             self._nodes.require_meant(node, node.parent, node.name, old)

@@ -139,7 +139,7 @@ class FileHandlers:
         fh, offset, size, write_flags, _, _, _ = structs.WRITE_IN.unpack_from(request.body)
         data = request.body[structs.WRITE_IN.size :]
         if len(data) != size:
-            raise struct.error("the request holds another number of bytes than it says")
+            raise struct.error("the request does not have as many bytes as it claims")
         file = self._files[fh]
         direct = write_flags & structs.WRITE_LOCKOWNER
         if not direct:
@@ -176,8 +176,8 @@ class FileHandlers:
         """Reserve room, or punch a hole."""
         fh, offset, length, mode, _ = structs.FALLOCATE_IN.unpack_from(request.body)
         file = self._files[fh]
-        self._privileges.before_allocate(file.state)
-        ranges.allocate(file, mode, offset, length)
+        moves_time = self._privileges.allocate_moves_time(file.state)
+        ranges.allocate(file, mode, offset, length, moves_time=moves_time)
         return b""
 
     def lseek(self, request: Request) -> Payload:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import struct
+import sys
 from enum import IntFlag
 
 from cryptfs.mount.opcodes import Op
@@ -132,7 +133,13 @@ STATX = struct.Struct("=IIQIIIHxxQQQQ" + "qIxxxx" * 4 + "IIII112x")
 DIRENT = struct.Struct("=QQII")  # ino off namelen type; the name follows, padded to 8
 
 _DIRENT_ALIGN = 8
+_MODE_AT = ENTRY_OUT.size + 60
 _STATX_BASIC = 0x7FF
+
+
+def mode_in_entry(payload: bytes) -> int:
+    """The mode in a fuse_entry_out."""
+    return int.from_bytes(payload[_MODE_AT : _MODE_AT + 4], sys.byteorder)
 
 
 def take_names(body: memoryview, offset: int, count: int) -> list[bytes]:

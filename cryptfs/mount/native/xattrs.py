@@ -59,7 +59,7 @@ class XattrHandlers:
         start = layout.size + len(name) + 1
         value = bytes(request.body[start : start + size])
         if len(value) != size:
-            raise struct.error("the request holds another number of bytes than it says")
+            raise struct.error("the request does not have as many bytes as it claims")
         self._tree.require_writable()
         place = self._context.place(request.nodeid)
         if self._acls is not None and name in ACL_NAMES:

@@ -20,7 +20,7 @@ def open_log(file: Path) -> int:
     """A descriptor that appends to a log file. Raises: OSError, whose text says that it is the log file."""
     try:
         # The daemon's umask is 0, so the mode must be explicit.
-        return os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        return os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY, 0o600)
     except OSError as error:
         raise OSError(error.errno, f"cannot open the log file: {error.strerror}", str(file)) from None
 

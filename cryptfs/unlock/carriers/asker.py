@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
+from threading import Event
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:  # the package is an extra
@@ -24,5 +26,8 @@ class TokenAsker(Protocol):
         Raises: TokenError: nobody can be asked.
         """
 
-    def say_touch(self, token: str, reason: str) -> None:
-        """Say that the token waits for a touch. reason: continues the sentence."""
+    def waiting(self, token: str, reason: str, cancel: Event) -> contextlib.AbstractContextManager[None]:
+        """Says that the token waits for a touch, for as long as the context lasts.
+
+        Args: reason: continues the sentence.   cancel: set when the person gives up, and the token ends.
+        """

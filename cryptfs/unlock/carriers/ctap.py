@@ -14,6 +14,7 @@ import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from fido2.ctap import CtapDevice, CtapError
@@ -51,15 +52,16 @@ _NONSENSE = (
 _LATE = "was not touched in time; try again"
 _BLOCKED = (
     "is blocked after too many wrong PINs. Only a reset helps, which deletes its credentials: open the vault "
-    "by another key slot"
+    "with another key"
 )
 _WORDS: Mapping[int, str] = {
     _ERR.PIN_BLOCKED: _BLOCKED,
     _ERR.PIN_AUTH_BLOCKED: "got three wrong PINs in a row. Unplug it, plug it in again, and try again",
-    _ERR.PIN_NOT_SET: "has no PIN; set one with the program of its maker",
-    _ERR.PIN_POLICY_VIOLATION: "wants a new PIN first; change it with the program of its maker",
-    _ERR.PUAT_REQUIRED: "now wants its PIN, and its key slot was made without; add another key slot for it",
-    _ERR.UV_BLOCKED: "takes no fingerprint now, after too many wrong ones; try again, and type its PIN",
+    _ERR.PIN_NOT_SET: "has no PIN; set one with the program of its manufacturer",
+    _ERR.PIN_POLICY_VIOLATION: "wants a new PIN first; change it with the program of its manufacturer",
+    _ERR.PUAT_REQUIRED: "now wants its PIN, but its key slot was made without one; add another key slot "
+    "for it",
+    _ERR.UV_BLOCKED: "accepts no fingerprint now, after too many wrong ones; try again, and type its PIN",
     _ERR.UV_INVALID: "did not recognize its user; try again",
     _ERR.USER_ACTION_TIMEOUT: _LATE,
     _ERR.ACTION_TIMEOUT: _LATE,
@@ -68,8 +70,12 @@ _WORDS: Mapping[int, str] = {
     _ERR.KEEPALIVE_CANCEL: "was interrupted by another program; try again",
     _ERR.NO_CREDENTIALS: "no longer has the credential of the key slot",
     _ERR.KEY_STORE_FULL: "has no room for another credential",
-    _ERR.UNSUPPORTED_ALGORITHM: "knows no kind of credential that cryptfs makes",
+    _ERR.UNSUPPORTED_ALGORITHM: "supports no kind of credential that cryptfs makes",
 }
+
+
+SaysTouch = Callable[[Event], contextlib.AbstractContextManager[None]]
+"""See TokenAsker.waiting: for one token and one reason."""
 
 
 def list_devices() -> list[CtapDevice]:
@@ -144,6 +150,22 @@ def plugged_in(asker: TokenAsker) -> Iterator[Plugged]:
                 device.close()
 
 
+class _Touch(contextlib.ExitStack):
+    """From `begin` to the end of the context a token waits for a touch.
+
+    cancel: set when the person gives up; goes with each request that waits.
+    """
+
+    def __init__(self, waiting: SaysTouch) -> None:
+        super().__init__()
+        self._waiting = waiting
+        self.cancel = Event()
+
+    def begin(self) -> None:
+        """The next request waits."""
+        self.enter_context(self._waiting(self.cancel))
+
+
 class Token:
     """A token that is plugged in, and has hmac-secret. name: for messages."""
 
@@ -153,7 +175,7 @@ class Token:
         self.name = f"the FIDO2 token '{showable(product)}'" if product else "the FIDO2 token"
         with self._speaking():
             if not device.capabilities & CAPABILITY.CBOR:
-                raise TokenError(f"{self.name} is too old: it speaks U2F alone")
+                raise TokenError(f"{self.name} is too old: it supports only U2F")
             self._ctap = Ctap2(device, strict_cbor=False)
             info = self._ctap.info
             if EXTENSION not in info.extensions:
@@ -172,7 +194,7 @@ class Token:
         except (OSError, ConnectionFailure):
             raise TokenError(f"{self.name} was unplugged while it was asked; try again") from None
         except _NONSENSE:
-            raise TokenError(f"{self.name} gave an answer that makes no sense; try again") from None
+            raise TokenError(f"{self.name} gave an invalid answer; try again") from None
 
     def _has_option(self, name: str) -> bool:
         return self._ctap.info.options.get(name) is True
@@ -190,7 +212,7 @@ class Token:
             )
         if self.always_verifies and not uv:
             raise TokenError(
-                f"{self.name} now verifies its user each time, which makes another secret; switch that off "
+                f"{self.name} now verifies its user each time, which gives another secret; switch that off "
                 "(alwaysUv) with the program of its maker, or add another key slot for it"
             )
 
@@ -265,11 +287,11 @@ class Token:
             power_cycle = answer.get(ClientPin.RESULT.POWER_CYCLE_STATE)
             return int(answer[ClientPin.RESULT.PIN_RETRIES]), power_cycle is True
 
-    def make(self, account: str, pin: bytes | None, say_touch: Callable[[], None], *, uv: bool) -> bytes:
+    def make(self, account: str, pin: bytes | None, waiting: SaysTouch, *, uv: bool) -> bytes:
         """A new credential that is kept outside of the token: its id. Costs a touch.
 
         Args:   account: a name that the token may show.   pin: where takes_pin(makes=True).
-                say_touch: is called when the token is about to wait for it.
+                waiting: is entered when the token is about to wait for it.
         """
         name = account.encode()[:_MAX_ACCOUNT_SIZE].decode(errors="ignore")
         request: dict[int, Any] = {
@@ -279,10 +301,11 @@ class Token:
             4: [{"type": "public-key", "alg": algorithm} for algorithm in _ALGORITHMS],
             6: {EXTENSION: True},
         }
-        with self._speaking():
-            verification = self._verification(pin, _PERMISSION.MAKE_CREDENTIAL, request[1], say_touch, uv=uv)
+        with self._speaking(), _Touch(waiting) as touch:
+            verification = self._verification(pin, _PERMISSION.MAKE_CREDENTIAL, request[1], touch, uv=uv)
             request |= {field + 7: value for field, value in verification.items()}
-            data = AuthenticatorData(self._ctap.send_cbor(Ctap2.CMD.MAKE_CREDENTIAL, request)[2])
+            answer = self._ctap.send_cbor(Ctap2.CMD.MAKE_CREDENTIAL, request, event=touch.cancel)
+            data = AuthenticatorData(answer[2])
             if not (data.extensions or {}).get(EXTENSION):
                 raise TokenError(f"{self.name} made a credential without {EXTENSION}; it cannot open a vault")
             if data.credential_data is None:
@@ -290,16 +313,16 @@ class Token:
             return bytes(data.credential_data.credential_id)
 
     def secret(
-        self, credential_id: bytes, salt: bytes, pin: bytes | None, say_touch: Callable[[], None], *, uv: bool
+        self, credential_id: bytes, salt: bytes, pin: bytes | None, waiting: SaysTouch, *, uv: bool
     ) -> bytes:
         """The 32 bytes of hmac-secret for one salt of 32 bytes. Costs a touch.
 
-        Args:   pin: where takes_pin().   say_touch: is called when the token is about to wait for it.
+        Args:   pin: where takes_pin().   waiting: is entered when the token is about to wait for it.
         Raises: TokenError: it refuses, or verified its user where it should not, or the reverse.
         """
         digest = os.urandom(32)
-        with self._speaking():
-            verification = self._verification(pin, _PERMISSION.GET_ASSERTION, digest, say_touch, uv=uv)
+        with self._speaking(), _Touch(waiting) as touch:
+            verification = self._verification(pin, _PERMISSION.GET_ASSERTION, digest, touch, uv=uv)
             key_agreement, shared_key = self._shared_key()
             sealed = self._protocol.encrypt(shared_key, salt)
             inputs: dict[int, Any] = {1: key_agreement, 2: sealed}
@@ -309,7 +332,7 @@ class Token:
             request = {1: RP_ID, 2: digest, 3: [_descriptor(credential_id)], 4: {EXTENSION: inputs}}
             request |= {field + 5: value for field, value in verification.items()}
             try:
-                answer = self._ctap.send_cbor(Ctap2.CMD.GET_ASSERTION, request)
+                answer = self._ctap.send_cbor(Ctap2.CMD.GET_ASSERTION, request, event=touch.cancel)
                 data = AuthenticatorData(answer[2])
                 self._check(data, uv=uv)
                 secret = self._protocol.decrypt(shared_key, (data.extensions or {})[EXTENSION])
@@ -324,7 +347,7 @@ class Token:
             raise TokenError(f"{self.name} answered for another program")
         if data.is_user_verified() != uv:
             did = "did not verify its user" if uv else "verified its user"
-            raise TokenError(f"{self.name} {did}, which makes another secret than that of the key slot")
+            raise TokenError(f"{self.name} {did}, so its secret is not the one of the key slot")
 
     def _shared_key(self) -> tuple[Mapping[int, Any], bytes]:
         """A fresh key agreement: what the token needs for it, and the key."""
@@ -336,7 +359,7 @@ class Token:
         pin: bytes | None,
         permission: ClientPin.PERMISSION,
         digest: bytes,
-        say_touch: Callable[[], None],
+        touch: _Touch,
         *,
         uv: bool,
     ) -> dict[int, Any]:
@@ -345,19 +368,19 @@ class Token:
         A PIN is accepted before the touch is due; a fingerprint is the touch.
         """
         if pin is None:
-            say_touch()
+            touch.begin()
         if pin is None and not uv:
             return {}
         if pin is None and not self._has_option("pinUvAuthToken"):
             return {0: {"uv": True}}
-        token_key = self._token_key(pin, permission)
+        token_key = self._token_key(pin, permission, touch.cancel)
         proof = self._protocol.authenticate(token_key, digest)
         wipe(token_key)
         if pin is not None:
-            say_touch()
+            touch.begin()
         return {1: proof, 2: self._protocol.VERSION}
 
-    def _token_key(self, pin: bytes | None, permission: ClientPin.PERMISSION) -> bytes:
+    def _token_key(self, pin: bytes | None, permission: ClientPin.PERMISSION, cancel: Event) -> bytes:
         """CTAP's pinUvAuthToken, by PIN, or by the token's own means where there is none.
 
         The PIN is sent once. Raises: TokenError: it is wrong; the message says how many tries are left.
@@ -371,7 +394,7 @@ class Token:
             if pin is not None:
                 named["pin_hash_enc"] = self._protocol.encrypt(shared_key, hashlib.sha256(pin).digest()[:16])
             answer = self._ctap.client_pin(
-                self._protocol.VERSION, command, key_agreement=key_agreement, **named
+                self._protocol.VERSION, command, key_agreement=key_agreement, event=cancel, **named
             )
             sealed = answer[ClientPin.RESULT.PIN_UV_TOKEN]
             return self._protocol.validate_token(self._protocol.decrypt(shared_key, sealed))

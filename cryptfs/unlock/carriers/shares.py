@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from cryptfs.core.keys import KEY_SIZE
 from cryptfs.core.slots.recovery import MAX_SHARES, MIN_SHARES
 from cryptfs.errors import MistypedWordsError
+from cryptfs.storage.libc import wipe_text
 from cryptfs.unlock.carriers.words import known_words
 
 if TYPE_CHECKING:
@@ -55,13 +56,16 @@ def parse_share(text: bytes, number: int = 1) -> Share:
     words = known_words(text, WORDLIST, what)
     if len(words) != WORDS_OF_SHARE:
         raise MistypedWordsError(f"{what}: a share has {WORDS_OF_SHARE} words; this one has {len(words)}")
+    spelled = " ".join(words)
     try:
-        share = Share.from_mnemonic(" ".join(words))
+        share = Share.from_mnemonic(spelled)
     except MnemonicError:
         raise MistypedWordsError(
             f"{what}: one of its words is wrong, or two are exchanged: the checksum does not fit; compare "
             "them with what was written down"
         ) from None
+    finally:
+        wipe_text(spelled)
     if (
         share.group_count != 1
         or share.member_threshold < MIN_SHARES

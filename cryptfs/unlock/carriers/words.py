@@ -1,7 +1,8 @@
 """Recovery words: the 24 words of BIP-39 whose entropy is a recovery secret, without BIP-39's seed.
 
 A person types them from paper, so much is accepted: capitals, numbers between the words, several lines, and
-the first four letters of a word. Python keeps text where it likes: what is wiped is the secret.
+the first four letters of a word. The texts are wiped that are made here; Python may have copies of single
+words.
 Source: docs/FORMAT.md, section 9.
 """
 
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from cryptfs.core.keys import KEY_SIZE
 from cryptfs.errors import MistypedWordsError
+from cryptfs.storage.libc import wipe_text
 
 if TYPE_CHECKING:
     from mnemonic import Mnemonic
@@ -46,7 +48,7 @@ def secret_of_words(text: bytes) -> bytes:
     book = _english()
     words = known_words(text, book.wordlist, "recovery words")
     if len(words) != WORD_COUNT:
-        raise MistypedWordsError(f"recovery words are {WORD_COUNT}; these are {len(words)}")
+        raise MistypedWordsError(f"there are {WORD_COUNT} recovery words, and these are {len(words)}")
     try:
         entropy = book.to_entropy(words)
     except ValueError:
@@ -95,9 +97,14 @@ def _typed(text: bytes, what: str) -> list[str]:
     if len(text) > MAX_TEXT_SIZE:
         raise MistypedWordsError(f"{what}: the text has more than {MAX_TEXT_SIZE} bytes")
     try:
-        plain = unicodedata.normalize("NFKD", text.decode()).casefold()
+        read = text.decode()
     except UnicodeDecodeError:
         raise MistypedWordsError(f"{what}: this is not text in UTF-8") from None
+    plain = unicodedata.normalize("NFKD", read).casefold()
     seen = "".join(each for each in plain if unicodedata.category(each) not in ("Cf", "Mn"))
-    parts = (part.strip(_BESIDE) for part in seen.split() if not _NUMBER.fullmatch(part))
-    return [part for part in parts if part]
+    parts = [part.strip(_BESIDE) for part in seen.split() if not _NUMBER.fullmatch(part)]
+    found = [part for part in parts if part]
+    if len(parts) > 1:  # one word alone may be the very text
+        for each in (read, plain, seen):
+            wipe_text(each)
+    return found

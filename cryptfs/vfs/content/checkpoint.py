@@ -14,6 +14,7 @@ import time
 from cryptfs.vfs.content.filestate import FileState
 from cryptfs.vfs.content.filetable import FileTable
 from cryptfs.vfs.content.homecoming import bring_home
+from cryptfs.vfs.content.mtimes import ns_of_its_second
 from cryptfs.vfs.content.others import distrust, is_overtaken
 from cryptfs.vfs.content.redo import RedoLog
 
@@ -90,9 +91,15 @@ class Checkpointer:
 
     def _file_waits(self) -> None:
         """A file lost its last writer, and has records in the journal only. The table's lock is held."""
-        if self._due_at is None:
-            self._due_at = time.monotonic() + CLOSED_SECONDS
+        if self._waits(CLOSED_SECONDS):
             self._wake.set()
+
+    def _waits(self, seconds: float) -> bool:
+        """Files want to come home in so many seconds. Returns: whether nothing was due before."""
+        if self._due_at is not None:
+            return False
+        self._due_at = time.monotonic() + seconds
+        return True
 
     def _run(self) -> None:
         while not self._stopping:
@@ -147,8 +154,12 @@ class Checkpointer:
     def _bring_home(self, turn: int, *, waiting: bool = False) -> None:
         for overlay in list(self._redo.touched[turn]):
             state = self._files.having_overlay(overlay)
-            if state is not None and waiting and state.writers:
-                continue
+            if state is not None and waiting:
+                if state.writers:
+                    continue
+                if (wait_ns := ns_of_its_second(state)) > 0:
+                    self._waits(wait_ns / 1e9)
+                    continue
             if state is None or not self._files.share(state):
                 self._redo.touched[turn].pop(overlay, None)
                 continue
@@ -163,7 +174,7 @@ class Checkpointer:
         with state.lock:
             distrust(state)
             if is_overtaken(state, os.fstat(state.fd)):
-                log.error("%s: what was written here and waited in the journal is lost", state.cipher_path)
+                log.error("%s: data that was only in the journal is lost", state.cipher_path)
                 self._redo.abandon(state.overlay)
                 return
             bring_home(state)

@@ -166,10 +166,10 @@ class FileContext:
                 return size
         return self.geometry.plain_size_floor(st.st_size)
 
-    def new_header(self) -> FileHeader:
-        """The header of a new file: a fresh file_id, no content."""
+    def new_header(self, file_id: bytes = b"") -> FileHeader:
+        """The header of a new file without content. file_id: by default a fresh one."""
         cipher_id = self.config.suite.cipher_id
-        return FileHeader(cipher_id, self.log2_chunk_size, os.urandom(FILE_ID_SIZE), generation=1)
+        return FileHeader(cipher_id, self.log2_chunk_size, file_id or os.urandom(FILE_ID_SIZE), generation=1)
 
     def pack_header(self, header: FileHeader) -> bytes:
         """Seal a header under a fresh nonce."""

@@ -246,7 +246,7 @@ class FileState(Descriptor, WriteMarks):
         self.inherit(found)
         if found.kind is Length.SURPLUS:
             surplus = cipher_size - found.expected
-            log.warning("%s: %d bytes after the end do not belong to it", self.cipher_path, surplus)
+            log.warning("%s: %d bytes after its end do not belong to it", self.cipher_path, surplus)
         elif header.is_clean and header.size:
             log.warning(
                 "%s: closed shortly before a crash; only %d of %d bytes had reached the disk",
@@ -255,7 +255,7 @@ class FileState(Descriptor, WriteMarks):
         else:
             self.context.note_unclean(header, self.cipher_path)
             log.warning(
-                "%s: was being written when its writer ended; %d bytes are intact",
+                "%s: writing to it was interrupted; %d bytes are intact",
                 self.cipher_path, found.size,
             )  # fmt: skip
 

@@ -46,7 +46,7 @@ def _announce_loss(state: FileState, record: Callable[[RedoLog], None]) -> None:
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
-        log.warning("%s: no room for the journal; cutting the file without it", state.cipher_path)
+        log.warning("%s: no room for the journal; shortening the file without it", state.cipher_path)
         _finish_loss(state)  # makes earlier records void: their content is in place, and must not return
         return
     try:

@@ -9,6 +9,7 @@ keeps the time ahead.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 
@@ -17,6 +18,10 @@ from cryptfs.vfs.content.filestate import FileState
 
 AHEAD_NS = 2 * 10**9
 """More than the steps in which filesystems keep times and clients compare them: 2 s on FAT, 1 s in rsync."""
+
+
+_SECOND_NS = 10**9
+_TICK_NS = 10 * 10**6  # what a filesystem's clock may be behind: one tick, at most 1/100 s
 
 
 def times_were_set(state: FileState, times: Times) -> None:
@@ -58,6 +63,40 @@ def moves_now(state: FileState) -> None:
         if state.kept_mtime_ns is not None:
             restore_mtime(state.fd, state.kept_mtime_ns)
         state.forget_mtime()
+
+
+def moved_now(state: FileState) -> None:
+    """At the end of a change after moves_now; the state's lock is held.
+
+    The content is in its place, but only the last close says in the header that the file is at rest, and then
+    it has the length and the time that it has now. If the time cannot be set, the change counts all the same.
+    """
+    if not (state.mtime_is_ahead or state.clean):
+        with contextlib.suppress(OSError):
+            _go_ahead(state, os.fstat(state.fd).st_mtime_ns)
+
+
+def ahead_again(state: FileState) -> None:
+    """After a change that moved the time by itself, of a file that was ahead before; the lock is held.
+
+    Content may still wait for its place, and the file has the time that this change gave it.
+    """
+    if state.mtime_is_ahead:
+        stay_ahead(state)
+    else:
+        _go_ahead(state, os.fstat(state.fd).st_mtime_ns)
+
+
+def ns_of_its_second(state: FileState) -> int:
+    """How long the second lasts that a file's true time of change is in, if that is now; else 0.   In ns.
+
+    While content comes home the backing file has the time of now. In that second a client that compares whole
+    seconds, as rsync does, would take what it read in the middle for the file at rest.
+    """
+    mtime_ns, now_ns = state.kept_mtime_ns, time.time_ns() - _TICK_NS
+    if not state.mtime_is_ahead or mtime_ns is None or mtime_ns // _SECOND_NS != now_ns // _SECOND_NS:
+        return 0
+    return _SECOND_NS - now_ns % _SECOND_NS
 
 
 def _go_ahead(state: FileState, mtime_ns: int) -> None:

@@ -23,7 +23,7 @@ from cryptfs.vfs.content import lengths
 from cryptfs.vfs.content.chunkwriter import ChunkWriter
 from cryptfs.vfs.content.filestate import FileState
 from cryptfs.vfs.content.homecoming import bring_home, sync
-from cryptfs.vfs.content.mtimes import moves_now
+from cryptfs.vfs.content.mtimes import moved_now, moves_now
 from cryptfs.vfs.content.others import (
     distrust,
     look_at_length,
@@ -247,6 +247,8 @@ class OpenFile:
             if place > state.size:
                 self._fill_gap(place)
             self.writer.write_run(place, memoryview(data))
+            if moves_time:
+                moved_now(state)
         return length
 
     def changing(self, *, emptying: bool = False) -> _Change:
@@ -326,12 +328,14 @@ class OpenFile:
                 bring_home(state)
                 require_length(state)
                 os.ftruncate(state.fd, self._geometry.cipher_size(size))  # for the times
+            moved_now(state)
 
     def _truncate_to_zero(self) -> None:
         """As truncate; also of a file that does not authenticate."""
         with self.changing(emptying=True) as state:
             moves_now(state)
             lengths.truncate_to_zero(state)
+            moved_now(state)
 
     # ---- durability
 

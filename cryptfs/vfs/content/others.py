@@ -116,7 +116,7 @@ def _cut_off(state: FileState, fd: int, found: Verdict) -> None:
             "the last chunk does not authenticate at the length in the header, and more bytes follow",
             cipher_path=state.cipher_path,
         )
-    log.warning("%s: %d bytes trimmed (%s)", state.cipher_path, surplus, found.kind.value)
+    log.warning("%s: removed %d bytes at its end (%s)", state.cipher_path, surplus, found.kind.value)
     os.ftruncate(fd, found.expected)
 
 

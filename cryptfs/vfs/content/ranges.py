@@ -13,16 +13,18 @@ from cryptfs.storage.libc import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZER
 from cryptfs.vfs.content.filestate import FileState
 from cryptfs.vfs.content.homecoming import bring_home
 from cryptfs.vfs.content.lengths import punch
-from cryptfs.vfs.content.mtimes import stay_ahead
+from cryptfs.vfs.content.mtimes import ahead_again, moved_now, moves_now, stay_ahead
 from cryptfs.vfs.content.openfile import OpenFile
 from cryptfs.vfs.content.others import require_length
 
 _LARGEST_BLOCK = 2 * 1024 * 1024  # of a backing file, a huge page: more zeros in a row count as data
 
 
-def allocate(file: OpenFile, mode: int, offset: int, length: int) -> None:
+def allocate(file: OpenFile, mode: int, offset: int, length: int, *, moves_time: bool = True) -> None:
     """fallocate(2) with modes 0, KEEP_SIZE, PUNCH_HOLE | KEEP_SIZE and ZERO_RANGE.
 
+    Args:   moves_time: whether the time of change moves, as the backing filesystem moves it; else the caller
+                        sets it.
     Raises: OSError: EOPNOTSUPP for another mode or a backing filesystem without it; EINVAL, EFBIG.
     """
     if offset < 0 or length <= 0:
@@ -31,15 +33,31 @@ def allocate(file: OpenFile, mode: int, offset: int, length: int) -> None:
     if end > file.state.context.geometry.max_plain_size:
         raise os_error(errno.EFBIG)
     with file.changing() as state:
-        if mode in (0, FALLOC_KEEP_SIZE):
-            _reserve(state, offset, end)
-        elif mode == FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE or mode & ~FALLOC_KEEP_SIZE == FALLOC_ZERO_RANGE:
-            _zero(file, offset, min(end, state.size))
-        else:
-            raise os_error(errno.EOPNOTSUPP)
-        if not mode & FALLOC_KEEP_SIZE and end > state.size:
-            file.grow_hole(end)
-        stay_ahead(state)
+        was_ahead = moves_time and state.mtime_is_ahead
+        if moves_time:
+            moves_now(state)
+        try:
+            _allocate(file, mode, offset, end)
+        finally:
+            if was_ahead:
+                ahead_again(state)
+            else:
+                stay_ahead(state)
+            if moves_time:
+                moved_now(state)
+
+
+def _allocate(file: OpenFile, mode: int, offset: int, end: int) -> None:
+    """As allocate; the lock is held."""
+    state = file.state
+    if mode in (0, FALLOC_KEEP_SIZE):
+        _reserve(state, offset, end)
+    elif mode == FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE or mode & ~FALLOC_KEEP_SIZE == FALLOC_ZERO_RANGE:
+        _zero(file, offset, min(end, state.size))
+    else:
+        raise os_error(errno.EOPNOTSUPP)
+    if not mode & FALLOC_KEEP_SIZE and end > state.size:
+        file.grow_hole(end)
 
 
 def _reserve(state: FileState, offset: int, end: int) -> None:

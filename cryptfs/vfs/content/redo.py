@@ -164,7 +164,7 @@ class RedoLog:
         for name in self._owner.journals:
             with contextlib.suppress(FileNotFoundError):
                 aside = set_aside(self._vault_fd, name, self._owner)
-                log.warning("%s: came while no session was running; kept as %s", name, aside)
+                log.warning("%s: somebody put it in the place of the journal; kept as %s", name, aside)
 
     def _write_sessions(self, sessions: Sessions) -> None:
         nonce = os.urandom(SMALL_NONCE_SIZE)
@@ -175,6 +175,10 @@ class RedoLog:
         root = lasting_inode(self._vault_fd) if self._owner.host else os.fstat(self._vault_fd).st_ino
         head = JournalHead(self._number, self.journal_id, first_seq, root)
         return head.pack(self._keys, os.urandom(SMALL_NONCE_SIZE), self._owner, deltas=self._deltas)
+
+    def follow(self) -> None:
+        """In a fork: the journal is the other process's. New files here name it; nothing is written to it."""
+        self.broken = True
 
     def forget_crashed(self, kept: tuple[bytes, ...]) -> None:
         """All files of the crashed sessions are settled, but for those of some sessions."""
@@ -191,7 +195,7 @@ class RedoLog:
         try:
             if any(self.touched):
                 log.error(
-                    "the journal stays, for the next mount: not everything could be written to its place"
+                    "not all data could be written to its place; it stays in the journal for the next mount"
                 )
                 journal.close()
                 return
@@ -203,7 +207,7 @@ class RedoLog:
             journal.remove()
         except (OSError, IntegrityError) as error:
             reason = error.strerror if isinstance(error, OSError) else error.reason
-            log.error("the journal stays, for the next mount: %s", reason)
+            log.error("the session could not be ended: %s; the next mount replays its journal", reason)
             journal.close()
 
     # ---- records
@@ -365,15 +369,18 @@ class RedoLog:
         if not self.broken:
             self.broken = True
             log.error(
-                "the journal was removed while the vault is in use; overwriting without it, so that a crash "
-                "can damage what is just being written, until the next mount"
+                "somebody removed the journal while the vault is in use. Until the next mount, a crash can "
+                "damage data that is being overwritten"
             )
             self.on_lost()
 
     def _give_up(self, error: OSError) -> None:
         if not self.broken:
             self.broken = True
-            log.error("the journal cannot be brought to disk: %s; overwriting without it", error.strerror)
+            log.error(
+                "the journal cannot be written to the disk: %s. Until the next mount, a crash can damage "
+                "data that is being overwritten", error.strerror,
+            )  # fmt: skip
 
     def forget(self, overlay: Overlay, first: int = 0) -> None:
         """Drop the records of an overlay, or those from a chunk on: they are in place, or do not count."""

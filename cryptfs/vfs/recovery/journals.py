@@ -65,8 +65,9 @@ class MissingJournals:
         here = header.journal_id in waiting.own | waiting.others
         if not here and names_missing_journal(self._context, header):
             log.warning(
-                "%s: its last writer's journal is not here. Either another machine is writing to it now, or "
-                "somebody removed the journal; then synced changes to it may be lost", cipher_path,
+                "%s: the journal of its last changes is missing. Either another machine is writing to the "
+                "file now, or somebody removed the journal; then synced changes to the file may be lost",
+                cipher_path,
             )  # fmt: skip
 
 
@@ -101,7 +102,7 @@ def refuse_older_config(context: FileContext, vault_fd: int, vault_dir: Path) ->
 
 def _older_config(vault_dir: Path, proof: str) -> VaultConfigError:
     return VaultConfigError(
-        f"{shown(vault_dir / CONFIG_NAME)} is older than the vault, which was upgraded since. "
+        f"{shown(vault_dir / CONFIG_NAME)} is older than the vault: it is from before an upgrade. "
         "Restore the newer file from another copy or a backup. If the whole vault is an older copy, "
         f"remove {proof}"
     )
@@ -150,9 +151,9 @@ def refuse_other_masterkey(context: FileContext, vault_fd: int, vault_dir: Path)
     ]
     if len(looked) > 1 and not any(_is_sealed_with(context, vault_fd, name) for name in looked):
         raise VaultConfigError(
-            f"{shown(vault_dir / CONFIG_NAME)} does not belong to what is in the vault: nothing opens by its "
-            "masterkey. Either the masterkey was changed since by cryptfs rekey, or it is another vault's "
-            "config. Restore the right file from another copy or a backup"
+            f"{shown(vault_dir / CONFIG_NAME)} does not belong to this vault: nothing in the vault opens "
+            "with its masterkey. Either cryptfs rekey has changed the masterkey since, or this is the config "
+            "of another vault. Restore the right file from another copy or a backup"
         )
 
 
@@ -258,21 +259,22 @@ def notices(context: FileContext, vault_fd: int, lock: VaultLock, sessions: Sess
     found = []
     if context.config.is_upgrading:
         found.append(
-            "an upgrade of the vault was interrupted: until it ends, a moved directory is not noticed. "
-            "Run it again: cryptfs upgrade VAULT"
+            "an upgrade of the vault was interrupted. Until you finish it, cryptfs does not notice if "
+            "somebody moves a directory. To finish it: cryptfs upgrade VAULT"
         )
     last = lock.last_session()
     if context.owner.host and last is not None:
         number, journal_id = last
         if number > sessions.last and journal_id not in sessions.crashed:
             found.append(
-                "the last session here did not end by an unmount, and its journal is gone: synced changes "
-                "may be lost. To list the files: cryptfs fsck VAULT"
+                "the last session on this machine did not end with an unmount, and its journal is gone: "
+                "synced changes may be lost. To list the files: cryptfs fsck VAULT"
             )
     for other in journals_of_others(vault_fd, context.owner):
         whose = f"of another machine ({other.host})" if other.host else "of version 0.1 of cryptfs"
         found.append(
-            f"an unfinished session {whose} is here: the vault is mounted there, or was not unmounted. If "
-            "that session will not go on, save its synced data: cryptfs fsck --repair --other-machines VAULT"
+            f"the vault has an unfinished session {whose}: it is mounted there, or was not unmounted. If "
+            "that session will not continue, save its synced data: "
+            "cryptfs fsck --repair --other-machines VAULT"
         )
     return found

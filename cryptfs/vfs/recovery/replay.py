@@ -78,7 +78,9 @@ def _read_list(context: FileContext, vault_fd: int, owner: StateNames) -> Sessio
         return None
     sessions = Sessions.unpack(raw, context.keys, owner)
     if sessions is None:
-        log.warning("the list of sessions does not authenticate; files cut by a crash may be reported as cut")
+        log.warning(
+            "the list of sessions does not authenticate; files that a crash left short may be reported as cut"
+        )
     return sessions
 
 
@@ -186,7 +188,7 @@ def _replay_files(
     heads = {fd: _read_head(context, fd, owner, deltas=context.deltas) for fd in names}
     holding = [head for head in heads.values() if head is not None]
     if not holding:
-        log.warning("a journal without a valid head is ignored")
+        log.warning("ignored a journal without a valid head")
         for name in names.values():
             _put_aside(vault_fd, name, owner)
         return sessions
@@ -195,13 +197,13 @@ def _replay_files(
         if newest.journal_id in sessions.crashed:  # a replay was killed at its very end
             mark_unsettled(vault_fd, names[next(fd for fd, head in heads.items() if head is newest)], owner)
         else:
-            log.warning("a journal of session %d, which is over, is ignored and removed", newest.number)
+            log.warning("ignored and removed a journal of session %d, which is over", newest.number)
         return sessions
     valid = {
         fd: head for fd, head in heads.items() if head is not None and head.journal_id == newest.journal_id
     }
     if len(valid) < len(names):
-        log.warning("a journal file that is damaged or of another session is ignored")
+        log.warning("ignored a journal file that is damaged or belongs to another session")
         for fd in names.keys() - valid.keys():
             _put_aside(vault_fd, names[fd], owner)
     found = [each for fd, head in valid.items() for each in _records(context, fd, head)]
@@ -210,8 +212,8 @@ def _replay_files(
     copied = copied or (bool(owner.host) and not lasting_inode(vault_fd))
     report = _Replayer(context, vault_fd, newest, oldest, copied=copied).run(found)
     log.warning(
-        "the last session did not end by an unmount: redid %d changes of %d files, ignored %d incomplete "
-        "changes and %d changes of missing files",
+        "the last session did not end with an unmount: redid %d changes to %d files, ignored %d incomplete "
+        "changes and %d changes to missing files",
         report.records, report.files, report.ignored, report.lost,
     )  # fmt: skip
     context.replayed |= {newest.journal_id}
@@ -222,8 +224,8 @@ def _replay_files(
     drop_records(vault_fd, kept, owner)
     if not listed:
         log.warning(
-            "the list of sessions was removed, but a journal is here. It may be an old journal, so files "
-            "that it leaves short are reported as cut"
+            "the list of sessions is missing, but a journal is here. It may be an old journal, so files that "
+            "it leaves short are reported as cut"
         )
         mark_unsettled(vault_fd, kept, owner)  # first: once the list says that it is over, nothing would
     sessions = sessions.ended(newest.number, [newest.journal_id] if listed else [])

@@ -22,11 +22,17 @@ from cryptfs.core.names.dirrecord import (
     pack_directory_record,
 )
 from cryptfs.errors import DirectoryRecordError
-from cryptfs.storage.dirs import open_directory, sync_directory
+from cryptfs.storage.dirs import is_quiet, open_directory, sync_directory
 from cryptfs.storage.libc import syncfs
-from cryptfs.storage.records import is_in_parent, read_record, replace_record, with_owner_rights
+from cryptfs.storage.records import (
+    bring_back_record,
+    is_in_parent,
+    read_record,
+    replace_record,
+    with_owner_rights,
+)
 from cryptfs.vfs.content.context import FileContext
-from cryptfs.vfs.tree.directory import Directory
+from cryptfs.vfs.tree.directory import Directory, record_seen
 
 
 class Move(NamedTuple):
@@ -141,6 +147,28 @@ class Binding:
                     self._write(_Begun(fd, record.dir_id, place, place), (place,), sync=True)
         finally:
             self._lock.release()
+
+    def outlasts(self, directory: Directory) -> bool:
+        """Whether an open directory without a record goes on as it was opened.
+
+        One machine removes a directory, and another one changes a file in it: a sync client deletes the
+        record, which nobody has changed, and keeps the file. So the record comes back where a name needs it.
+        Not while the directory changes: the rest of the removal may be under way.
+        """
+        entry_name = directory.cipher_path.rpartition("/")[2]
+        if self._context.read_only or (self.is_on and directory.place is None):
+            return False
+        if not is_in_parent(directory.fd, entry_name) or not directory.has_own_names():
+            return False
+        if is_quiet(directory.fd) and self._lock.acquire(blocking=False):
+            try:
+                with contextlib.suppress(OSError), with_owner_rights(directory.fd):
+                    record = self.pack(directory.dir_id, directory.place)
+                    bring_back_record(directory.fd, record, self._context.owner)
+                    directory.record = record_seen(directory.fd)
+            finally:
+                self._lock.release()
+        return True
 
     @property
     def _is_durable(self) -> bool:

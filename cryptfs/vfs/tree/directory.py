@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import errno
 import logging
 import os
 import threading
 import time
-import weakref
 from collections.abc import Callable
 
 from cryptfs.core.keys import Subkeys
@@ -16,7 +17,14 @@ from cryptfs.core.names.dirrecord import RECORD_NAME, DirectoryRecord, RecordRul
 from cryptfs.core.names.names import MAX_NAME_SIZE, DirectoryNames, NameCipher, siv_of
 from cryptfs.core.printable import shown
 from cryptfs.errors import DirectoryRecordError, NameError_, NameTooLongError
-from cryptfs.storage.dirs import entry_name_of, is_long, open_directory, read_sidecar
+from cryptfs.storage.dirs import (
+    entry_name_of,
+    holds_plaintext,
+    is_long,
+    list_names,
+    open_directory,
+    read_sidecar,
+)
 from cryptfs.storage.records import is_in_parent, read_record
 from cryptfs.vfs.tree.conflicts import Conflicting, find_copy, may_be_copy, open_copy
 
@@ -29,29 +37,92 @@ NO_NAME = "(no name)"
 """Cipher path of a file without a name, for messages."""
 
 RECORD_SECONDS = 1.0  # then a directory in use has its record looked at again
-_CACHED_NAMES = 4096  # of one directory
-_COUNTED = 64  # a directory reports its names in steps of so many
-MAX_CACHED_NAMES = 65_536  # of all open directories, some 350 bytes each
+MAX_CACHED_NAMES = 65_536  # of all directories, some 350 bytes each
+_CACHED_NAMES = 32_768  # of one directory
+_COUNTED = 64  # an open directory reports its names in steps of so many
+_ONE_TABLE = 4  # names that a table without any counts as
+
+
+class KnownNames:
+    """Names of one directory that were verified, or sealed here.
+
+    entries: plaintext name -> name in the backing directory.
+    plain, long: the reverse, of those without a sidecar and of those with one.
+    """
+
+    __slots__ = ("counted", "dir_id", "entries", "long", "plain")
+
+    def __init__(self, dir_id: bytes) -> None:
+        self.dir_id = dir_id
+        self.entries: dict[bytes, str] = {}
+        self.plain: dict[str, bytes] = {}
+        self.long: dict[str, bytes] = {}
+        self.counted = 0
+
+    def clear(self) -> None:
+        """Forget all: the next use seals or opens them again."""
+        self.entries.clear()
+        self.plain.clear()
+        self.long.clear()
 
 
 class CachedNames:
-    """Counts the names that all directories of a vault remember. If they are too many, all are forgotten."""
+    """The known names of all directories of a vault, by dir_id.
+
+    A name follows from dir_id and entry alone, so nothing that happens on the disk makes them wrong, and they
+    may outlive the Directory: one that the kernel has forgotten is often opened again. If they are too many,
+    the directories that were opened longest ago lose theirs.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._count = 0
-        self._large: weakref.WeakSet[Directory] = weakref.WeakSet()
+        self._tables: dict[bytes, KnownNames] = {}  # the one opened last is the last one
+        self._closed: collections.deque[KnownNames] = collections.deque()
 
-    def grown(self, directory: Directory) -> None:
-        """A directory remembers _COUNTED more names."""
+    def of(self, dir_id: bytes) -> KnownNames:
+        """The table of a directory that is being opened."""
         with self._lock:
-            self._count += _COUNTED
-            self._large.add(directory)
-            if self._count <= MAX_CACHED_NAMES:
+            table = self._tables.pop(dir_id, None)
+            if table is None:
+                table = KnownNames(dir_id)
+            self._tables[dir_id] = table
+            self._recount(table)
+            while self._closed:
+                self._recount(self._closed.popleft())
+            self._make_room(table)
+            return table
+
+    def grown(self, table: KnownNames) -> None:
+        """An open directory knows _COUNTED more names."""
+        with self._lock:
+            if self._tables.setdefault(table.dir_id, table) is not table:  # it lost its place to a later one
+                table.clear()
                 return
-            large, self._large, self._count = self._large, weakref.WeakSet(), 0
-        for other in large:
-            other.forget_names()
+            self._recount(table)
+            self._make_room(table)
+
+    def closed(self, table: KnownNames) -> None:
+        """A directory is closed. From __del__, so maybe while this thread holds the lock: it takes none."""
+        self._closed.append(table)
+
+    def _recount(self, table: KnownNames) -> None:
+        if self._tables.get(table.dir_id) is table:
+            count = _ONE_TABLE + len(table.entries)
+            self._count += count - table.counted
+            table.counted = count
+
+    def _make_room(self, used: KnownNames) -> None:
+        if self._count <= MAX_CACHED_NAMES:
+            return
+        for dir_id, table in list(self._tables.items()):
+            if self._count <= MAX_CACHED_NAMES * 3 // 4:
+                return
+            if table is not used:
+                del self._tables[dir_id]
+                self._count -= table.counted
+                table.counted = 0
+                table.clear()
 
 
 def printable(name: str) -> str:
@@ -67,8 +138,8 @@ class Directory:
     """
 
     __slots__ = (
-        *("__weakref__", "_cached", "_entry_names", "_names", "_plain_names", "cipher_path", "dir_id", "fd"),
-        *("lacks_default_acl", "looked", "place", "record"),
+        *("_cached", "_known", "_names", "_plain_names", "cipher_path", "dir_id", "fd", "lacks_default_acl"),
+        *("looked", "place", "record"),
     )
 
     def __init__(
@@ -83,19 +154,22 @@ class Directory:
         self.lacks_default_acl = (0, 0.0)  # see Acls.inherited
         self._names = names
         self._cached = cached
-        self._entry_names: dict[bytes, str] = {SELF: "."}
-        self._plain_names: dict[str, bytes] = {}  # the reverse, of those that need no sidecar
+        self._known = cached.of(dir_id)
+        self._plain_names = self._known.plain
 
     def __del__(self) -> None:
         os.close(self.fd)
+        self._cached.closed(self._known)
 
     def entry_name(self, name: bytes) -> str:
         """The name of a plaintext name (or SELF) in the backing directory.
 
         Raises: NameTooLongError: over 255 bytes.
         """
-        known = self._entry_names.get(name)
+        known = self._known.entries.get(name)
         if known is None:
+            if name == SELF:
+                return "."
             known = entry_name_of(self._names.seal(name))
             if may_be_copy(name):
                 copy = find_copy(self.fd, self._names, name, known)
@@ -142,7 +216,8 @@ class Directory:
     def open_name(self, cipher_name: str, entry_name: str) -> bytes:
         """Decrypt and verify a full cipher name from this directory. Raises: NameError_."""
         name = self._names.open(cipher_name)
-        if CONFLICT_WORD not in name:
+        # A listing of more names than there is room for would push out its own: it keeps the first ones.
+        if len(self._plain_names) < _CACHED_NAMES and CONFLICT_WORD not in name:
             self._remember(name, entry_name)
         return name
 
@@ -159,21 +234,33 @@ class Directory:
             return False
         return find_copy(self.fd, self._names, name, entry_name_of(self._names.seal(name))) is not None
 
+    def known_long(self, entry_name: str) -> str | None:
+        """The full cipher name of a long entry that somebody has looked up; None if nobody remembers it."""
+        name = self._known.long.get(entry_name)
+        return None if name is None else self._names.seal(name)
+
+    def has_own_names(self) -> bool:
+        """Whether the directory on the disk has a name that verifies here. Raises: OSError."""
+        for entry_name in list_names(self.fd):
+            if not holds_plaintext(entry_name) or is_long(entry_name):
+                continue
+            with contextlib.suppress(NameError_):
+                self._names.open(entry_name)
+                return True
+        return False
+
     def _remember(self, name: bytes, entry_name: str) -> None:
-        names = self._entry_names
-        if len(names) >= _CACHED_NAMES:
-            self.forget_names()
-            names = self._entry_names
-        names[name] = entry_name
-        if not is_long(entry_name):
-            self._plain_names[entry_name] = name
-        if not len(names) % _COUNTED:
-            self._cached.grown(self)
+        known = self._known
+        if len(known.entries) >= _CACHED_NAMES:
+            known.clear()
+        known.entries[name] = entry_name
+        (known.long if is_long(entry_name) else known.plain)[entry_name] = name
+        if not len(known.entries) % _COUNTED:
+            self._cached.grown(known)
 
     def forget_names(self) -> None:
         """Forget all names: the next use seals them again."""
-        self._entry_names = {SELF: "."}
-        self._plain_names = {}
+        self._known.clear()
 
     def moved(self, parent: Directory, name: bytes) -> None:
         """A rename of ours has moved it there."""
@@ -238,11 +325,13 @@ class DirectoryOpener:
     Args: rules: which records count.
     on_moving: called for a record with two places, with a descriptor of its directory, the record, the place
                where the directory was found, and its name there in the backing directory.
+    on_lost:   called for an open directory that has lost its record: whether it goes on as it was opened.
     """
 
     def __init__(self, keys: Subkeys, rules: RecordRules) -> None:
         self.rules = rules
         self.on_moving: Callable[[int, DirectoryRecord, bytes, str], None] | None = None
+        self.on_lost: Callable[[Directory], bool] | None = None
         self._keys = keys
         self._cipher = NameCipher(keys)
         self._cached = CachedNames()
@@ -292,7 +381,7 @@ class DirectoryOpener:
             return True
         directory.looked = now
         try:
-            seen = _record_seen(directory.fd)
+            seen = record_seen(directory.fd)
             if seen != directory.record:
                 record = open_directory_record(read_record(directory.fd), self._keys)
                 if record.dir_id != directory.dir_id:
@@ -302,7 +391,9 @@ class DirectoryOpener:
                     return False  # else others have moved it: an open one stays of use, as an open file
                 directory.record = seen
         except FileNotFoundError:
-            return not os.fstat(directory.fd).st_nlink  # gone with its directory, or alone
+            if not os.fstat(directory.fd).st_nlink:
+                return True  # gone with its directory
+            return self.on_lost is not None and self.on_lost(directory)
         except PermissionError:
             return True  # it lost the right to search, x: nobody can look, and a listing needs no look
         except DirectoryRecordError:
@@ -317,7 +408,7 @@ class DirectoryOpener:
                 raise DirectoryRecordError(misfit)
             if record.is_moving and place is not None and path != NO_NAME and self.on_moving is not None:
                 self.on_moving(fd, record, place, path.rpartition("/")[2])
-            seen = _record_seen(fd)
+            seen = record_seen(fd)
         except DirectoryRecordError as error:
             os.close(fd)
             error.cipher_path = path
@@ -326,9 +417,11 @@ class DirectoryOpener:
             # Elsewhere it could be listed: so somebody may wonder.
             if error.errno == errno.EACCES and os.access(f"/proc/self/fd/{fd}", os.R_OK):
                 if os.access(f"/proc/self/fd/{fd}", os.X_OK):
-                    why = "it belongs to another user, as root's mounts of 0.1 left it; chown it to its owner"
+                    why = (
+                        "it belongs to root, which mounted the vault with version 0.1; chown it to your user"
+                    )
                 else:
-                    why = "it needs the right to search (chmod u+x)"
+                    why = "the directory needs the permission to search (chmod u+x)"
                 log.warning("%s: its record cannot be read: %s", path, why)
             os.close(fd)
             raise
@@ -338,6 +431,7 @@ class DirectoryOpener:
         return found
 
 
-def _record_seen(dir_fd: int) -> tuple[int, int]:
+def record_seen(dir_fd: int) -> tuple[int, int]:
+    """Inode and ctime in ns of a directory's record. Raises: OSError."""
     st = os.stat(RECORD_NAME, dir_fd=dir_fd, follow_symlinks=False)
     return st.st_ino, st.st_ctime_ns

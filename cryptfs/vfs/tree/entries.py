@@ -12,7 +12,9 @@ import os
 import stat
 from collections.abc import Iterator
 
-from cryptfs.errors import ReadOnlyVaultError
+from cryptfs.core.names.conflicts import long_original
+from cryptfs.core.names.names import SIDECAR_SUFFIX
+from cryptfs.errors import NameError_, ReadOnlyVaultError
 from cryptfs.storage.dirs import (
     Sidecars,
     is_long,
@@ -34,6 +36,7 @@ from cryptfs.vfs.content.context import FileContext
 from cryptfs.vfs.content.filetable import FileTable
 from cryptfs.vfs.tree.attributes import Caller, backing_stat, give_to_caller
 from cryptfs.vfs.tree.binding import Binding, Move
+from cryptfs.vfs.tree.conflicts import stands
 from cryptfs.vfs.tree.directory import Directory, DirectoryOpener
 from cryptfs.vfs.tree.symlinks import Symlinks
 from cryptfs.vfs.tree.xattrs import Xattrs
@@ -52,6 +55,7 @@ class EntryOperations:
         self.opener = DirectoryOpener(context.keys, context.config.record_rules)
         self.binding = Binding(context, vault_fd)
         self.opener.on_moving = self.binding.finish
+        self.opener.on_lost = self.binding.outlasts
         self.files = FileTable(context)
         self.symlinks = Symlinks(context.keys, vault_fd, self.pending, context.owner)
         names, symlinks = self.opener.name_cipher, self.symlinks if self.binding.is_on else None
@@ -92,6 +96,31 @@ class EntryOperations:
         with self.sidecars.lock:
             yield entry_name
             self.sidecars.remove_if_orphaned(directory.fd, entry_name)
+
+    def long_name(self, directory: Directory, entry_name: str) -> str:
+        """The full cipher name of a long entry.
+
+        One machine removes a file, and another one changes it: a sync client deletes the sidecar, which
+        nobody has changed, and keeps the file. So the sidecar comes back if its name is remembered here.
+
+        Raises: NameError_: the sidecar does not count, or it is gone and nobody remembers the name, or the
+                            entry is a conflict copy.
+        """
+        try:
+            return self.sidecars.read(directory.fd, entry_name)
+        except NameError_:
+            original = long_original(entry_name)
+            cipher_name = directory.known_long(original)
+            if cipher_name is None or stands(directory.fd, original + SIDECAR_SUFFIX):
+                raise
+            if not stands(directory.fd, entry_name):
+                raise  # both went meanwhile
+            if not self.context.read_only:
+                with contextlib.suppress(OSError):
+                    self.sidecars.bring_back(directory.fd, cipher_name)
+            if original != entry_name:
+                raise
+            return cipher_name
 
     def make_directory(self, parent: Directory, name: bytes, mode: int, caller: Caller | None = None) -> None:
         """mkdir(2). The directory appears whole, with its record, or not at all."""
@@ -223,7 +252,8 @@ class EntryOperations:
             return
         if flags & ~(RENAME_NOREPLACE | RENAME_WHITEOUT):
             raise os_error(errno.EINVAL)
-        long_target = self.symlinks.text_to_discard(target, new_name)
+        replaces = not flags & RENAME_NOREPLACE
+        long_target = self.symlinks.text_to_discard(target, new_name) if replaces else None
         if is_long(source.entry_name(name)) or is_long(target.entry_name(new_name)):
             with self.unnaming(source, name), self.naming(target, new_name):
                 self._rename(source, name, target, new_name, flags, st)

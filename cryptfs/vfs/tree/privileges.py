@@ -119,10 +119,11 @@ class Privileges:
             state.keep_mtime()
         return False
 
-    def before_allocate(self, state: FileState) -> None:
-        """Before a program reserves room or punches a hole."""
+    def allocate_moves_time(self, state: FileState) -> bool:
+        """Before a program reserves room or punches a hole: whether that moves the time of change."""
         if self.kernel_owns_times:
             state.keep_mtime()
+        return not self.kernel_owns_times
 
     def written(self, state: FileState, *, kill: bool = False) -> None:
         """After a change of content by a program: take away the privileges that Linux takes away.

@@ -86,7 +86,10 @@ class Rescuer:
         try:
             self.keep(state)
         except (OSError, IntegrityError) as error:
-            log.error("%s: removed by somebody else, and not kept: %s", state.cipher_path, error)
+            log.error(
+                "%s: somebody else removed it while a program had it open, and it could not be kept: %s",
+                state.cipher_path, error,
+            )  # fmt: skip
             state.whereabouts.removed_here = True
 
     def keep(self, state: FileState) -> None:
@@ -135,7 +138,7 @@ class Rescuer:
             _discard(directory, temporary)
             raise
         log.warning(
-            "%s: deleted or replaced by somebody else while it was written to; kept as %s",
+            "%s: somebody else deleted or replaced it while a program was writing to it; kept as %s",
             state.cipher_path,
             directory.path_of(directory.entry_name(kept.name)),
         )

@@ -91,7 +91,7 @@ def _copy_xattrs(entries: EntryOperations, state: FileState, new: FileState) -> 
         try:
             value = entries.xattrs.get(source, SELF, name)
         except NameError_ as error:
-            log.warning("%s: not copied: %s", state.cipher_path, error.reason)
+            log.warning("%s: an attribute was not copied: %s", state.cipher_path, error.reason)
             continue
         entries.xattrs.set(target, SELF, name, value, 0)
 

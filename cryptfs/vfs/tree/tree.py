@@ -204,7 +204,7 @@ class VaultTree(EntryOperations):
         try:
             cipher_name = entry_name
             if is_long(entry_name):
-                cipher_name = self.sidecars.read(directory.fd, entry_name)
+                cipher_name = self.long_name(directory, entry_name)
             return directory.open_name(cipher_name, entry_name)
         except NameError_ as error:
             reason = error.reason

@@ -75,7 +75,7 @@ def test_an_old_journal_beside_that_of_a_crash_takes_nothing_away(
     (vault_dir / names[1]).write_bytes(old)
     with caplog.at_level(logging.WARNING), Vault.unlock(vault_dir, PASSPHRASE) as one:
         assert content(one) == replaced(OLD, 0, NEW)
-    assert "of another session" in caplog.text
+    assert "belongs to another session" in caplog.text
     assert [(vault_dir / name).read_bytes() for name in aside(vault_dir)] == [old]
 
 

@@ -74,7 +74,7 @@ def test_content_under_an_empty_header_is_there(
     whole = put_back(vault, empty(vault))
     with caplog.at_level(logging.WARNING):
         assert vault.get(NAME) == NEW
-    assert f"{vault.entry(NAME)}: was being written" in caplog.text
+    assert f"{vault.entry(NAME)}: writing to it was interrupted" in caplog.text
     assert vault.backing(NAME).read_bytes() == whole
     with vault.opened(NAME) as file:
         file.append(b"more")

@@ -215,7 +215,7 @@ def test_one_file_of_an_earlier_session_is_left_out(tmp_path: Path, caplog: pyte
     put_back(vault.vault_dir, {B: earlier[A]})
     with caplog.at_level(logging.WARNING):
         vault.die_and_reopen()
-    assert "of another session" in caplog.text
+    assert "belongs to another session" in caplog.text
     assert vault.get(NAME) == replaced(PENDING, CHUNK, NEW)
     assert vault.get(OTHER) == PENDING
     vault.close()
