@@ -18,7 +18,7 @@ from cryptfs.mount.leaving.desktop import LOCK, LOGOUT, SLEEP, Desktop
 from cryptfs.mount.leaving.hooks import Hook, split_command
 from cryptfs.mount.leaving.idle import IdleClock
 from cryptfs.mount.leaving.leaver import IDLE, Leaver, Outcome, Want
-from cryptfs.mount.mounts import HOOK_SECONDS, Mount, detach, mount_at
+from cryptfs.mount.mounts import HOOK_SECONDS, Mount, mount_at, take_away
 from cryptfs.mount.options import MountOptions
 from cryptfs.mount.statistics import Statistics
 from cryptfs.storage.libc import syncfs
@@ -152,7 +152,7 @@ class Ending:
             want.prepared = True
         self.why = _WHY[want.reason]  # before: afterwards this process ends
         try:
-            detach(mount.mountpoint, lazy=False)
+            take_away(mount, lazy=False)
         except OSError as error:
             if error.errno != errno.EBUSY:
                 raise
@@ -217,14 +217,14 @@ class Ending:
 def detach_with_sync(mount: Mount) -> None:
     """Take a mount away, lazily if programs use it; then the kernel's cache is written before."""
     try:
-        detach(mount.mountpoint, lazy=False)
+        take_away(mount, lazy=False)
     except OSError as error:
         if error.errno != errno.EBUSY:
             raise
         users = describe_holders(find_holders(mount.mountpoint), commands=False)
         log.warning("%s is still in use%s", shown(mount.mountpoint), users)
         _sync_mount(mount.mountpoint)
-        detach(mount.mountpoint, lazy=True)
+        take_away(mount, lazy=True)
 
 
 def _sync_mount(mountpoint: str) -> None:

@@ -157,7 +157,7 @@ def unmount(mountpoint: Path, *, lazy: bool = False, run_hook: bool = True) -> M
                 f"To unmount without it: cryptfs umount --no-hook {shell_word(mountpoint)}"
             )
     try:
-        detach(mount.mountpoint, lazy=lazy)
+        take_away(mount, lazy=lazy)
     except OSError as error:
         if error.errno != errno.EBUSY:
             raise MountError(f"{shown(mountpoint)}: cannot unmount: {error.strerror}") from None
@@ -248,6 +248,18 @@ def _group_name(gid: int) -> str:
         return grp.getgrgid(gid).gr_name
     except KeyError:
         return str(gid)
+
+
+def take_away(mount: Mount, *, lazy: bool) -> None:
+    """As detach. It is no error if somebody else is faster: --idle, a file manager, another umount.
+
+    Raises: OSError, MountError: as detach, and the mount is still there.
+    """
+    try:
+        detach(mount.mountpoint, lazy=lazy)
+    except (OSError, MountError):
+        if any((each.mountpoint, each.device) == (mount.mountpoint, mount.device) for each in read_mounts()):
+            raise
 
 
 def detach(mountpoint: str, *, lazy: bool) -> None:

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from cryptfs.mount import mounts
 from cryptfs.mount.leaving import ownmountpoint
 from cryptfs.mount.mounts import detach, mount_at, wait_until
+from cryptfs.storage.libc import umount2
 from cryptfs.storage.vaultdir import lock_holder
 from tests.commands import runner
 from tests.e2e.conftest import ENGINES
@@ -163,6 +165,25 @@ def test_a_command_before_sigterm_takes_it_away(native: Scene, tmp_path: Path) -
     native.kill(signal.SIGTERM)
     assert native.closes()
     assert out.read_text().startswith("signal|")
+
+
+@pytest.mark.parametrize("by", ["the system", "fusermount"])
+@pytest.mark.parametrize("lazy", [(), ("--lazy",)])
+def test_somebody_else_unmounts_at_the_same_moment(
+    native: Scene, by: str, lazy: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As --idle does, or a file manager: it is unmounted, which is what the person wanted."""
+
+    def second(mountpoint: str, *, lazy: bool) -> None:
+        umount2(mountpoint, 0)
+        detach(mountpoint, lazy=lazy)
+
+    monkeypatch.setattr(mounts, "detach", second)
+    if by == "fusermount":
+        monkeypatch.setattr(mounts, "has_umount2", lambda: False)
+    native.mount()
+    assert native.umount(*lazy) == ""
+    assert native.closes()
 
 
 # ---- all of them
@@ -347,8 +368,9 @@ def test_an_ordinary_user(engine: str, home: Path, fuse_for_everybody: None) -> 
         cryptfs() {{ {" ".join(PROGRAM)} "$@"; }}
         cryptfs init vault --passfile passfile --kdf-memory 64m -q
         for turn in 1 2; do
-            cryptfs mount vault private --passfile passfile --engine {engine} -q --log-file log \
-                --idle 1s --before-unmount 'sh -c "id -u >> {home}/ids"'
+            [ $turn = 1 ] || set -- --idle 3s
+            cryptfs mount vault private --passfile passfile --engine {engine} -q --log-file log "$@" \
+                --before-unmount 'sh -c "id -u >> {home}/ids"'
             echo kept > private/note
             if [ $turn = 1 ]; then cryptfs umount private; else
                 while grep -q '{home}/private ' /proc/self/mountinfo; do sleep 0.1; done
