@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -42,6 +43,12 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     """That place goes."""
     shutil.rmtree(config.stash.get(_state, ""), ignore_errors=True)
+
+
+def pytest_collection_finish() -> None:
+    """What pytest knows of thousands of tests is here to stay: Python looks there for garbage no more."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
