@@ -56,7 +56,7 @@ def native(vault: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_it_goes_when_nobody_uses_it(scene: Scene) -> None:
     """Looks at all filesystems, as df and desktops have them, are no use."""
-    scene.mount("--idle", "1s")
+    scene.mount("--idle", "2s")
     content = os.urandom(3 << 20)
     (scene.mountpoint / "file").write_bytes(content)
     until = time.monotonic() + ENDS
