@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import resource
 import socket
 import threading
 import time
@@ -102,6 +103,33 @@ def test_the_daemon_answers_its_own_user(served: Statistics) -> None:
         found = ask_status(a_mount())
         assert found["operations"]["read"] == count
     assert (found["mountpoint"], found["vault"], found["pid"]) == ("/private", "/vault", os.getpid())
+
+
+def test_a_server_answers_again_after_it_had_no_descriptor() -> None:
+    """A blocked accept(2) has its descriptor already; before the next one, others may take all of them."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    address = f"\0cryptfs-test/{os.getpid()}"
+
+    def answer(connection: socket.socket) -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+        connection.sendall(b"yes")
+
+    def ask() -> bytes:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(5.0)
+            connection.connect(address)
+            said = connection.recv(3)
+        server._thread.join(0.2)  # it tries to accept the next one
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        return said
+
+    server = localsocket.LocalServer(address, "cryptfs-test", answer)
+    try:
+        assert [ask(), ask()] == [b"yes", b"yes"]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        server.close()
+    assert not server._thread.is_alive()
 
 
 def test_the_daemon_tells_others_nothing(served: Statistics, monkeypatch: pytest.MonkeyPatch) -> None:

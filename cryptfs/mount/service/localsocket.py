@@ -12,10 +12,13 @@ import os
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable
 
 SEND_SECONDS = 1.0
 _CREDENTIALS = struct.Struct("=iII")  # pid uid gid: struct ucred of unix(7)
+_TOO_FULL = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_FULL_SECONDS = 0.1
 
 
 def peer_of(connection: socket.socket) -> tuple[int, int]:
@@ -51,8 +54,11 @@ class LocalServer:
         while True:
             try:
                 connection, _ = self._socket.accept()
-            except OSError:
-                return  # closed
+            except OSError as error:
+                if error.errno not in _TOO_FULL:
+                    return  # closed
+                time.sleep(_FULL_SECONDS)  # programs may have all descriptors; later some are free again
+                continue
             with connection, contextlib.suppress(OSError):
                 if peer_of(connection)[1] in (0, os.geteuid()):
                     connection.settimeout(SEND_SECONDS)
