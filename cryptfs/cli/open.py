@@ -239,10 +239,12 @@ def _open(vault: Path, at: Path | None, wish: Wish, dialogs: Dialogs | None) -> 
             foreground=False,
             quiet=wish.quiet or dialogs is not None,
         )
-    except BaseException:
+    except BaseException as error:
         for directory in made:
             with contextlib.suppress(OSError):
                 directory.rmdir()
+        if isinstance(error, CommandError) and mounted_at(vault) is not None:  # what ran after it has failed
+            remember_vault(vault)
         raise
     remember_vault(vault)
     return place

@@ -226,6 +226,19 @@ def test_the_command_line_of_open_goes_before_the_config_file(home: Home) -> Non
     assert mount_at(home.path / "Vaults" / "here") is not None
 
 
+def test_a_vault_is_remembered_if_the_command_after_its_mount_fails(home: Home) -> None:
+    home.config.write_text('[mount]\nafter_mount = "false"\n')
+    said = home.cryptfs("open", home.vault, stdin="right\n", code=11)
+    assert "the vault is mounted, but" in said
+    assert home.cryptfs("open", "--list") == f"{home.vault} on {home.place}\n"
+
+
+def test_a_vault_that_is_not_mounted_is_not_remembered(home: Home) -> None:
+    home.config.write_text('[mount]\nlog_file = "/nowhere/log"\n')
+    home.cryptfs("open", home.vault, stdin="right\n", code=11)
+    assert "No vault has been opened yet" in home.cryptfs("open", "--list")
+
+
 def test_options_of_all_mounts_count_without_a_name(home: Home) -> None:
     home.config.write_text('[mount]\nread_only = true\nidle = "1h"\n')
     home.cryptfs("open", home.vault, stdin="right\n")
