@@ -21,13 +21,14 @@ def leave_directories() -> None:
     """Take the entry for directories out of the user's added programs; nothing happens if that fails.
 
     It stays in the menu, because its own MimeType puts it there. A default that the user chose also stays.
+    With sudo the file may be another user's. It would become root's, and its user could not read it.
     """
     base = os.environ.get("XDG_CONFIG_HOME", "")
     config = base if base.startswith("/") else os.path.expanduser("~/.config")
     with contextlib.suppress(OSError):
         place = Path(os.path.realpath(Path(config, "mimeapps.list")))
         about = place.stat()
-        if not stat.S_ISREG(about.st_mode) or about.st_size > _MAX_SIZE:
+        if not stat.S_ISREG(about.st_mode) or about.st_size > _MAX_SIZE or about.st_uid != os.geteuid():
             return
         before = place.read_bytes()
         after = without_entry(os.fsdecode(before))

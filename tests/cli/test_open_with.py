@@ -79,6 +79,15 @@ def test_a_file_without_the_entry_is_not_written(file: Path) -> None:
     assert (file.stat().st_ino, file.stat().st_mtime_ns) == (about.st_ino, about.st_mtime_ns)
 
 
+def test_the_file_of_another_user_is_left_alone(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As root with the environment of a user: the new file would be root's."""
+    file.write_text(f"{ADDED}inode/directory={ENTRY};\n")
+    about = file.stat()
+    monkeypatch.setattr(os, "geteuid", lambda: about.st_uid + 1)
+    leave_directories()
+    assert file.stat().st_ino == about.st_ino
+
+
 def test_what_is_no_file_is_left_alone(file: Path) -> None:
     os.mkfifo(file)
     leave_directories()
