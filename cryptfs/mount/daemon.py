@@ -152,7 +152,11 @@ def start_daemon(body: Callable[[Ready], None], target: LogTarget) -> int:
         _detach_and_run(body, target, writer)
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
-        raw = pipe.read()
+        try:
+            raw = pipe.read()
+        except KeyboardInterrupt:  # the daemon gets it as well: wait until it has taken its mount away
+            pipe.read()
+            raise
     os.waitpid(child, 0)
     return _read_report(raw)
 

@@ -15,7 +15,7 @@ import pytest
 
 from cryptfs.errors import MountError, VaultLockedError
 from cryptfs.mount import mounts
-from cryptfs.mount.daemon import LogTarget, Ready
+from cryptfs.mount.daemon import LogTarget, Ready, start_daemon
 from cryptfs.mount.life import MountableVault, check_mountpoint, mount_background, serve
 from cryptfs.mount.mounts import wait_until
 from cryptfs.mount.options import MountOptions
@@ -107,6 +107,31 @@ def test_until_it_is_ready_the_daemon_is_in_the_group_of_its_parent(vault: FakeV
     finally:
         (vault.vault_dir / "stop").touch()
     assert wait_until(lambda: vault.lines()[-1] == "close", 10)
+
+
+def test_ctrl_c_ends_the_parent_after_the_daemon(tmp_path: Path) -> None:
+    """Else a mountpoint that cryptfs made would stay, since the daemon still has its mount on it."""
+    begun, over = tmp_path / "begun", tmp_path / "over"
+
+    def unmounts_slowly(_ready: Ready) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        begun.touch()
+        signal.sigwait([signal.SIGINT])
+        time.sleep(0.3)
+        over.touch()
+
+    parent = os.fork()
+    if parent == 0:
+        try:
+            os.setpgid(0, 0)
+            start_daemon(unmounts_slowly, LogTarget())
+        except KeyboardInterrupt:
+            os._exit(0 if over.exists() else 1)
+        finally:
+            os._exit(2)
+    assert wait_until(begun.exists, 20)
+    os.killpg(parent, signal.SIGINT)
+    assert os.waitstatus_to_exitcode(os.waitpid(parent, 0)[1]) == 0
 
 
 def test_errors_reach_the_parent_as_they_were(vault: FakeVault, place: Path) -> None:
