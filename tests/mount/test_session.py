@@ -212,7 +212,7 @@ def test_stop_signals_unmount_and_close(
         vault.diary.open("a").write(f"detach {mountpoint} {lazy}\n")
         stop.touch()
 
-    monkeypatch.setattr("cryptfs.mount.ending.detach", detach)
+    monkeypatch.setattr("cryptfs.mount.mounts.detach", detach)
     pid = run_in_background(vault, place, serves_until_told)
     os.kill(pid, signal.SIGTERM)
     assert wait_until(lambda: vault.lines()[-1] == "close", 10)
