@@ -154,9 +154,9 @@ def import_(
         from cryptfs.transfer.shares import Base
         from cryptfs.transfer.vaultside import VaultSide
 
-        absolute = Path(os.path.abspath(origin))  # a symlink at its end stays one
-        where = PlainDirectory.at(str(absolute.parent))
-        name = os.fsencode(absolute.name) or b"."
+        # A symlink at its end stays one; and what ".." means before that is for the kernel to say.
+        where = PlainDirectory.at(str(origin.parent))
+        name = os.fsencode(origin.name) or b"."
         inside = os.fsencode(path).strip(b"/")
         if not stat.S_ISDIR(st.st_mode) and opened.is_dir(path):
             inside = os.path.join(inside, name)
@@ -177,13 +177,13 @@ def _plain_place(target: Path, name: bytes | None) -> tuple[PlainDirectory, byte
     """
     from cryptfs.transfer.plainside import PlainDirectory
 
-    absolute = Path(os.path.realpath(target)) if target.is_dir() else Path(os.path.abspath(target))
+    place = Path(os.path.realpath(target)) if target.is_dir() else target
     if name is not None and target.is_dir():
-        absolute = absolute / os.fsdecode(name)
+        place = place / os.fsdecode(name)
     try:
-        return PlainDirectory.at(str(absolute.parent)), os.fsencode(absolute.name) or b"."
+        return PlainDirectory.at(str(place.parent)), os.fsencode(place.name) or b"."
     except OSError as error:
-        raise CommandError(f"{shown(absolute.parent)}: {error.strerror}") from None
+        raise CommandError(f"{shown(place.parent)}: {error.strerror}") from None
 
 
 def _run(
