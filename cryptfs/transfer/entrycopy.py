@@ -26,6 +26,8 @@ LARGE = 1 << 20
 ENTRY_WORK = 64 << 10
 """Bytes of content that take as long as an entry of any kind."""
 _LABEL = b"security.selinux"
+_STEPS = (1, 100, 1_000, 1_000_000, 10_000_000, 1_000_000_000, 2_000_000_000)
+"""Nanoseconds between the times that a filesystem can keep: 100 on NTFS and SMB, 2 seconds on FAT."""
 
 
 class ExistsError(Exception):
@@ -195,7 +197,7 @@ class EntryCopy(Generic[From, To]):
         if same and stat.S_ISLNK(st.st_mode):
             same = self._same_link(item)
         elif same:
-            same = (there.st_size, there.st_mtime_ns) == (st.st_size, st.st_mtime_ns)
+            same = there.st_size == st.st_size and _is_kept(st.st_mtime_ns, there.st_mtime_ns)
         if same or self.overwrite:
             return same
         raise ExistsError("the target has another file of this name (--overwrite replaces it)")
@@ -414,6 +416,11 @@ class EntryCopy(Generic[From, To]):
                 two.close()
         finally:
             one.close()
+
+
+def _is_kept(wanted: int, there: int) -> bool:
+    """Whether a time is the wanted one, or what a filesystem with coarser steps makes of it."""
+    return any(there == wanted - wanted % step for step in _STEPS)
 
 
 def _close_quietly(content: SideFile) -> None:

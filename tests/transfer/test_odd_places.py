@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+import pytest
 
 from tests.commands import Run
 
@@ -22,3 +25,20 @@ def test_two_dots_after_a_symlink(vault_dir: Path, tmp_path: Path, run: Run) -> 
     assert not (here / "out").exists()
     assert run("import", here / "link" / "..", f"{vault_dir}:all").code == 0
     assert run("ls", vault_dir, "all").out.split() == ["file", "out", "sub"]
+
+
+@pytest.mark.parametrize("step", [100, 10_000_000, 1_000_000_000, 2_000_000_000])
+def test_a_copy_goes_on_where_times_are_coarse(step: int, vault_dir: Path, tmp_path: Path, run: Run) -> None:
+    """NTFS and SMB, exFAT, old ext, FAT."""
+    source, out = tmp_path / "source", tmp_path / "out"
+    source.mkdir()
+    (source / "file").write_text("content")
+    time = 1_700_000_001_987_654_321
+    os.utime(source / "file", ns=(time, time))
+    assert run("import", source, vault_dir).code == 0
+    assert run("export", vault_dir, out).code == 0
+    os.utime(out / "file", ns=(time, time - time % step))
+    again = run("export", vault_dir, out)
+    assert (again.code, again.err) == (0, "Exported 2 entries, 1 were there already.\n")
+    os.utime(out / "file", ns=(time, time - time % step + 1))
+    assert run("export", vault_dir, out).code == 11
