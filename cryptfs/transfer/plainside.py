@@ -44,8 +44,15 @@ class PlainDirectory:
 
     @classmethod
     def at(cls, path: str | bytes) -> PlainDirectory:
-        """The directory of a path; symlinks on the way and at its end are followed. Raises: OSError."""
-        return cls(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        """The directory of a path; symlinks on the way and at its end are followed. Raises: OSError.
+
+        It may be one that lets others through and shows them nothing, such as /home on some machines.
+        """
+        flags = os.O_DIRECTORY | os.O_CLOEXEC
+        try:
+            return cls(os.open(path, os.O_RDONLY | flags))
+        except PermissionError:
+            return cls(os.open(path, os.O_PATH | flags))
 
 
 class PlainSideFile(SideFile):
@@ -247,7 +254,12 @@ class PlainSide(Side[PlainDirectory]):
                 on_lost(attribute, error)
 
     def sync(self) -> None:
-        syncfs(self._top.fd)
+        try:
+            syncfs(self._top.fd)
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                raise
+            os.sync()  # nobody may read this directory: see `PlainDirectory.at`
 
 
 def _lock(where: PlainDirectory, kind: int) -> bool:

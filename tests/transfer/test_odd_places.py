@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 
+from cryptfs.transfer.copying import TreeCopy
+from cryptfs.transfer.entrycopy import Copied
+from cryptfs.transfer.plainside import PlainDirectory, PlainSide
 from tests.commands import Run
+from tests.support import crash_in
 
 
 def test_two_dots_after_a_symlink(vault_dir: Path, tmp_path: Path, run: Run) -> None:
@@ -42,3 +48,32 @@ def test_a_copy_goes_on_where_times_are_coarse(step: int, vault_dir: Path, tmp_p
     assert (again.code, again.err) == (0, "Exported 2 entries, 1 were there already.\n")
     os.utime(out / "file", ns=(time, time - time % step + 1))
     assert run("export", vault_dir, out).code == 11
+
+
+@pytest.mark.waits
+def test_a_directory_that_only_lets_through() -> None:
+    """An ordinary user's own directories in it are within reach, as those in /home on some machines."""
+    place, user = Path(tempfile.mkdtemp(prefix="transfer-through-")), 64_001
+    for name in ("mine", "out"):
+        (place / name).mkdir()
+        os.chown(place / name, user, user)
+    (place / "mine" / "file").write_text("mine")
+    place.chmod(0o711)
+
+    def work() -> None:
+        os.setgroups([])
+        os.setgid(user)
+        os.setuid(user)
+        problems: list[object] = []
+        top = PlainDirectory.at(str(place))
+        plain = PlainSide(top)
+        copy = TreeCopy(plain, plain, lambda *problem: problems.append(problem), Copied())
+        copy.run(top, b"mine", top, b"out", b"")
+        plain.sync()
+        assert problems == []
+
+    try:
+        crash_in(work)
+        assert (place / "out" / "file").read_text() == "mine"
+    finally:
+        shutil.rmtree(place)
