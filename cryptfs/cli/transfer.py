@@ -138,6 +138,8 @@ def import_(
     already there with the same size and time, so you can repeat an interrupted run. It replaces other files
     only with --overwrite.
     """
+    from cryptfs.mount.mounts import absolute
+
     vault, path = target_path
     if is_inside(vault, origin):
         raise UsageProblem(f"{shown(origin)} is in the vault itself, or in its mountpoint")
@@ -145,6 +147,8 @@ def import_(
         st = origin.lstat()
     except OSError as error:
         raise CommandError(f"{shown(origin)}: {error.strerror}") from None
+    if stat.S_ISDIR(st.st_mode) and absolute(vault).is_relative_to(absolute(origin)):
+        raise UsageProblem(f"{shown(vault)} is in {shown(origin)}: it would be copied into itself")
     problems = Problems()
     with ends_in_order(), opened_inside(ctx, vault, source, write=True, start=False) as opened:
         from cryptfs.transfer.copying import TreeCopy

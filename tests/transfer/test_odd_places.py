@@ -77,3 +77,15 @@ def test_a_directory_that_only_lets_through() -> None:
         assert (place / "out" / "file").read_text() == "mine"
     finally:
         shutil.rmtree(place)
+
+
+def test_a_directory_with_the_vault_in_it(vault_dir: Path, tmp_path: Path, run: Run) -> None:
+    """The copies would be copied as well: without end, if the target is below the root."""
+    (tmp_path / "link").symlink_to(tmp_path)
+    for source in (tmp_path, tmp_path / "link" / "vault" / ".."):
+        told = run("import", source, vault_dir)
+        assert told.code == 1
+        assert "it would be copied into itself" in told.err
+    assert run("ls", vault_dir).out == ""
+    assert run("import", tmp_path / "link", vault_dir).code == 0  # the link itself
+    assert run("ls", vault_dir).out == "link\n"
