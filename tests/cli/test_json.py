@@ -93,7 +93,8 @@ def entries(place: Place) -> None:
 def path(place: Place) -> None:
     found = check_answer("path", place("path", "--json", place.vault, "letters").out)
     cipher = found["entries"][0]["cipher_path"]
-    back = check_answer("path", place("path", "--json", "--plain", place.vault, f"./{cipher}").out)
+    options = ("--json", "--plain", "--passfile", place.passfiles[0])  # the name may begin with -
+    back = check_answer("path", place("path", *options, "--", place.vault, cipher).out)
     assert back["entries"] == found["entries"]
 
 
