@@ -8,7 +8,7 @@ import stat
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,7 +18,7 @@ from cryptfs.cli.inside import Problems, opened_inside
 from cryptfs.cli.interrupts import ends_in_order
 from cryptfs.cli.offers import OfferSource, unlock_options
 from cryptfs.cli.output import console, note, say, warn
-from cryptfs.cli.params import PLACE, Decorated, debug_option, shown, vault_path_argument
+from cryptfs.cli.params import PLACE, Decorated, PathParameter, debug_option, shown, vault_path_argument
 from cryptfs.cli.progress import progress_bar
 from cryptfs.cli.vaults import is_inside
 
@@ -50,6 +50,23 @@ class VaultPath(click.ParamType[tuple[Path, str]]):
         if not border:
             self.fail("the path of the vault is empty", param, ctx)
         return Path(text[:border]), text[border + 1 :]
+
+
+class Origin(PathParameter):
+    """What import copies. "LINK/" is the directory behind a symlink, as for the kernel and cp.
+
+    Raises: CommandError: there is none.
+    """
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = super().convert(value, param, ctx)
+        if not str(value).endswith(("/", "/.")):
+            return path
+        try:
+            os.stat(value)  # there, and a directory
+        except OSError as error:
+            raise CommandError(f"{shown(value)}: {error.strerror}") from None
+        return Path(os.path.realpath(path))
 
 
 def copy_options(function: Decorated) -> Decorated:
@@ -118,7 +135,7 @@ def export(
 
 
 @command("import")
-@click.argument("origin", metavar="SRC", type=PLACE)
+@click.argument("origin", metavar="SRC", type=Origin())
 @vault_path_argument("target_path", VaultPath())
 @copy_options
 @click.pass_context
@@ -133,10 +150,11 @@ def import_(
 ) -> ExitCode:
     """Copy SRC into VAULT: PATH becomes the copy. Without PATH, the root of the vault does.
 
-    If SRC is a file and PATH a directory, the copy goes into PATH. It keeps times, modes, owners, extended
-    attributes, ACLs, links and holes; the root of the vault keeps its own. The command skips files that are
-    already there with the same size and time, so you can repeat an interrupted run. It replaces other files
-    only with --overwrite.
+    If SRC is a file and PATH a directory, the copy goes into PATH. A symlink is copied as a symlink; SRC/ is
+    the directory that it points to. The copy keeps times, modes, owners, extended attributes, ACLs, links
+    and holes; the root of the vault keeps its own attributes. The command skips files that are already there
+    with the same size and time, so you can repeat an interrupted run. It replaces other files only with
+    --overwrite.
     """
     from cryptfs.mount.mounts import absolute
 

@@ -89,3 +89,19 @@ def test_a_directory_with_the_vault_in_it(vault_dir: Path, tmp_path: Path, run: 
     assert run("ls", vault_dir).out == ""
     assert run("import", tmp_path / "link", vault_dir).code == 0  # the link itself
     assert run("ls", vault_dir).out == "link\n"
+
+
+@pytest.mark.parametrize("end", ["/", "//", "/."])
+def test_a_slash_after_a_symlink(end: str, vault_dir: Path, tmp_path: Path, run: Run) -> None:
+    """The directory behind it, as for the kernel and cp; without a slash the symlink itself."""
+    real, link = tmp_path / "real", tmp_path / "link"
+    real.mkdir()
+    (real / "file").write_text("content")
+    link.symlink_to("real")
+    assert run("import", f"{link}{end}", f"{vault_dir}:photos").code == 0
+    assert run("cat", vault_dir, "photos/file").out == "content"
+    assert run("import", link, f"{vault_dir}:itself").code == 0
+    assert run("export", f"{vault_dir}:itself", tmp_path / "out").code == 0
+    assert (tmp_path / "out").readlink() == Path("real")
+    (tmp_path / "to file").symlink_to("real/file")
+    assert run("import", f"{tmp_path / 'to file'}{end}", f"{vault_dir}:no").code == 11
