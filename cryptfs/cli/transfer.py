@@ -52,7 +52,7 @@ class VaultPath(click.ParamType[tuple[Path, str]]):
         return Path(text[:border]), text[border + 1 :]
 
 
-class Origin(PathParameter):
+class SourcePath(PathParameter):
     """What import copies. "LINK/" is the directory behind a symlink, as for the kernel and cp.
 
     Raises: CommandError: there is none.
@@ -135,7 +135,7 @@ def export(
 
 
 @command("import")
-@click.argument("origin", metavar="SRC", type=Origin())
+@click.argument("origin", metavar="SRC", type=SourcePath())
 @vault_path_argument("target_path", VaultPath())
 @copy_options
 @click.pass_context
