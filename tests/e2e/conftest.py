@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cryptfs.mount.leaving import ownmountpoint
 from cryptfs.mount.mounts import wait_until
 from tests.e2e.desk import Desk, desk_at, furnish
 from tests.e2e.deskmounts import ENDS, Mounts
@@ -205,9 +206,13 @@ def furnished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def desk(tmp_path: Path, furnished: Path) -> Desk:
+def desk(tmp_path: Path, furnished: Path) -> Iterator[Desk]:
     """A vault with a small tree, and the program as a process."""
-    return desk_at(tmp_path, furnished)
+    made = desk_at(tmp_path, furnished)
+    yield made
+    for place in (made.base / "mountpoint", made.base / "Vaults" / "vault"):
+        if ownmountpoint.is_own(place):  # else nothing could remove it, and pytest could not tidy up
+            ownmountpoint.restore(place)
 
 
 @pytest.fixture(params=ENGINES)
