@@ -19,6 +19,7 @@ from typing import NoReturn
 
 from cryptfs.cli.exit_codes import ExitCode
 from cryptfs.cli.goflags import FlagError, GoFlags, duration_seconds, parse_flags, set_switch
+from cryptfs.cli.interrupts import heeds_interrupts
 from cryptfs.cli.main import main, prepare_streams
 from cryptfs.cli.output import note
 from cryptfs.cli.prompt import joined_secrets
@@ -350,9 +351,12 @@ def _holds_something(directory: Path) -> bool:
 
 
 def run() -> NoReturn:
-    """Entry point of the script `cryptfs-gocryptfs`."""
+    """The program, from its arguments to its exit code."""
     prepare_streams()
-    sys.exit(speak(sys.argv[1:]))
+    code: int = ExitCode.INTERRUPTED
+    with contextlib.suppress(KeyboardInterrupt), heeds_interrupts():
+        code = speak(sys.argv[1:])
+    sys.exit(code)
 
 
 if __name__ == "__main__":

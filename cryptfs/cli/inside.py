@@ -19,6 +19,7 @@ from cryptfs.cli.output import say
 from cryptfs.cli.params import leave_to_findings, shell_word, shown
 from cryptfs.cli.vaults import config_of, naming, refuse_locked
 from cryptfs.errors import CryptfsError, IntegrityError, VaultLockedError
+from cryptfs.signals import interrupt_behind
 
 if TYPE_CHECKING:
     from cryptfs.transfer.pathvault import PathVault
@@ -34,7 +35,10 @@ class Problems:
         self._code = ExitCode.OK
 
     def __call__(self, path: bytes, error: Exception) -> None:
-        """One entry. path: in the vault."""
+        """One entry. path: in the vault. Raises: what interrupted the work on it."""
+        interrupt = interrupt_behind(error)
+        if interrupt is not None:
+            raise interrupt from error
         if isinstance(error.__cause__, CryptfsError):
             error = error.__cause__
         code = exit_code_of(error) or ExitCode.OTHER

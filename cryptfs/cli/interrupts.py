@@ -5,11 +5,44 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from cryptfs.signals import signal_soon
+
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PATIENCE = 3  # interrupts, of which the last one ends also what should not be interrupted
+
+
+@contextlib.contextmanager
+def heeds_interrupts() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, at whatever moment it comes, and some other signals may do so, too.
+
+    Python drops what is raised in `__del__`, in a generator that is thrown away, or in a call from C. Then
+    the signal comes again, a moment later, until it meets code that it can interrupt.
+    """
+
+    def again(what: sys.UnraisableHookArgs) -> None:
+        if not issubclass(what.exc_type, KeyboardInterrupt):
+            before(what)
+            return
+        for number in _ENDING:
+            if callable(signal.getsignal(number)):
+                signal_soon(number)
+                return
+
+    takes = signal.getsignal(signal.SIGINT) is signal.SIG_DFL  # of `silent_interrupts`
+    if takes:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    before, sys.unraisablehook = sys.unraisablehook, again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+        if takes:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @contextlib.contextmanager
@@ -50,7 +83,7 @@ def undisturbed() -> Iterator[None]:
             handlers[number](number, frame)
 
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in _ENDING:
             handler = signal.getsignal(number)
             if callable(handler):
                 handlers[number] = handler

@@ -19,12 +19,14 @@ import click
 
 from cryptfs.cli.commands import CommandModules, Group
 from cryptfs.cli.exit_codes import CommandError, ExitCode, exit_code_of
+from cryptfs.cli.interrupts import heeds_interrupts
 from cryptfs.cli.mounthelper import HELPER_NAMES, helper_arguments, leave_environment
 from cryptfs.cli.output import say
 from cryptfs.cli.params import Settings, debug_option, shown
 from cryptfs.core.printable import for_vault
 from cryptfs.errors import CryptfsError
 from cryptfs.mount.resources import open_standard_streams
+from cryptfs.signals import interrupt_behind
 from cryptfs.version import VERSION
 
 if TYPE_CHECKING:
@@ -106,24 +108,31 @@ def main(args: Sequence[str], *, reads_config: bool = True) -> int:
     """
     settings = Settings(debug="--debug" in args, reads_config=reads_config)
     try:
-        result = cli.main(
-            args=with_command(args or ["--help"]), prog_name=PROGRAM, standalone_mode=False, obj=settings
-        )
-        sys.stdout.flush()
+        with heeds_interrupts():
+            result = cli.main(
+                args=with_command(args or ["--help"]), prog_name=PROGRAM, standalone_mode=False, obj=settings
+            )
+            sys.stdout.flush()
     except click.ClickException as error:
         return _usage_error(error)
     except (click.Abort, KeyboardInterrupt):
-        click.echo(f"{PROGRAM}: interrupted", err=True)
-        return ExitCode.INTERRUPTED
+        return _interrupted()
     except (BrokenPipeError, SystemExit):  # click and rich end the process where a pipe is broken
         # The rest of the buffer has no reader; without this Python complains at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return ExitCode.BROKEN_PIPE
     except Exception as error:  # noqa: BLE001 - the one boundary where every error becomes an exit code
+        if exit_code_of(error) is None and interrupt_behind(error) is not None:
+            return _interrupted()  # an interrupted lock of Python's says so in words of its own
         return _failed(error, settings)
     if not args:
         return ExitCode.USAGE
     return result if isinstance(result, int) else ExitCode.OK
+
+
+def _interrupted() -> ExitCode:
+    click.echo(f"{PROGRAM}: interrupted", err=True)
+    return ExitCode.INTERRUPTED
 
 
 def _usage_error(error: click.ClickException) -> ExitCode:
@@ -191,7 +200,7 @@ def prepare_streams() -> None:
 
 
 def run() -> NoReturn:
-    """Entry point of the scripts `cryptfs` and `mount.fuse.cryptfs`."""
+    """The program, from its arguments to its exit code."""
     prepare_streams()
     args: list[str] | None = sys.argv[1:]
     is_helper = Path(sys.argv[0]).name in HELPER_NAMES

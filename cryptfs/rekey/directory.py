@@ -98,7 +98,7 @@ class Dir:
             self.fd = -1
 
     def __del__(self) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, AttributeError):  # the latter: an interrupt came before it had one
             self.close()
 
 

@@ -68,6 +68,19 @@ def open_quietly(
         return *open_unreadable(dir_fd, name), False
 
 
+class OwnsDescriptor:
+    """Whose last reference closes its descriptor, `fd`: so never under somebody who uses it."""
+
+    __slots__ = ()
+    fd: int
+
+    def __del__(self) -> None:
+        try:  # noqa: SIM105 - on the way of a request: this costs nothing
+            os.close(self.fd)
+        except AttributeError:
+            pass  # an interrupt came before it had one
+
+
 def _refuse_special(dir_fd: int, name: str) -> None:
     try:
         mode = os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode

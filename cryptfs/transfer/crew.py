@@ -22,6 +22,7 @@ from collections.abc import Callable, Set
 from contextlib import AbstractContextManager
 from typing import Any, NoReturn
 
+from cryptfs.signals import signal_soon
 from cryptfs.storage.libc import end_with_parent
 from cryptfs.transfer.waiting import WorkerDiedError
 
@@ -206,6 +207,7 @@ def _be_worker(
         for number in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to all: the parent decides
             signal.signal(number, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, _stop)
+        sys.unraisablehook = _stop_again
         end_with_parent(signal.SIGTERM)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         gc.freeze()
@@ -219,6 +221,15 @@ def _be_worker(
 def _stop(*_: object) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # another one would come in the middle of cleaning up
     raise _Stopped
+
+
+def _stop_again(what: sys.UnraisableHookArgs) -> None:
+    """Python drops what is raised in `__del__`; elsewhere it counts."""
+    if not issubclass(what.exc_type, _Stopped):
+        sys.__unraisablehook__(what)
+        return
+    signal.signal(signal.SIGTERM, _stop)
+    signal_soon(signal.SIGTERM)
 
 
 def _work(channel: socket.socket, member: Callable[[], AbstractContextManager[DoesShares]]) -> int:

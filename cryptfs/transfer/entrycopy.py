@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Generic, NamedTuple
 
 from cryptfs.errors import CryptfsError
+from cryptfs.signals import interrupt_behind
 from cryptfs.storage.libc import NO_ROOM
 from cryptfs.transfer.pieces import PIECE, pieces_of, read_ahead
 from cryptfs.transfer.sides import DiffersError, From, OnLost, Parts, Side, SideFile, To
@@ -153,7 +154,13 @@ class EntryCopy(Generic[From, To]):
             self.tell(item.path, error)
 
     def tell(self, path: bytes, error: Exception) -> None:
-        """Report an entry, and go on. Raises: OSError: the disk is full: so are all that follow."""
+        """Report an entry, and go on.
+
+        Raises: OSError: the disk is full: so are all that follow.   What interrupted the work on the entry.
+        """
+        interrupt = interrupt_behind(error)
+        if interrupt is not None:
+            raise interrupt from error
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             raise error
         self.on_problem(path, error)

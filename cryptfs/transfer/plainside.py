@@ -10,7 +10,7 @@ import stat
 import time
 from collections.abc import Container
 
-from cryptfs.storage.backing import read_fully, write_fully
+from cryptfs.storage.backing import OwnsDescriptor, read_fully, write_fully
 from cryptfs.storage.libc import RENAME_NOREPLACE, os_error, renameat2, syncfs
 from cryptfs.transfer.sides import (
     OLD_PART,
@@ -31,16 +31,13 @@ _TRIES, _PAUSE = 20, 0.01  # to lock a directory; seconds between
 _SET_ID = stat.S_ISUID | stat.S_ISGID
 
 
-class PlainDirectory:
+class PlainDirectory(OwnsDescriptor):
     """A directory held open by a descriptor, which its last reference closes."""
 
     __slots__ = ("fd",)
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-
-    def __del__(self) -> None:
-        os.close(self.fd)
 
     @classmethod
     def at(cls, path: str | bytes) -> PlainDirectory:

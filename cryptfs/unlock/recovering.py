@@ -344,7 +344,7 @@ def first_record(vault_fd: int, config: VaultConfig, held: HeldSecret, masterkey
     write_next_record(vault_fd, sealed_record(config, [held], masterkey), owner)
     try:
         yield
-    except BaseException:
+    except Exception:  # after an interrupt the config may be there
         with contextlib.suppress(OSError):
             remove_record(vault_fd, NEXT_RECOVERY_NAME, owner)
         raise

@@ -16,7 +16,7 @@ import cryptfs
 
 # From the bottom up. A room may import those on lower lines, and itself.
 ORDER = (
-    ("version", "interpreter"),
+    ("version", "interpreter", "signals"),
     ("errors",),
     ("errnos",),
     ("core",),

@@ -25,6 +25,7 @@ from cryptfs.core.names.names import (
     siv_of,
 )
 from cryptfs.errors import DirectoryRecordError, NameError_
+from cryptfs.storage.backing import OwnsDescriptor
 from cryptfs.storage.dirs import is_long, open_directory, open_for_listing, read_sidecar
 from cryptfs.storage.records import read_record
 from cryptfs.vfs.content.context import FileContext
@@ -44,7 +45,7 @@ def _kept(error: Damage) -> Damage:
     return error
 
 
-class WalkedDirectory:
+class WalkedDirectory(OwnsDescriptor):
     """A directory under inspection. Its descriptor is closed with the last reference.
 
     plain_path: from the root, b'' for the root itself; None below a name that cannot be decrypted.
@@ -87,9 +88,6 @@ class WalkedDirectory:
         self.damage: DirectoryRecordError | OSError | None = None
         st = os.fstat(fd)
         self.identity = (st.st_dev, st.st_ino)
-
-    def __del__(self) -> None:
-        os.close(self.fd)
 
     @property
     def is_root(self) -> bool:

@@ -115,7 +115,7 @@ class Binding:
                 for each in begun:
                     self._write(each, (each.old, each.new), sync=self._is_durable)
                 yield
-            except BaseException:
+            except Exception:  # after an interrupt it has two places: the rename may be done
                 for each in begun:
                     with contextlib.suppress(OSError):  # it has two places then, and counts at both
                         self._write(each, (each.old,), sync=self._is_durable)

@@ -17,6 +17,7 @@ from cryptfs.core.names.dirrecord import RECORD_NAME, DirectoryRecord, RecordRul
 from cryptfs.core.names.names import MAX_NAME_SIZE, DirectoryNames, NameCipher, siv_of
 from cryptfs.core.printable import shown
 from cryptfs.errors import DirectoryRecordError, NameError_, NameTooLongError
+from cryptfs.storage.backing import OwnsDescriptor
 from cryptfs.storage.dirs import (
     entry_name_of,
     holds_plaintext,
@@ -130,7 +131,7 @@ def printable(name: str) -> str:
     return shown(name)
 
 
-class Directory:
+class Directory(OwnsDescriptor):
     """One directory, held open by an O_PATH descriptor that stays right through renames.
 
     The last reference closes the descriptor. So an operation under way never meets a descriptor that somebody
@@ -158,8 +159,9 @@ class Directory:
         self._plain_names = self._known.plain
 
     def __del__(self) -> None:
-        os.close(self.fd)
-        self._cached.closed(self._known)
+        super().__del__()
+        with contextlib.suppress(AttributeError):  # an interrupt came before it had them
+            self._cached.closed(self._known)
 
     def entry_name(self, name: bytes) -> str:
         """The name of a plaintext name (or SELF) in the backing directory.
@@ -293,8 +295,8 @@ class Unnamed:
         self.cipher_path = cipher_path
 
 
-class HeldFile(Unnamed):
-    """An O_PATH descriptor. Its last reference closes it, so never under a request that uses it.
+class HeldFile(Unnamed, OwnsDescriptor):
+    """An O_PATH descriptor, which its last reference closes.
 
     found_at: directory and name that led to it, if any.
     st: from its opening.   gone: the file has lost its last name since.
@@ -305,14 +307,11 @@ class HeldFile(Unnamed):
     def __init__(
         self, fd: int, cipher_path: str = NO_NAME, found_at: tuple[Directory, bytes] | None = None
     ) -> None:
-        self.fd = fd  # first: `__del__` closes it
+        self.fd = fd  # first: its last reference closes it, whatever fails
         self.cipher_path = cipher_path
         self.found_at = found_at
         self.gone = False
         self.st = os.fstat(fd)
-
-    def __del__(self) -> None:
-        os.close(self.fd)
 
 
 Place = tuple[Directory | Unnamed, bytes]

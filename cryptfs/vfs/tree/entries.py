@@ -192,7 +192,7 @@ class EntryOperations:
             with self.naming(parent, name) as entry_name:
                 os.symlink(text, entry_name, dir_fd=parent.fd)
                 self._own_or_remove(parent, entry_name, stat.S_IFLNK | 0o777, caller)
-        except BaseException:
+        except Exception:  # after an interrupt it may be there, and needs its target
             self.symlinks.discard(text)
             raise
 

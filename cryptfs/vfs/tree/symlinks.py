@@ -312,8 +312,9 @@ class Symlinks:
                 )
             os.rename(temporary, target.entry_name(new_name), src_dir_fd=target.fd, dst_dir_fd=target.fd)
         except BaseException:
-            os.unlink(temporary, dir_fd=target.fd)
-            self.discard(text)
+            with contextlib.suppress(FileNotFoundError):  # an interrupt came when it had its name
+                os.unlink(temporary, dir_fd=target.fd)
+                self.discard(text)
             raise
         times = (*divmod(old.st_atime_ns, 10**9), *divmod(old.st_mtime_ns, 10**9))
         utimensat(target.fd, target.entry_name(new_name), times)

@@ -7,11 +7,13 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cryptfs.core.slots.checks import NEXT_RECOVERY_NAME, RECOVERY_NAME
 from cryptfs.errors import NoKeyError, NotAVaultError, VaultError, WrongPassphraseError
+from cryptfs.storage import vaultdir
 from cryptfs.unlock.offer import Offer
 from cryptfs.unlock.recovering import HeldSecret, opened_recovery
 from cryptfs.vfs.restore import restorable
@@ -209,6 +211,22 @@ def test_init(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
 
     calls = killed_at_each_call(vault_dir, tmp_path / "saved", make, check)
     assert 0 < len(made) < calls
+
+
+def test_init_is_interrupted_just_after_the_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vault_dir, write = tmp_path / "vault", vaultdir.write_config_file
+
+    def interrupted(*args: Any) -> None:
+        write(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cryptfs.vfs.vault.write_config_file", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Vault.create(vault_dir, PASSPHRASE, kdf_memory=64 * MIB, recovery=wiped_later(WORDS))
+    with Vault.unlock(vault_dir, PASSPHRASE):
+        pass
+    assert opening(vault_dir) == {WORDS}
+    assert record_files(vault_dir) == {RECOVERY_NAME}
 
 
 @pytest.mark.parametrize("features", [(), ("slots",)], ids=str)
