@@ -220,8 +220,31 @@ def test_a_command_without_an_end_leaves_no_child(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     script = f"sleep 60 & echo $! > '{pid_file}'; wait"
     assert hook("sh", "-c", script).run("sleep", 0.3) == "sh did not end within 0 s"
-    status = Path(f"/proc/{pid_file.read_text().strip()}/stat")
-    assert not status.exists() or b") Z" in status.read_bytes()
+    assert has_ended(int(pid_file.read_text()))
+
+
+def test_a_child_that_outlives_its_command_is_ended(tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    child = "import os, signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+    child += "open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
+    script = f"{sys.executable} -c \"$1\" '{pid_file}' & while sleep 0.1; do :; done"
+    started = time.monotonic()
+    assert hook("sh", "-c", script, "sh", child).run("sleep", 3) == "sh did not end within 3 s"
+    assert time.monotonic() - started < 30
+    assert has_ended(int(pid_file.read_text()))
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process that was killed ends; nobody may have taken note of that."""
+    until = time.monotonic() + 10
+    while time.monotonic() < until:
+        try:
+            if b") Z" in Path(f"/proc/{pid}/stat").read_bytes():
+                return True
+        except OSError:
+            return True
+        time.sleep(0.01)
+    return False
 
 
 def test_a_command_can_be_ended_though_the_daemon_blocks_signals() -> None:

@@ -6,6 +6,7 @@ part of a command.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import signal
@@ -101,12 +102,23 @@ def _wait(pid: int, seconds: float | None) -> int | None:
 
 
 def _end(pid: int) -> None:
-    """End a child and its group."""
+    """End a child and its group, also those in it that outlive the child."""
     for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, number)
-        except ProcessLookupError:
-            break
-        if _wait(pid, _AFTER_TERM) is not None:
+        if _is_gone(pid, _AFTER_TERM):
             return
-    _wait(pid, _AFTER_TERM)
+
+
+def _is_gone(group: int, seconds: float) -> bool:
+    """Wait for a child and all of its group. False: some are there yet, or nobody takes note of their end."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with contextlib.suppress(ChildProcessError):  # its end was noted before
+            os.waitpid(group, os.WNOHANG)
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(_LAST_PAUSE / 10)
+    return False
