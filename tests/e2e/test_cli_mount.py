@@ -124,6 +124,7 @@ COMMAND_LINE = {
         "commands",
         "configfile",
         "exit_codes",
+        "interrupts",
         "main",
         "mounthelper",
         "newfile",
