@@ -58,13 +58,18 @@ def refuse_no_file(place: Path, *, is_directory: bool = False) -> None:
 def write_secret(place: Path, content: bytes) -> None:
     """Write a new file that only its owner can read; on return it is on disk.
 
-    Raises: CommandError: it exists, or cannot be written.
+    Raises: CommandError: it exists, or cannot be written; then this leaves no file, nor does Ctrl-C.
     """
     try:
         with _opened(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, place, 0o600) as fd:
-            _write(fd, content, place)
-            with _explaining(place):
-                os.fsync(fd)
+            try:
+                _write(fd, content, place)
+                with _explaining(place):
+                    os.fsync(fd)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    place.unlink()
+                raise
         with _opened(place.absolute().parent, os.O_RDONLY | os.O_DIRECTORY, place) as fd, _explaining(place):
             os.fsync(fd)
     except FileExistsError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from cryptfs.cli.newfile import write_secret
 from cryptfs.vfs.vault import Vault
 from tests.all_keys import CHEAP, FIRST, AllKeys
 from tests.cli.test_cli_processes import CRYPTFS, Terminal
@@ -153,3 +155,23 @@ def test_ctrl_c(name: str, original: AllKeys, tmp_path: Path, monkeypatch: pytes
     assert b"Traceback" not in terminal.output
     assert b"cryptfs: interrupted" in terminal.output
     assert everything(place) == before
+
+
+@pytest.mark.parametrize("call", ["write", "fsync"])
+def test_a_key_file_that_is_not_complete_does_not_stay(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the same command refuses to make it."""
+    place, function = tmp_path / "key", getattr(os, call)
+
+    def interrupted(*args: object) -> None:
+        function(*args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            write_secret(place, b"secret")
+    assert not place.exists()
+    write_secret(place, b"secret")
+    assert place.read_bytes() == b"secret"
