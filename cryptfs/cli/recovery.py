@@ -63,10 +63,11 @@ def _replace(table: RecoveryTable, held: HeldSecret, *, keep: bool) -> list[str]
     return names
 
 
-def give_anew(vault: Path, offer: Offer, ended: Sequence[RecoverySecret]) -> None:
+def give_anew(vault: Path, offer: Offer, ended: Sequence[RecoverySecret], shown_ids: list[str]) -> None:
     """After a change of the masterkey: new words for old words, and new shares for old shares, at a terminal.
 
     Args:   offer: opens the vault.   ended: what the vault had before.
+            shown_ids: gets the id of each new secret, in hex, before a person sees the secret.
     Raises: PassphraseUnreadableError: a person did not repeat them; those before it are in force.
     """
     from cryptfs.core.slots.recovery import RecoveryKind
@@ -76,6 +77,7 @@ def give_anew(vault: Path, offer: Offer, ended: Sequence[RecoverySecret]) -> Non
         held = draw_secret(about.kind, about.needed, about.shares)
         with opened_recovery(vault.absolute(), offer) as table:
             table.add(held)
+            shown_ids.append(held.about.recovery_id.hex())
             give = give_words if about.kind is RecoveryKind.WORDS else give_shares
             give(held, vault, None)
             table.save()

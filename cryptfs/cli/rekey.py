@@ -169,10 +169,12 @@ def _give_anew(vault: Path, offer: Offer, ended: Sequence[RecoverySecret], *, as
     if not ended:
         note(f"The vault has no recovery words now. {hint}")
         return
+    shown_ids: list[str] = []
     try:
-        give_anew(vault, offer, ended)
+        give_anew(vault, offer, ended, shown_ids)
     except (PassphraseUnreadableError, KeyboardInterrupt, click.Abort) as error:
-        warn(f"the masterkey is changed, but the recovery words or shares shown last do not work. {hint}")
+        if not set(shown_ids[-1:]) & set(config_of(vault).recovery):  # an interrupt may come once they work
+            warn(f"the masterkey is changed, but the recovery words or shares shown last do not work. {hint}")
         if not isinstance(error, PassphraseUnreadableError):
             raise
 

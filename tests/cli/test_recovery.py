@@ -12,9 +12,12 @@ from typing import Any
 
 import pytest
 
+from cryptfs.cli import recovery, rekey
+from cryptfs.unlock.offer import Offer
+from cryptfs.unlock.recovering import RecoveryTable, some_words
 from cryptfs.vfs.vault import Vault, read_config
 from tests.commands import Outcome, Run, runner
-from tests.unlock.vaults import make_vault
+from tests.unlock.vaults import PASSPHRASE, make_vault
 
 CHEAP = ("--kdf-memory", "64m")
 
@@ -354,3 +357,22 @@ def test_the_secret_is_wiped_whatever_happens(run: Run, vault: Path, monkeypatch
     assert (full.code, "No space left" in full.err) == (11, True)
     assert len(drawn) == 2
     assert not any(any(held.secret) for held in drawn)
+
+
+@pytest.mark.parametrize("is_saved", [False, True], ids=["before", "after"])
+def test_after_a_change_of_the_masterkey_only_words_that_do_not_work_are_said_not_to(
+    is_saved: bool, vault: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save = RecoveryTable.save
+
+    def interrupted(table: RecoveryTable) -> None:
+        if is_saved:
+            save(table)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RecoveryTable, "save", interrupted)
+    monkeypatch.setattr(recovery, "give_words", lambda *_: None)
+    with pytest.raises(KeyboardInterrupt):
+        rekey._give_anew(vault, Offer(PASSPHRASE), [some_words()], asks=False)
+    assert len(read_config(vault).recovery) == is_saved
+    assert ("do not work" in capsys.readouterr().err) is not is_saved
