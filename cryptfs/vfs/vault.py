@@ -222,7 +222,7 @@ class Vault:
                 opened.slot = unlocked.slot
                 return opened
             except BaseException:
-                held.release()
+                held.hand_over()  # what it says of a session that crashed stays for the next unlock
                 raise
         except PermissionError as error:
             os.close(vault_fd)
