@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import click
 
 from cryptfs.cli.exit_codes import ExitCode, exit_code_of
-from cryptfs.cli.interrupts import undisturbed
 from cryptfs.cli.offers import OfferSource, say_opened, with_offer
 from cryptfs.cli.output import say
 from cryptfs.cli.params import leave_to_findings, shell_word, shown
@@ -100,8 +99,7 @@ def opened_inside(
     try:
         yield opened
     finally:
-        with undisturbed():
-            opened.close()
+        opened.close()
 
 
 def _refuse_mounted(vault: Path) -> None:

@@ -9,10 +9,10 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-from cryptfs.fsspec.files import AnyFile
 from cryptfs.fsspec.secret import offer_of, require_sound
 from cryptfs.fsspec.shared import SharedVault, shared_vaults
 from cryptfs.storage.libc import os_error
+from cryptfs.transfer.fileio import OpenFiles
 from cryptfs.transfer.pathvault import PathVault
 
 
@@ -28,7 +28,7 @@ class VaultAccess:
         self._vault_dir = vault_dir
         self._options = options
         self.read_only = read_only
-        self.files: weakref.WeakSet[AnyFile] = weakref.WeakSet()  # that are open
+        self.files = OpenFiles()  # that are open
         self._lock = threading.Lock()
         self._shared: SharedVault | None = None
         self._end: weakref.finalize[Any, Any] | None = None
@@ -83,7 +83,7 @@ class VaultAccess:
             end()
 
 
-def _give_back(shared: SharedVault, files: weakref.WeakSet[AnyFile]) -> None:
+def _give_back(shared: SharedVault, files: OpenFiles) -> None:
     """Also at the end of the process."""
     with contextlib.ExitStack() as stack:
         stack.callback(shared_vaults().release, shared)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from cryptfs.core.slots.config import VaultConfig
 from cryptfs.errors import NoKeyError, VaultLockedError
+from cryptfs.signals import Undisturbed
 from cryptfs.transfer.pathvault import PathVault
 from cryptfs.unlock.offer import Offer
 from cryptfs.vfs.vault import read_config, which_opens
@@ -72,7 +73,7 @@ class SharedVaults:
 
     def release(self, shared: SharedVault) -> None:
         """Give a vault back; the last one closes it. Raises: OSError: a file could not be written."""
-        with self._lock:
+        with Undisturbed(), self._lock:
             shared.users -= 1
             if shared.users or not shared.is_of_this_process:
                 return
@@ -97,12 +98,13 @@ class SharedVaults:
             )
         mark = self._mark(offer)
         try:
-            vault = PathVault.unlock(place, offer, read_only=read_only)
+            with Undisturbed(returns=True):  # else it is open, and nobody has it
+                vault = PathVault.unlock(place, offer, read_only=read_only)
+                found = self._open[place] = SharedVault(place, vault, os.getpid(), accepted={mark})
         except VaultLockedError as error:
             raise VaultLockedError(
                 f"{error}. Processes that all have the option read_only=True share a vault"
             ) from None
-        found = self._open[place] = SharedVault(place, vault, os.getpid(), accepted={mark})
         return found
 
     def _mark(self, offer: Offer) -> bytes:

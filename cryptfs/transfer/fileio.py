@@ -6,11 +6,14 @@ import contextlib
 import errno
 import io
 import os
+import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 from cryptfs.errnos import code_of
 from cryptfs.errors import CryptfsError
+from cryptfs.signals import Undisturbed
 from cryptfs.storage.libc import os_error
 from cryptfs.vfs.content import ranges
 from cryptfs.vfs.content.openfile import OpenFile
@@ -18,6 +21,8 @@ from cryptfs.vfs.tree.tree import VaultTree
 
 Name = str | bytes
 BUFFER_SIZE = 64 * 1024  # at least; each refill opens whole chunks
+_LEAST_LOOKED_AT = 64
+PATIENT_SECONDS = 5.0  # in which no number of interrupts ends an operation
 
 
 @contextlib.contextmanager
@@ -39,6 +44,53 @@ def errors_of(path: Name) -> Iterator[None]:
         if error.errno is not None:  # by a descriptor and a cipher name until now
             error.filename, error.filename2 = path, None
         raise
+
+
+class WholeOperation(Undisturbed):
+    """Around one operation of a program: no interrupt stops it half-way, and errors are as in `errors_of`.
+
+    Python can raise KeyboardInterrupt after any step, and then what the vault knows of a file in memory would
+    not fit what is on the disk. So it comes at the end. If the disk hangs, the third one comes at once.
+
+    Args: path: for messages.   returns, begins: see Undisturbed.
+    """
+
+    __slots__ = ("_path",)
+
+    def __init__(self, path: Name, *, returns: bool = False, begins: bool = True) -> None:
+        super().__init__(seconds=PATIENT_SECONDS, returns=returns, begins=begins)
+        self._path = path
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
+        super().__exit__(kind, error)
+        if error is not None:
+            with errors_of(self._path):
+                raise error
+
+
+class OpenFiles:
+    """Files that somebody has open. Safe from many threads.
+
+    A WeakSet runs code of Python when a file goes, and Python drops an interrupt that comes meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._found: list[weakref.ref[IO[Any]]] = []
+        self._most = _LEAST_LOOKED_AT
+
+    def add(self, file: IO[Any]) -> None:
+        """Note a file for as long as somebody has it."""
+        with self._lock:
+            if len(self._found) >= self._most:
+                self._found = [each for each in self._found if each() is not None]
+                self._most = max(_LEAST_LOOKED_AT, 2 * len(self._found))
+            self._found.append(weakref.ref(file))
+
+    def __iter__(self) -> Iterator[IO[Any]]:
+        with self._lock:
+            found = [each() for each in self._found]
+        return iter([file for file in found if file is not None])
 
 
 def flags_of(mode: str) -> int:
@@ -100,7 +152,7 @@ class VaultFile(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         """Read into a buffer; returns the bytes read, 0 at the end. Only authentic bytes get there."""
         self._require(self._reads, "read")
-        with errors_of(self.name), memoryview(buffer).cast("B") as view:
+        with WholeOperation(self.name), memoryview(buffer).cast("B") as view:
             got = self._file.read_into(self._offset, view)
         self._offset += got
         return got
@@ -109,40 +161,45 @@ class VaultFile(io.RawIOBase):
         """Everything from here to the end."""
         self._require(self._reads, "read")
         parts = []
-        with errors_of(self.name):
-            self._file.state.require_loaded()  # a damaged file has no size, and is not empty
-            while left := max(0, self._file.state.size - self._offset):
+        while True:
+            with WholeOperation(self.name):
+                self._file.state.require_loaded()  # a damaged file has no size, and is not empty
+                left = max(0, self._file.state.size - self._offset)
                 part = self._file.read(self._offset, min(left, 1 << 30))
-                if not part:
-                    break
-                self._offset += len(part)
-                parts.append(part)
+            if not part:
+                break
+            self._offset += len(part)
+            parts.append(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def write(self, data: Any) -> int:
-        """Write all of data; returns its length."""
+        """Write all of data; returns its length.
+
+        After an interrupt a buffer around this file writes the data again, so it must come to the same place.
+        """
         self._require(self._writes, "write")
-        with errors_of(self.name), memoryview(data).cast("B") as view:
+        with WholeOperation(self.name, returns=self._appends), memoryview(data).cast("B") as view:
             if self._appends:
                 done = self._file.append(view)
-                self._offset = self._file.state.size
+                after = self._file.state.size
             else:
                 done = self._file.write(self._offset, view)
-                self._offset += done
+                after = self._offset + done
             self._after_write(self._file)
+        self._offset = after
         return done
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Move to an offset; also with os.SEEK_DATA and os.SEEK_HOLE."""
         self._require_open()
-        with errors_of(self.name):
+        with WholeOperation(self.name):
             if whence in (os.SEEK_DATA, os.SEEK_HOLE):
-                self._offset = ranges.seek(self._file, offset, whence)
-                return self._offset
-            if whence not in (os.SEEK_SET, os.SEEK_CUR, os.SEEK_END):
+                wanted = ranges.seek(self._file, offset, whence)
+            elif whence in (os.SEEK_SET, os.SEEK_CUR, os.SEEK_END):
+                start = {os.SEEK_SET: 0, os.SEEK_CUR: self._offset}.get(whence)
+                wanted = (self._size() if start is None else start) + offset
+            else:
                 raise os_error(errno.EINVAL)
-            start = {os.SEEK_SET: 0, os.SEEK_CUR: self._offset}.get(whence)
-            wanted = (self._size() if start is None else start) + offset
             if wanted < 0:
                 raise os_error(errno.EINVAL)
         self._offset = wanted
@@ -157,7 +214,7 @@ class VaultFile(io.RawIOBase):
         """Set the length, by default to the present offset, which stays; returns the length."""
         self._require(self._writes, "truncate")
         wanted = self._offset if size is None else size
-        with errors_of(self.name):
+        with WholeOperation(self.name):
             self._file.truncate(wanted)
             self._after_write(self._file)
         return wanted
@@ -165,23 +222,24 @@ class VaultFile(io.RawIOBase):
     def stat(self) -> os.stat_result:
         """As os.fstat."""
         self._require_open()
-        with errors_of(self.name):
+        with WholeOperation(self.name):
             return plain_stat(*self._tree.stat_open(self._file))
 
     def sync(self) -> None:
         """As os.fsync: on return what was written is on disk. Flush a buffered file first."""
         self._require_open()
-        with errors_of(self.name):
+        with WholeOperation(self.name):
             self._tree.sync_file(self._file, data_only=False)
 
     def close(self) -> None:
         """Give the file back; its length becomes the authentic one."""
-        if self.closed:
-            return
-        try:
-            super().close()
-        finally:
-            with errors_of(self.name):
+        # Python calls this for forgotten files as well, and drops errors from there.
+        with WholeOperation(self.name, returns=True, begins=False):
+            if self.closed:
+                return
+            try:
+                super().close()
+            finally:
                 self._tree.release(self._file)
 
     def _size(self) -> int:

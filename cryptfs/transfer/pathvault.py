@@ -5,7 +5,7 @@
             file.write("text")
 
 Paths are below the root of the vault, with or without a slash before them. Every error of a file is an
-OSError with the path; see `fileio.errors_of`.
+OSError with the path; see `fileio.errors_of`. Ctrl-C stops none half-way; see `fileio.WholeOperation`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,22 @@ import contextlib
 import errno
 import os
 import stat
-import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, AnyStr, Generic, Self
 
+from cryptfs.signals import Undisturbed
 from cryptfs.storage.libc import RENAME_NOREPLACE, os_error
-from cryptfs.transfer.fileio import Name, VaultFile, errors_of, flags_of, plain_stat, wrapped
+from cryptfs.transfer.fileio import (
+    Name,
+    OpenFiles,
+    VaultFile,
+    WholeOperation,
+    errors_of,
+    flags_of,
+    plain_stat,
+    wrapped,
+)
 from cryptfs.transfer.places import AnyPath, Found, Places
 from cryptfs.unlock.offer import Offer
 from cryptfs.vfs.content.openfile import OpenFile
@@ -90,7 +99,7 @@ class PathVault(Vault):
         self.tree.xattrs.supports_acls = True
         self.acls = Acls(self.tree)
         self.privileges = Privileges(self.tree, self.acls, xattrs=True)
-        self._files: weakref.WeakSet[IO[Any]] = weakref.WeakSet()
+        self._files = OpenFiles()
 
     @classmethod
     def unlock(
@@ -114,7 +123,8 @@ class PathVault(Vault):
             Path(vault_dir), secret, read_only=read_only, lock=lock, durability=durability
         )
         if lock and start:
-            opened.start()
+            with Undisturbed(returns=True):  # else nobody has it, and it keeps its lock
+                opened.start()
         return opened
 
     def close(self) -> None:
@@ -122,7 +132,7 @@ class PathVault(Vault):
 
         Raises: OSError: a file could not be written; everything is closed all the same.
         """
-        with contextlib.ExitStack() as stack:
+        with Undisturbed(), contextlib.ExitStack() as stack:
             stack.callback(super().close)
             stack.callback(self.places.forget)
             # The last is closed first: buffers before the files that they write to.
@@ -146,17 +156,17 @@ class PathVault(Vault):
         """
         flags = flags_of(mode)
         name = os.fspath(path)
-        with errors_of(name):
+        with WholeOperation(name):
             found = self.places.find(path, follow=not flags & os.O_EXCL)
-        file = wrapped(self.open_found(found, name, flags), mode, buffering, encoding, errors, newline)
-        self._files.add(file)
+            file = wrapped(self.open_found(found, name, flags), mode, buffering, encoding, errors, newline)
+            self._files.add(file)
         return file
 
     def open_found(self, found: Found, name: Name, flags: int = os.O_RDONLY) -> VaultFile:
         """Open the file at a place, without a buffer. name: the path, for messages.   flags: of open(2)."""
-        with errors_of(name):
+        with WholeOperation(name):
             raw = VaultFile(self.tree, self._opened(found, flags), name, flags, self._written)
-        self._files.add(raw)  # type: ignore[arg-type]
+            self._files.add(raw)  # type: ignore[arg-type]
         return raw
 
     def _opened(self, found: Found, flags: int) -> OpenFile:
@@ -192,7 +202,7 @@ class PathVault(Vault):
 
     def stat(self, path: AnyPath, *, follow_symlinks: bool = True) -> os.stat_result:
         """As os.stat."""
-        with errors_of(os.fspath(path)):
+        with WholeOperation(os.fspath(path)):
             found = self.places.find(path, follow=follow_symlinks)
             return plain_stat(*self.tree.stat(*found)[:2])
 
@@ -223,7 +233,7 @@ class PathVault(Vault):
     def readlink(self, path: AnyPath) -> Name:
         """As os.readlink."""
         name = os.fspath(path)
-        with errors_of(name):
+        with WholeOperation(name):
             target = self.tree.symlinks.read(*self.places.find(path, follow=False))
         return target if isinstance(name, bytes) else os.fsdecode(target)
 
@@ -233,8 +243,10 @@ class PathVault(Vault):
         It leaves out an entry whose name does not authenticate, with a warning in the log, as a mount does.
         """
         top: Any = os.fspath(path)
+        with WholeOperation(top):
+            directory = self.places.directory(path)
         with errors_of(top):
-            found = list(self.tree.list(self.places.directory(path)))
+            found = list(self.tree.list(directory))
         for entry in found:
             name = entry.name if isinstance(top, bytes) else os.fsdecode(entry.name)
             yield VaultEntry(self, entry, name, os.path.join(top, name))
@@ -282,7 +294,7 @@ class PathVault(Vault):
     def getxattr(self, path: AnyPath, attribute: AnyPath, *, follow_symlinks: bool = True) -> bytes:
         """As os.getxattr."""
         wanted = os.fsencode(attribute)
-        with errors_of(os.fspath(path)):
+        with WholeOperation(os.fspath(path)):
             found = self.places.find(path, follow=follow_symlinks)
             if wanted in ACL_NAMES:
                 return self.acls.get(*found, wanted)
@@ -290,7 +302,7 @@ class PathVault(Vault):
 
     def listxattr(self, path: AnyPath = "", *, follow_symlinks: bool = True) -> list[str]:
         """As os.listxattr."""
-        with errors_of(os.fspath(path)):
+        with WholeOperation(os.fspath(path)):
             names = self.tree.xattrs.list(*self.places.find(path, follow=follow_symlinks))
         return [os.fsdecode(name) for name in names]
 
@@ -298,7 +310,7 @@ class PathVault(Vault):
 
     def mkdir(self, path: AnyPath, mode: int = 0o777) -> None:
         """As os.mkdir."""
-        with errors_of(os.fspath(path)):
+        with WholeOperation(os.fspath(path)):
             directory, name = self._changing(path)
             inherited = self.acls.inherited(directory, stat.S_IFDIR | mode)
             wanted = mode & ~process_umask() if inherited is None else inherited.mode
@@ -322,46 +334,48 @@ class PathVault(Vault):
 
     def rmdir(self, path: AnyPath) -> None:
         """As os.rmdir."""
-        with errors_of(os.fspath(path)):
+        with WholeOperation(os.fspath(path)):
             self.tree.remove_directory(*self._changing(path))
 
     def unlink(self, path: AnyPath) -> None:
         """As os.unlink; also of a damaged file."""
-        with errors_of(os.fspath(path)):
+        with WholeOperation(os.fspath(path)):
             self.tree.unlink(*self._changing(path))
 
     def rename(self, source: AnyPath, target: AnyPath, *, replace: bool = True) -> None:
         """As os.rename. replace: False is an error (EEXIST) if there is something at the target."""
-        with errors_of(os.fspath(source)):
-            old, new = self._changing(source), self._changing(target)
-            self.tree.rename(*old, *new, 0 if replace else RENAME_NOREPLACE)
-        self.places.forget()
+        with WholeOperation(os.fspath(source)):
+            self._rename(source, target, 0 if replace else RENAME_NOREPLACE)
+            self.places.forget()  # closes directories: Python drops what is raised during that
+
+    def _rename(self, source: AnyPath, target: AnyPath, flags: int) -> None:
+        self.tree.rename(*self._changing(source), *self._changing(target), flags)
 
     def symlink(self, target: AnyPath, path: AnyPath) -> None:
         """As os.symlink: a new symlink at `path` that says `target`."""
-        with errors_of(os.fspath(path)):
+        with WholeOperation(os.fspath(path)):
             self.tree.make_symlink(*self._changing(path), os.fsencode(target))
 
     def link(self, source: AnyPath, path: AnyPath) -> None:
         """As os.link, which does not follow a symlink at `source` either."""
-        with errors_of(os.fspath(path)):
+        with WholeOperation(os.fspath(path)):
             old = self._changing(source)
             self.tree.make_clean(*old)
             self.tree.link(*old, *self._changing(path))
 
     def chmod(self, path: AnyPath, mode: int) -> None:
         """As os.chmod."""
-        with errors_of(os.fspath(path)):
+        with WholeOperation(os.fspath(path)):
             self.privileges.set_mode(self._writable(path, follow=True), mode)
 
     def chown(self, path: AnyPath, uid: int, gid: int, *, follow_symlinks: bool = True) -> None:
         """As os.chown."""
-        with errors_of(os.fspath(path)):
+        with WholeOperation(os.fspath(path)):
             self.privileges.set_owner(self._writable(path, follow=follow_symlinks), uid, gid)
 
     def utime(self, path: AnyPath, *, ns: tuple[int, int], follow_symlinks: bool = True) -> None:
         """As os.utime with ns=(atime, mtime)."""
-        with errors_of(os.fspath(path)):
+        with WholeOperation(os.fspath(path)):
             times = (*divmod(ns[0], 10**9), *divmod(ns[1], 10**9))
             self.privileges.set_times(self._writable(path, follow=follow_symlinks), times)
 
@@ -376,7 +390,7 @@ class PathVault(Vault):
     ) -> None:
         """As os.setxattr."""
         wanted = os.fsencode(attribute)
-        with errors_of(os.fspath(path)):
+        with WholeOperation(os.fspath(path)):
             found = self._writable(path, follow=follow_symlinks)
             if wanted in ACL_NAMES:
                 self.acls.set(*found, wanted, value, flags)
@@ -386,7 +400,7 @@ class PathVault(Vault):
     def removexattr(self, path: AnyPath, attribute: AnyPath, *, follow_symlinks: bool = True) -> None:
         """As os.removexattr."""
         wanted = os.fsencode(attribute)
-        with errors_of(os.fspath(path)):
+        with WholeOperation(os.fspath(path)):
             found = self._writable(path, follow=follow_symlinks)
             if wanted in ACL_NAMES:
                 self.acls.remove(*found, wanted)
