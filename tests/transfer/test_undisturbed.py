@@ -15,7 +15,7 @@ from cryptfs.signals import Undisturbed
 
 
 @pytest.fixture(autouse=True)
-def handlers() -> Iterator[None]:
+def handlers(sigint: None) -> Iterator[None]:
     """The handlers are the same afterwards, and no signal waits."""
     before = [signal.getsignal(number) for number in signals.ENDING]
     yield

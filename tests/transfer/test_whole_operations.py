@@ -21,6 +21,8 @@ from tests.commands import Run
 from tests.support import pattern
 from tests.transfer.conftest import PASSPHRASE
 
+pytestmark = pytest.mark.usefixtures("sigint")
+
 CHUNK = 16 * 1024
 OLD, NEW = pattern(2 * CHUNK + 100), pattern(5 * CHUNK)[::-1]
 STEPS: list[tuple[Any, str]] = [
