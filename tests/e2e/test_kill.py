@@ -19,7 +19,8 @@ pytestmark = pytest.mark.waits
 ROUNDS = int(os.environ.get("CRYPTFS_E2E_KILL_ROUNDS", "5"))
 
 _COPY = """
-# Copies a tree; each file that was synced and closed is named on stdout.
+# Copies a tree; each file that was synced and closed is named on stdout, and answered with a byte on stdin.
+# It may be AHEAD names ahead of the answers: so it is not over before the kill, however slow the test is.
 import os, sys
 source, target = map(os.fsencode, sys.argv[1:])
 number = 0
@@ -41,7 +42,10 @@ for directory, names, files in os.walk(source):
         os.close(fd)
         if synced:
             os.write(1, relative + b'\\n')
+            if number > 3 * AHEAD:
+                os.read(0, 1)
 """
+_AHEAD = 20
 
 
 def make_source(directory: Path, seed: int) -> None:
@@ -63,11 +67,16 @@ def test_kill_during_a_copy(own_mount: Mounted, tmp_path: Path, round_: int) -> 
     target = own_mount.mountpoint / "target"
     target.mkdir()
     copy = subprocess.Popen(
-        [sys.executable, "-c", _COPY, source, target], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+        [sys.executable, "-c", f"AHEAD = {_AHEAD}\n{_COPY}", source, target],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
+    )  # fmt: skip
+    assert copy.stdin is not None
     assert copy.stdout is not None
     dice = random.Random(round_ + 1000)
-    synced = {copy.stdout.readline().rstrip(b"\n") for _ in range(dice.randrange(1, 120))}
+    synced = set()
+    for _ in range(dice.randrange(1, 120)):
+        synced.add(copy.stdout.readline().rstrip(b"\n"))
+        copy.stdin.write(b".")
     time.sleep(dice.uniform(0, 0.02))
     own_mount.kill()
     synced |= {line for line in copy.communicate(timeout=60)[0].split(b"\n") if line}
