@@ -22,7 +22,7 @@ from tests.commands import Run
 from tests.support import everything_below
 from tests.transfer.conftest import PASSPHRASE
 
-TARGETS = ["short", "long" * 200]
+TARGETS = ["short", "long" * 1000]
 
 
 def interrupt_after(monkeypatch: pytest.MonkeyPatch, where: object, name: str) -> None:
