@@ -23,14 +23,16 @@ def signal_soon(number: int) -> None:
 
     It may be called at any moment, as by a hook for what Python drops: it takes no lock of Python's.
     """
+    _thread.start_new_thread(_send_soon, (lambda: number,))
+
+
+def _send_soon(number_of: Callable[[], int]) -> None:
+    """In a thread of its own. number_of: asked at the last moment."""
+    time.sleep(_SOON)
     thread = threading.main_thread().ident
     assert thread is not None  # it runs
-
-    def send() -> None:
-        time.sleep(_SOON)
-        signal.pthread_kill(thread, number)
-
-    _thread.start_new_thread(send, ())
+    with contextlib.suppress(IndexError):  # what was owed has come before the next work
+        signal.pthread_kill(thread, number_of())
 
 
 class Undisturbed:
@@ -76,8 +78,10 @@ class Undisturbed:
         self._give_back()
         if self._came:
             _owed.append(self._came[0])
-            if self._returns and _has_thread_for(_pay_soon):
-                return
+            if self._returns:
+                with contextlib.suppress(RuntimeError):  # there are too many threads, or Python ends
+                    _thread.start_new_thread(_send_soon, (_owed.pop,))
+                    return
             _pay()
 
     def _later(self, number: int, frame: Any) -> None:
@@ -101,25 +105,9 @@ class Undisturbed:
             raise
 
 
-def _has_thread_for(function: Callable[[], None]) -> bool:
-    try:
-        _thread.start_new_thread(function, ())
-    except RuntimeError:  # there are too many, or Python ends
-        return False
-    return True
-
-
 def _pay() -> None:
     with contextlib.suppress(IndexError):  # the other thread was faster
         signal.raise_signal(_owed.pop())
-
-
-def _pay_soon() -> None:
-    time.sleep(_SOON)
-    thread = threading.main_thread().ident
-    assert thread is not None  # it runs
-    with contextlib.suppress(IndexError):  # it has come before the next work
-        signal.pthread_kill(thread, _owed.pop())
 
 
 def interrupt_behind(error: BaseException) -> BaseException | None:

@@ -29,7 +29,7 @@ def heeds_interrupts() -> Iterator[None]:
                 signal_soon(number)
                 return
 
-    takes = signal.getsignal(signal.SIGINT) is signal.SIG_DFL  # of `silent_interrupts`
+    takes = signal.getsignal(signal.SIGINT) is signal.SIG_DFL  # as `cryptfs.__main__` leaves it
     if takes:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     before, sys.unraisablehook = sys.unraisablehook, again
